@@ -1,0 +1,221 @@
+"""The errors of the client, one tree; callers branch on the class or an attribute, never on text.
+
+::
+
+    TechFlowError
+    ├── InvalidParameterError      bad input, found before anything was sent (also a ValueError)
+    ├── BudgetTimeoutError         no slot in the rate budget before the deadline; nothing was sent
+    ├── TransportError             no whole response came; `maybe_sent` says whether the server may have acted
+    ├── ResponseError              a response came, and it is not the one that was asked for
+    │   ├── BadRequestError        400
+    │   ├── UnauthorizedError      401
+    │   ├── NotFoundError          404
+    │   ├── RateLimitError         429, and the deadline left no time for another try
+    │   ├── ServerError            500 and every other 5xx
+    │   └── UnexpectedResponseError  anything the reference does not describe
+    ├── AmbiguousExecutionError    an execution may have been started, and which one can't be told
+    ├── ExecutionNotFoundError     an execution did not appear in the history in time
+    ├── ExecutionTimeoutError      an execution was still running when the time to wait for it was over
+    └── ExecutionFailedError       an execution ended in `execution.failed`
+
+Every error is built from positional values alone, so it survives pickling, and none of them ever holds the API key.
+"""
+
+from __future__ import annotations
+
+
+class TechFlowError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class InvalidParameterError(TechFlowError, ValueError):
+    """A parameter has a value that can't be used; nothing was sent.
+
+    :param parameter: the parameter's name as the caller knows it
+    :param received: what came, already safe to show
+    :param expected: what is expected instead
+    """
+
+    def __init__(self, parameter: str, received: str, expected: str) -> None:
+        super().__init__(parameter, received, expected)
+        self.parameter = parameter
+        self.received = received
+        self.expected = expected
+
+    def __str__(self) -> str:
+        return f"{self.parameter}: expected {self.expected}, got {self.received}"
+
+
+class BudgetTimeoutError(TechFlowError):
+    """The rate budget has no slot before the deadline; nothing was sent.
+
+    :param call: the call as `METHOD path`
+    :param next_slot_seconds: seconds from now until the next slot would be
+    :param deadline_seconds: seconds that were left to wait
+    """
+
+    def __init__(self, call: str, next_slot_seconds: float, deadline_seconds: float) -> None:
+        super().__init__(call, next_slot_seconds, deadline_seconds)
+        self.call = call
+        self.next_slot_seconds = next_slot_seconds
+        self.deadline_seconds = deadline_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.call} was not sent: the next slot in the rate budget is {self.next_slot_seconds:.1f} s away, "
+            f"and {self.deadline_seconds:.1f} s are left to wait; raise the timeout or spread the calls"
+        )
+
+
+class TransportError(TechFlowError):
+    """No whole response came: connection, TLS, time-out, or a response over the size bound.
+
+    :param call: the call as `METHOD path`
+    :param reason: what went wrong, in words
+    :param maybe_sent: False when the request surely never reached the server, so that repeating it is safe
+    """
+
+    def __init__(self, call: str, reason: str, maybe_sent: bool) -> None:
+        super().__init__(call, reason, maybe_sent)
+        self.call = call
+        self.reason = reason
+        self.maybe_sent = maybe_sent
+
+    def __str__(self) -> str:
+        effect = "it may have reached the server" if self.maybe_sent else "it never reached the server"
+        return f"{self.call}: {self.reason}; {effect}"
+
+
+class ResponseError(TechFlowError):
+    """The server answered, but not with what was asked for.
+
+    :param call: the call as `METHOD path`
+    :param status_code: the HTTP status code of the answer
+    :param detail: the server's words or what is wrong with them, shortened
+    :param attempts: how many requests were sent for this call
+    """
+
+    advice = ""
+
+    def __init__(self, call: str, status_code: int, detail: str, attempts: int = 1) -> None:
+        super().__init__(call, status_code, detail, attempts)
+        self.call = call
+        self.status_code = status_code
+        self.detail = detail
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        tries = f" after {self.attempts} requests" if self.attempts > 1 else ""
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{self.call} answered {self.status_code}{tries}: {self.detail}{advice}"
+
+
+class BadRequestError(ResponseError):
+    """400: the server refused the request's content."""
+
+
+class UnauthorizedError(ResponseError):
+    """401: the API key is missing, wrong or revoked."""
+
+    advice = "check the API key (the connection's password)"
+
+
+class NotFoundError(ResponseError):
+    """404: no such workflow, or the base URL is wrong."""
+
+    advice = "check the id, and the base URL (the connection's host)"
+
+
+class RateLimitError(ResponseError):
+    """429: over the limit of requests, and no time is left to try again. The request was not executed."""
+
+    advice = "something else may be using the same API key; lower requests_per_minute or spread the calls"
+
+
+class ServerError(ResponseError):
+    """500 or another 5xx: the server failed. After a POST it may have acted all the same."""
+
+
+class UnexpectedResponseError(ResponseError):
+    """The answer is not one that the reference describes or that is accepted beside it."""
+
+
+class AmbiguousExecutionError(TechFlowError):
+    """An execution may have been started, and which one it is can't be told; starting another is not safe.
+
+    :param workflow_id: the workflow
+    :param facts: what is known, in words
+    """
+
+    def __init__(self, workflow_id: str, facts: str) -> None:
+        super().__init__(workflow_id, facts)
+        self.workflow_id = workflow_id
+        self.facts = facts
+
+    def __str__(self) -> str:
+        return (
+            f"an execution of workflow {self.workflow_id} may have been started: {self.facts}; "
+            "look at the execution history in TechFlow before you start it again"
+        )
+
+
+class ExecutionNotFoundError(TechFlowError):
+    """An execution did not appear in the execution history in time.
+
+    :param wanted: the execution that was looked for, in words
+    :param waited_seconds: how long it was looked for
+    """
+
+    def __init__(self, wanted: str, waited_seconds: float) -> None:
+        super().__init__(wanted, waited_seconds)
+        self.wanted = wanted
+        self.waited_seconds = waited_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted} did not appear in the execution history within {self.waited_seconds:.0f} s; "
+            "check the id and that the connection's API key belongs to the same account"
+        )
+
+
+class ExecutionTimeoutError(TechFlowError):
+    """An execution was still running when the time to wait for it was over; it goes on in TechFlow.
+
+    :param wanted: the execution that was waited for, in words
+    :param waited_seconds: how long it was waited for
+    :param last_seen: what the history said last, in words
+    """
+
+    def __init__(self, wanted: str, waited_seconds: float, last_seen: str) -> None:
+        super().__init__(wanted, waited_seconds, last_seen)
+        self.wanted = wanted
+        self.waited_seconds = waited_seconds
+        self.last_seen = last_seen
+
+    def __str__(self) -> str:
+        return (
+            f"{self.wanted} did not end within {self.waited_seconds:.0f} s ({self.last_seen}); "
+            "it goes on in TechFlow, which has no call to cancel it"
+        )
+
+
+class ExecutionFailedError(TechFlowError):
+    """An execution ended in `execution.failed`.
+
+    :param execution_id: the execution
+    :param workflow_id: its workflow, when the history names it
+    :param status: the status word as the server wrote it
+    :param reason: the server's `error`, when there is one
+    """
+
+    def __init__(self, execution_id: str, workflow_id: str | None, status: str, reason: str | None) -> None:
+        super().__init__(execution_id, workflow_id, status, reason)
+        self.execution_id = execution_id
+        self.workflow_id = workflow_id
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        workflow = f" of workflow {self.workflow_id}" if self.workflow_id else ""
+        reason = f": {self.reason}" if self.reason else "; TechFlow gives no reason"
+        return f"execution {self.execution_id}{workflow} ended with status {self.status!r}{reason}"

@@ -1,0 +1,225 @@
+"""How a call is carried out, without I/O: a generator yields what to do next and is sent what came of it.
+
+A conversation yields `Reserve`, `Confirm`, `CoolDown`, `Sleep` and `Send` steps; `Client` and `AsyncClient` perform
+them. So admission, repetition, paging and reading the answer are written once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import httpx
+
+from techflow_provider import __version__
+from techflow_provider.client.calls import Call, Page, next_page
+from techflow_provider.client.errors import (
+    BadRequestError,
+    BudgetTimeoutError,
+    NotFoundError,
+    RateLimitError,
+    ResponseError,
+    ServerError,
+    TechFlowError,
+    UnauthorizedError,
+    UnexpectedResponseError,
+)
+from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
+from techflow_provider.client.settings import Settings
+from techflow_provider.client.shapes import ShapeError, find, parse_json, quote, shorten
+from techflow_provider.state.budget import RequestClass, Reservation
+
+T = TypeVar("T")
+
+MAX_PAGES = 50
+STANDARD_HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "gzip, deflate",
+    "user-agent": f"airflow-provider-techflow/{__version__}",
+}
+ERRORS: dict[int, type[ResponseError]] = {
+    400: BadRequestError,
+    401: UnauthorizedError,
+    404: NotFoundError,
+    429: RateLimitError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Ask the budget for a slot; the answer is a `Reservation`."""
+
+    request_class: RequestClass
+    within_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Ask the budget whether a slot that was waited for still holds; the answer is a bool."""
+
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class CoolDown:
+    """Tell the budget that the server wants a pause."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a request; the answer is an `Outcome`."""
+
+    call: Call[Any]
+    request: httpx.Request
+
+
+Step: TypeAlias = Reserve | Confirm | CoolDown | Sleep | Send
+# The type of what is sent in depends on the step that was yielded, which Python's types can't express.
+Conversation: TypeAlias = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a conversation is carried out under.
+
+    :param settings: key, base URL and bounds
+    :param retry: when to send again
+    :param clock: monotonic seconds
+    :param random: numbers from 0 to 1
+    """
+
+    settings: Settings
+    retry: RetryPolicy
+    clock: Callable[[], float]
+    random: Callable[[], float]
+
+
+def exchange(call: Call[T], terms: Terms) -> Conversation[T]:
+    """Carry out one call: admission, request, repetition where it is safe, and the answer's reading.
+
+    :raises TechFlowError: every way in which it can fail
+    """
+    deadline = terms.clock() + terms.settings.deadline_seconds
+    request = build_request(call, terms.settings)
+    outcome: Outcome | None = None
+    sent = refused = 0
+    while True:
+        refusal = yield from _admission(call, deadline, terms)
+        if refusal is not None:
+            raise _failure(call, outcome, sent, terms.settings) if outcome is not None else refusal
+        outcome = yield Send(call, request)
+        sent += 1
+        limited = is_rate_limited(outcome)
+        refused += limited
+        delay = terms.retry.delay(call, outcome, refused if limited else sent - refused, terms.random())
+        if delay is None or terms.clock() + delay > deadline:
+            return _conclude(call, outcome, sent, terms.settings)
+        yield CoolDown(delay) if limited else Sleep(delay)
+
+
+def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
+    """Carry out a call that lists, page after page, and return all items.
+
+    :raises TechFlowError: every way in which it can fail, more than 50 pages among them
+    """
+    current = call
+    items: list[T] = []
+    for _ in range(MAX_PAGES):
+        page = yield from exchange(current, terms)
+        items.extend(page.items)
+        try:
+            following = next_page(current, page, url_of(current, terms.settings))
+        except ShapeError as error:
+            raise UnexpectedResponseError(str(call), httpx.codes.OK, str(error)) from error
+        if following is None:
+            return items
+        current = following
+    detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {len(items)} items"
+    raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
+
+
+def _admission(call: Call[T], deadline: float, terms: Terms) -> Conversation[BudgetTimeoutError | None]:
+    while True:
+        left = max(0.0, deadline - terms.clock())
+        reservation: Reservation = yield Reserve(call.request_class, left)
+        if not reservation.granted:
+            return BudgetTimeoutError(str(call), reservation.wait_seconds, left)
+        if reservation.wait_seconds <= 0:
+            return None
+        yield Sleep(reservation.wait_seconds)
+        if (yield Confirm(reservation)):
+            return None
+
+
+def url_of(call: Call[T], settings: Settings) -> str:
+    """Return the absolute URL of a call."""
+    return call.url or f"{settings.base_url}{call.path}"
+
+
+def build_request(call: Call[T], settings: Settings) -> httpx.Request:
+    """Return the HTTP request of a call, with the key in its header and nowhere else."""
+    headers = httpx.Headers({**STANDARD_HEADERS, **call.headers})
+    headers["authorization"] = settings.authorization
+    return httpx.Request(
+        call.method,
+        url_of(call, settings),
+        params=call.params,
+        headers=headers,
+        content=call.content,
+        extensions={"timeout": httpx.Timeout(settings.timeout_seconds).as_dict()},
+    )
+
+
+def _conclude(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> T:
+    if not isinstance(outcome, httpx.Response) or not outcome.is_success:
+        raise _failure(call, outcome, sent, settings)
+    try:
+        return call.read(outcome)
+    except ShapeError as error:
+        detail = _without_key(str(error), error.received, outcome, settings)
+        # Not chained: the cause quotes the answer as it came.
+        raise UnexpectedResponseError(str(call), outcome.status_code, detail, sent) from None
+
+
+def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> TechFlowError:
+    if not isinstance(outcome, httpx.Response):
+        return outcome
+    kind = ERRORS.get(outcome.status_code, ServerError if outcome.is_server_error else UnexpectedResponseError)
+    words = _server_words(outcome)
+    return kind(str(call), outcome.status_code, _without_key(words, words, outcome, settings), sent)
+
+
+def _without_key(text: str, quoted: str, response: httpx.Response, settings: Settings) -> str:
+    """Return the text of an error, with nothing quoted when the server repeated the key.
+
+    Shortening could have cut the key anywhere, so replacing it in the text would not be enough.
+    """
+    if settings.holds_key(response.content) or settings.holds_key(response.headers.get("location", "").encode()):
+        return text.replace(quoted, "words that repeat the API key and are not shown")
+    return text
+
+
+def _server_words(response: httpx.Response) -> str:
+    if response.has_redirect_location:
+        target = shorten(repr(response.headers["location"]))
+        return f"a redirect to {target}, which is not followed; set the final base URL as the connection's host"
+    try:
+        value = parse_json(response.content)
+    except ShapeError:
+        return shorten(response.text) or "no explanation"
+    while isinstance(value, dict):
+        inner = find(value, "error", "message", "detail", "title")
+        if inner is None:
+            break
+        value = inner
+    return shorten(value) if isinstance(value, str) else quote(value)

@@ -1,0 +1,143 @@
+"""Find an execution in the history and decide what it means for a wait; pure, shared by every kind of wait.
+
+The reference has no call for one execution, so all waiting is reading `GET /executions` and looking it up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
+from techflow_provider.client.models import Execution, status_word
+from techflow_provider.client.shapes import quote
+
+log = logging.getLogger(__name__)
+
+DEFAULT_APPEAR_SECONDS = 120.0
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The execution that is meant: one by its id, or the first of a workflow that started at or after an instant.
+
+    :param execution_id: its id
+    :param workflow_id: its workflow's id, when the execution is not known by its own
+    :param started_after: with `workflow_id`, an aware datetime
+    :raises InvalidParameterError: neither or both are given, or an instant without a time zone
+    """
+
+    execution_id: str | None = None
+    workflow_id: str | None = None
+    started_after: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if not self.execution_id and not self.workflow_id:
+            raise InvalidParameterError("execution_id", "nothing", "an execution_id, or a workflow_id")
+        if self.execution_id and self.workflow_id:
+            received = f"{self.execution_id!r} and workflow_id={self.workflow_id!r}"
+            raise InvalidParameterError("execution_id", received, "one of the two")
+        if self.workflow_id and (self.started_after is None or self.started_after.tzinfo is None):
+            raise InvalidParameterError(
+                "started_after", quote(self.started_after), "a time with a time zone, beside workflow_id"
+            )
+
+    def __str__(self) -> str:
+        if self.execution_id:
+            return f"execution {self.execution_id}"
+        return f"the first execution of workflow {self.workflow_id} started after {self.started_after}"
+
+
+class History:
+    """The execution history of one look, indexed for many look-ups.
+
+    :param executions: what `GET /executions` listed, in any order
+    """
+
+    def __init__(self, executions: Iterable[Execution]) -> None:
+        self._by_id: dict[str, Execution] = {}
+        self._by_workflow: dict[str, list[Execution]] = {}
+        for execution in executions:
+            self._by_id[execution.id] = execution
+            if execution.workflow_id is not None and execution.started_at is not None:
+                self._by_workflow.setdefault(execution.workflow_id, []).append(execution)
+
+    def find(self, target: Target) -> Execution | None:
+        """Return the execution that is meant, or None when it is not listed."""
+        if target.execution_id:
+            return self._by_id.get(target.execution_id)
+        started = self.started(target.workflow_id or "", target.started_after or _LONG_AGO)
+        return min(started, key=_start, default=None)
+
+    def started(self, workflow_id: str, since: datetime) -> list[Execution]:
+        """Return the workflow's executions that started at or after an instant."""
+        return [each for each in self._by_workflow.get(workflow_id, ()) if _start(each) >= since]
+
+
+def _start(execution: Execution) -> datetime:
+    return execution.started_at or _LONG_AGO
+
+
+@dataclass(slots=True)
+class Watch:
+    """What one wait knows about its execution from look to look.
+
+    :param target: the execution that is waited for
+    :param appear_seconds: how long an execution known by its id may be missing from the history; an execution that
+        is known by its workflow alone may not have been started yet, and is waited for without this bound
+    :param last_seen: what the last look showed, in words
+    """
+
+    target: Target
+    appear_seconds: float = DEFAULT_APPEAR_SECONDS
+    last_seen: str = "the history has not been read yet"
+    _first_look: float | None = field(default=None, repr=False)
+    _seen: bool = field(default=False, repr=False)
+
+    def look(self, history: History, now: float) -> Execution | None:
+        """Return the execution when it has ended, and None while there is more to wait for.
+
+        :param now: seconds on a clock that does not jump
+        :raises ExecutionNotFoundError: it has been missing from the history for too long
+        """
+        execution = history.find(self.target)
+        if execution is None:
+            self._miss(now)
+            return None
+        self._note(execution)
+        return execution if execution.ended else None
+
+    def _note(self, execution: Execution) -> None:
+        seen = f"execution {execution.id} was last seen with status {execution.status!r}"
+        if not execution.has_known_status:
+            seen += ", a word that is not known and is taken as still running"
+            if seen != self.last_seen:
+                log.warning("%s: %s", self.target, seen)
+        self.last_seen = seen
+        self._seen = True
+
+    def _miss(self, now: float) -> None:
+        if self._first_look is None:
+            self._first_look = now
+        missing = now - self._first_look
+        if not self._seen:
+            self.last_seen = "it is not in the execution history"
+        if self.target.execution_id and not self._seen and missing > self.appear_seconds:
+            raise ExecutionNotFoundError(str(self.target), missing)
+
+
+def select(executions: Iterable[Execution], workflow_id: str | None, status: str | None) -> list[Execution]:
+    """Return the executions of a workflow and with a status, each when given.
+
+    :param status: a status word, or one of the states `running`, `completed`, `failed`; in any case
+    """
+    word = status_word(status) if status else None
+    return [
+        each
+        for each in executions
+        if (workflow_id is None or each.workflow_id == workflow_id)
+        and (word is None or word in (each.state, status_word(each.status or "")))
+    ]

@@ -1,0 +1,217 @@
+"""What TechFlow holds, as frozen values, with the one tolerant reader of each.
+
+Everything about the shape of an execution is an assumption, since the reference describes none of it; the assumptions
+are written down here and nowhere else. Fields that are not known are kept in `raw` and come out of `to_dict()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from techflow_provider.client.shapes import (
+    Json,
+    ShapeError,
+    find,
+    items,
+    quote,
+    read_id,
+    read_object,
+    read_text,
+    read_time,
+    unwrap,
+)
+
+EVENT_PREFIX = "execution."
+COMPLETED_WORDS = frozenset({"completed", "complete", "succeeded", "success", "successful"})
+FAILED_WORDS = frozenset(
+    {
+        *("failed", "failure", "error", "errored", "cancelled", "canceled"),
+        *("timed_out", "timeout", "aborted"),
+    }
+)
+RUNNING_WORDS = frozenset(
+    {
+        *("running", "started", "starting", "created", "pending", "queued", "scheduled"),
+        *("waiting", "in_progress", "processing", "active"),
+    }
+)
+
+
+class ExecutionState(StrEnum):
+    """Where an execution stands: the two ends that the reference's event names tell of, and everything before."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+def status_word(status: str) -> str:
+    """Return a status in one spelling: `execution.Timed Out` becomes `timed_out`."""
+    word = status.strip().casefold().replace("-", "_").replace(" ", "_")
+    return word.removeprefix(EVENT_PREFIX)
+
+
+def state_of(status: str | None) -> ExecutionState:
+    """Return the state that a status word stands for; a word that is not known means that it is still running."""
+    word = status_word(status or "")
+    if word in COMPLETED_WORDS:
+        return ExecutionState.COMPLETED
+    return ExecutionState.FAILED if word in FAILED_WORDS else ExecutionState.RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A workflow, as `GET /workflows` shows it.
+
+    :param id: its id, such as `wf_123`
+    :param name: its name
+    :param status: its status word, such as `active`
+    :param description: its description
+    :param raw: all that the server sent
+    """
+
+    id: str
+    name: str | None
+    status: str | None
+    description: str | None
+    raw: Mapping[str, Json] = field(repr=False)
+
+    @classmethod
+    def read(cls, value: Json) -> Workflow:
+        """Read a workflow, bare or under `workflow` or `data`.
+
+        :raises ShapeError: it has no id, or a field has an implausible type
+        """
+        source = unwrap(value, "a workflow object", "workflow", "data")
+        return cls(
+            id=read_id(source, "a workflow", "id", "workflow_id"),
+            name=read_text(source, "name"),
+            status=read_text(source, "status", "state"),
+            description=read_text(source, "description"),
+            raw=source,
+        )
+
+    def to_dict(self) -> dict[str, Json]:
+        """Return the workflow as JSON: what the server sent, with `id`, `name`, `status`, `description` in place."""
+        known: dict[str, Json] = {"id": self.id, "name": self.name, "status": self.status}
+        return {**self.raw, **known, "description": self.description}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One run of a workflow, as `GET /executions` shows it.
+
+    :param id: its id
+    :param workflow_id: its workflow's id, when it is told
+    :param status: its status as the server wrote it; None in the answer to a start that doesn't tell
+    :param started_at: when it started, in UTC
+    :param finished_at: when it ended, in UTC
+    :param error: why it failed, in the server's words
+    :param raw: all that the server sent
+    """
+
+    id: str
+    workflow_id: str | None
+    status: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: str | None
+    raw: Mapping[str, Json] = field(repr=False)
+
+    @classmethod
+    def read(cls, value: Json) -> Execution:
+        """Read an execution of the history.
+
+        :raises ShapeError: it has no id or no status, or a field has an implausible type
+        """
+        execution = cls._read_fields(read_object(value, "an execution object"))
+        if execution.status is None:
+            raise ShapeError("an execution with status", quote(value))
+        return execution
+
+    @classmethod
+    def read_started(cls, value: Json, workflow_id: str) -> Execution:
+        """Read the answer to a start: an execution, bare or under `execution` or `data`, with or without a status.
+
+        :raises ShapeError: it has no id, it repeats the workflow's id, or a field has an implausible type
+        """
+        source = unwrap(value, "an execution object", "execution", "data")
+        # `execution_id` first: beside it, an `id` could be the workflow's.
+        started = cls._read_fields(source, "execution_id", "id")
+        if started.id == workflow_id:
+            raise ShapeError("the id of an execution, not the workflow's own", quote(value))
+        return started
+
+    @classmethod
+    def _read_fields(cls, source: dict[str, Json], *id_names: str) -> Execution:
+        return cls(
+            id=read_id(source, "an execution", *(id_names or ("id", "execution_id"))),
+            workflow_id=_read_workflow_id(source),
+            status=read_text(source, "status", "state"),
+            started_at=read_time(source, "started_at", "start_time", "created_at"),
+            finished_at=read_time(source, "finished_at", "ended_at", "completed_at", "end_time"),
+            error=_read_error(source),
+            raw=source,
+        )
+
+    @property
+    def state(self) -> ExecutionState:
+        """Where the execution stands, by its status word."""
+        return state_of(self.status)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the execution is over, either way."""
+        return self.state is not ExecutionState.RUNNING
+
+    @property
+    def has_known_status(self) -> bool:
+        """Whether the status word is one whose meaning is known; any other is taken as still running."""
+        return self.status is None or self.ended or status_word(self.status) in RUNNING_WORDS
+
+    def to_dict(self) -> dict[str, Json]:
+        """Return the execution as JSON: what the server sent, with the known fields in place and times in ISO 8601."""
+        return {
+            **self.raw,
+            "id": self.id,
+            "workflow_id": self.workflow_id,
+            "status": self.status,
+            "started_at": self.started_at.isoformat() if self.started_at else None,
+            "finished_at": self.finished_at.isoformat() if self.finished_at else None,
+            "error": self.error,
+        }
+
+
+def _read_workflow_id(source: Mapping[str, Json]) -> str | None:
+    nested = find(source, "workflow")
+    if isinstance(nested, dict):
+        return read_id(nested, "a workflow", "id", "workflow_id")
+    if find(source, "workflow_id", "workflow") is None:
+        return None
+    return read_id(source, "an execution", "workflow_id", "workflow")
+
+
+def _read_error(source: Mapping[str, Json]) -> str | None:
+    error = find(source, "error", "error_message", "failure_reason")
+    if isinstance(error, dict):
+        error = find(error, "message", "detail", "reason") or quote(error)
+    return error if error is None or isinstance(error, str) else quote(error)
+
+
+def read_workflows(value: Json) -> tuple[Workflow, ...]:
+    """Read a list of workflows: `{"workflows": [...]}`, or a list under another usual name, or a bare one.
+
+    :raises ShapeError: there is no list, or an item is no workflow
+    """
+    return tuple(Workflow.read(item) for item in items(value, "a list of workflows", "workflows"))
+
+
+def read_executions(value: Json) -> tuple[Execution, ...]:
+    """Read the execution history: `{"executions": [...]}`, or a list under another usual name, or a bare one.
+
+    :raises ShapeError: there is no list, or an item is no execution
+    """
+    return tuple(Execution.read(item) for item in items(value, "a list of executions", "executions"))

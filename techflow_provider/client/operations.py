@@ -1,0 +1,174 @@
+"""What a user can ask of TechFlow, in the words of the vendor's own SDK.
+
+Each operation is a conversation (see `exchange`), so it serves `Client` and `AsyncClient` alike. Some take more than
+one call: starting an execution and learning its id, finding one, waiting for one, changing a workflow.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from techflow_provider.client import calls
+from techflow_provider.client.errors import (
+    AmbiguousExecutionError,
+    ExecutionNotFoundError,
+    ExecutionTimeoutError,
+    InvalidParameterError,
+)
+from techflow_provider.client.exchange import Conversation, Sleep, Terms, collect, exchange
+from techflow_provider.client.history import History, Target, Watch, select
+from techflow_provider.client.models import Execution, Workflow
+from techflow_provider.client.shapes import Json
+from techflow_provider.state.budget import RequestClass
+
+log = logging.getLogger(__name__)
+
+# An HTTP date has no fractions, and a history may be written a little before the answer leaves.
+SERVER_CLOCK_TOLERANCE = timedelta(seconds=2)
+# How often, and how far apart, the history is read for an execution whose start was answered without an id.
+DEFAULT_POLL_INTERVAL_SECONDS = 5.0
+LOOKS = 6
+LOOK_INTERVAL_SECONDS = 2.0
+
+
+def list_workflows(terms: Terms) -> Conversation[list[Workflow]]:
+    """Return all workflows (List Workflows)."""
+    return collect(calls.list_workflows(), terms)
+
+
+def get_workflow(terms: Terms, workflow_id: str) -> Conversation[Workflow]:
+    """Return one workflow (Get Workflow)."""
+    return exchange(calls.get_workflow(workflow_id), terms)
+
+
+def create_workflow(
+    terms: Terms, name: str, description: str | None = None, triggers: Sequence[calls.Trigger] = ()
+) -> Conversation[Workflow]:
+    """Create a workflow (Create Workflow). It is not idempotent: each call creates one more."""
+    return exchange(calls.create_workflow(name, description, triggers), terms)
+
+
+def update_workflow(
+    terms: Terms,
+    workflow_id: str,
+    name: str | None = None,
+    description: str | None = None,
+    triggers: Sequence[calls.Trigger] | None = None,
+) -> Conversation[Workflow]:
+    """Change the fields of a workflow that are given (Get Workflow, Update Workflow).
+
+    The workflow is read, changed and written whole, since PUT may drop what is left out.
+
+    :raises TechFlowError: `InvalidParameterError` before anything is sent, or what the two calls raise
+    """
+    changes = _changes(name, description, triggers)
+    return _write_changed(terms, workflow_id, changes)
+
+
+def _write_changed(terms: Terms, workflow_id: str, changes: dict[str, Json]) -> Conversation[Workflow]:
+    workflow = yield from exchange(calls.get_workflow(workflow_id), terms)
+    changed = replace(Workflow.read({**workflow.to_dict(), **changes}), id=workflow.id)
+    return (yield from exchange(calls.replace_workflow(changed), terms))
+
+
+def _changes(name: str | None, description: str | None, triggers: Sequence[calls.Trigger] | None) -> dict[str, Json]:
+    if name is None and description is None and triggers is None:
+        raise InvalidParameterError("name, description, triggers", "none of them", "at least one to change")
+    asked = calls.workflow_fields("kept" if name is None else name, description, triggers or ())
+    given = {"name": name, "description": description, "triggers": triggers}
+    return {key: value for key, value in asked.items() if given[key] is not None}
+
+
+def delete_workflow(terms: Terms, workflow_id: str) -> Conversation[None]:
+    """Delete a workflow for good (Delete Workflow)."""
+    return exchange(calls.delete_workflow(workflow_id), terms)
+
+
+def list_executions(
+    terms: Terms, workflow_id: str | None = None, status: str | None = None
+) -> Conversation[list[Execution]]:
+    """Return the execution history (List Executions), of one workflow or with one status when given."""
+    history = yield from collect(calls.list_executions(), terms)
+    return select(history, workflow_id, status)
+
+
+def get_execution(terms: Terms, execution_id: str) -> Conversation[Execution]:
+    """Return one execution, found in the history (List Executions).
+
+    :raises TechFlowError: `ExecutionNotFoundError`, or what reading the history raises
+    """
+    target = Target(execution_id)
+    history = History((yield from collect(calls.list_executions(), terms)))
+    execution = history.find(target)
+    if execution is None:
+        raise ExecutionNotFoundError(str(target), 0.0)
+    return execution
+
+
+def wait_for_execution(
+    terms: Terms,
+    target: Target,
+    interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS,
+    timeout_seconds: float | None = None,
+) -> Conversation[Execution]:
+    """Read the history until an execution has ended, and return it whichever way it ended.
+
+    :param interval_seconds: time between two looks
+    :param timeout_seconds: bound of the whole wait; None waits for ever
+    :raises TechFlowError: `ExecutionTimeoutError`, `ExecutionNotFoundError`, or what reading the history raises
+        beyond the repetitions of the retry policy
+    """
+    began = terms.clock()
+    watch = Watch(target)
+    while True:
+        history = History((yield from collect(calls.list_executions(RequestClass.POLL), terms)))
+        ended = watch.look(history, terms.clock())
+        if ended is not None:
+            return ended
+        waited = terms.clock() - began
+        left = float("inf") if timeout_seconds is None else timeout_seconds - waited
+        if left <= 0:
+            raise ExecutionTimeoutError(str(target), waited, watch.last_seen)
+        yield Sleep(min(interval_seconds, left))
+
+
+def start_execution(
+    terms: Terms, workflow_id: str, payload: Mapping[str, Json] | None = None
+) -> Conversation[Execution]:
+    """Start an execution (Trigger Execution). It is not idempotent: each call starts one more.
+
+    Its id comes from the answer or, where that is empty, from the history.
+
+    :raises TechFlowError: `AmbiguousExecutionError` when it was started and its id can't be told, or what the call
+        raises
+    """
+    start = yield from exchange(calls.execute_workflow(workflow_id, payload), terms)
+    if start.execution is not None:
+        return start.execution
+    return (yield from _find_started(terms, workflow_id, start.sent_at - SERVER_CLOCK_TOLERANCE))
+
+
+def _find_started(terms: Terms, workflow_id: str, since: datetime) -> Conversation[Execution]:
+    """Return the one execution of the workflow that started since then, when two looks agree that it is the only one.
+
+    :raises AmbiguousExecutionError: there is none after some looks, or more than one
+    """
+    found: list[Execution] = []
+    for look in range(LOOKS):
+        if look:
+            yield Sleep(LOOK_INTERVAL_SECONDS)
+        before = [each.id for each in found]
+        found = History((yield from collect(calls.list_executions(), terms))).started(workflow_id, since)
+        ids = [each.id for each in found]
+        if len(ids) > 1:
+            facts = f"the answer named no id, and {len(ids)} executions began since: {', '.join(ids[:5])}"
+            raise AmbiguousExecutionError(workflow_id, facts)
+        if ids and ids == before:
+            log.warning("The answer named no execution; %s is the only one that began since", ids[0])
+            return found[0]
+    seconds = (LOOKS - 1) * LOOK_INTERVAL_SECONDS
+    facts = f"the answer named no id, and none appeared in the history within {seconds:.0f} s"
+    raise AmbiguousExecutionError(workflow_id, facts)

@@ -1,0 +1,98 @@
+"""What a client must know to talk: key, base URL, time-outs, bounds. Checked once, shown without the key."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+
+import httpx
+
+from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.shapes import quote, shorten
+
+DEFAULT_BASE_URL = "https://api.techflow.com/v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to reach TechFlow.
+
+    :param api_key: the key, sent as `Authorization: Bearer` (Authentication)
+    :param base_url: base URL of the API (Base URL)
+    :param timeout_seconds: bound of each wait for the network: to connect, to write, between two pieces of an answer
+    :param response_seconds: bound of one whole request, however steadily its answer drips
+    :param max_response_bytes: bound of one answer's decoded body
+    :param deadline_seconds: bound of one call with all its waits and repetitions
+    :param verify: whether to verify TLS certificates, or a path to a bundle of them
+    :param proxy: URL of a proxy; None takes the environment's
+    :raises InvalidParameterError: a value can't be used
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    timeout_seconds: float = 30.0
+    response_seconds: float = 120.0
+    max_response_bytes: int = 64 * 1024 * 1024
+    deadline_seconds: float = 600.0
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_api_key(self.api_key)
+        object.__setattr__(self, "base_url", check_base_url("base_url", self.base_url))
+        for name in ("timeout_seconds", "response_seconds", "max_response_bytes", "deadline_seconds"):
+            _check_positive(name, getattr(self, name))
+
+    @property
+    def authorization(self) -> str:
+        """The value of the Authorization header."""
+        return f"Bearer {self.api_key}"
+
+    def holds_key(self, content: bytes) -> bool:
+        """Whether the key stands in some bytes, for the case that a server repeats it."""
+        return self.api_key.encode() in content
+
+    def ssl_context(self) -> ssl.SSLContext | bool:
+        """Return what httpx verifies certificates with.
+
+        :raises InvalidParameterError: the bundle can't be read
+        """
+        if isinstance(self.verify, bool):
+            return self.verify
+        try:
+            return ssl.create_default_context(cafile=self.verify)
+        except OSError as error:
+            raise InvalidParameterError("verify", f"{self.verify!r} ({error})", "a file of certificates") from error
+
+
+def _check_api_key(value: str) -> None:
+    expected = "the API key as text without spaces, line breaks or other control characters"
+    if not isinstance(value, str) or not value:
+        raise InvalidParameterError("api_key", "nothing" if not value else type(value).__name__, expected)
+    bad = [index for index, character in enumerate(value) if not "!" <= character <= "~"]
+    if bad:
+        # The key is secret, so the message tells where the character stands and not what surrounds it.
+        received = f"{len(value)} characters with {value[bad[0]]!a} at position {bad[0] + 1}"
+        raise InvalidParameterError("api_key", received, expected)
+
+
+def check_base_url(parameter: str, value: str) -> str:
+    """Return a base URL without its trailing slash.
+
+    :raises InvalidParameterError: it is no plain http or https URL
+    """
+    expected = f"a URL such as {DEFAULT_BASE_URL}, without user, query or fragment"
+    try:
+        url = httpx.URL(value)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise InvalidParameterError(parameter, quote(value), expected) from error
+    if url.userinfo:
+        raise InvalidParameterError(parameter, "a URL with user information", expected)
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise InvalidParameterError(parameter, shorten(repr(value)), expected)
+    return str(url).rstrip("/")
+
+
+def _check_positive(parameter: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InvalidParameterError(parameter, quote(value), "a number above 0")

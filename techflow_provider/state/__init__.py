@@ -1,0 +1,1 @@
+"""What the users of one API key share: its rate budget."""
