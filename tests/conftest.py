@@ -1,0 +1,25 @@
+"""What all tests share: a TechFlow sandbox in which time stands still."""
+
+from __future__ import annotations
+
+import pytest
+
+from techflow_provider.sandbox import ManualClock, Sandbox
+
+
+@pytest.fixture
+def api_key() -> str:
+    """The key that the sandbox accepts."""
+    return "test-key-0123456789"
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """The sandbox's time; it stands still until it is advanced."""
+    return ManualClock()
+
+
+@pytest.fixture
+def sandbox(clock: ManualClock, api_key: str) -> Sandbox:
+    """A sandbox whose executions take 5 seconds and complete."""
+    return Sandbox(api_keys=(api_key,), clock=clock, seed=1)
