@@ -125,7 +125,7 @@ class Watch:
         missing = now - self._first_look
         if not self._seen:
             self.last_seen = "it is not in the execution history"
-        if self.target.execution_id and not self._seen and missing > self.appear_seconds:
+        if self.target.execution_id and not self._seen and missing >= self.appear_seconds:
             raise ExecutionNotFoundError(str(self.target), missing)
 
 

@@ -17,11 +17,14 @@ from techflow_provider.client.errors import (
     ExecutionNotFoundError,
     ExecutionTimeoutError,
     InvalidParameterError,
+    TechFlowError,
 )
 from techflow_provider.client.exchange import Conversation, Sleep, Terms, collect, exchange
 from techflow_provider.client.history import History, Target, Watch, select
 from techflow_provider.client.models import Execution, Workflow
-from techflow_provider.client.shapes import Json
+from techflow_provider.client.patience import backoff_seconds, passes
+from techflow_provider.client.settings import check_positive
+from techflow_provider.client.shapes import Json, quote
 from techflow_provider.state.budget import RequestClass
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 SERVER_CLOCK_TOLERANCE = timedelta(seconds=2)
 # How often, and how far apart, the history is read for an execution whose start was answered without an id.
 DEFAULT_POLL_INTERVAL_SECONDS = 5.0
+LONGEST_LOOK_SECONDS = 120.0
 LOOKS = 6
 LOOK_INTERVAL_SECONDS = 2.0
 
@@ -116,23 +120,40 @@ def wait_for_execution(
 ) -> Conversation[Execution]:
     """Read the history until an execution has ended, and return it whichever way it ended.
 
-    :param interval_seconds: time between two looks
-    :param timeout_seconds: bound of the whole wait; None waits for ever
-    :raises TechFlowError: `ExecutionTimeoutError`, `ExecutionNotFoundError`, or what reading the history raises
-        beyond the repetitions of the retry policy
+    A look that fails in passing does not end the wait.
+
+    :raises TechFlowError: `ExecutionTimeoutError`, `ExecutionNotFoundError`, or what no further look would change
     """
-    began = terms.clock()
-    watch = Watch(target)
+    check_positive("interval_seconds", interval_seconds)
+    if timeout_seconds is not None and not timeout_seconds >= 0:
+        raise InvalidParameterError("timeout_seconds", quote(timeout_seconds), "a number from 0, or None")
+    deadline = terms.clock() + (float("inf") if timeout_seconds is None else timeout_seconds)
+    began, failures, watch = terms.clock(), 0, Watch(target)
     while True:
-        history = History((yield from collect(calls.list_executions(RequestClass.POLL), terms)))
-        ended = watch.look(history, terms.clock())
+        ended, failures = yield from _look_for(watch, terms, deadline, failures)
         if ended is not None:
             return ended
-        waited = terms.clock() - began
-        left = float("inf") if timeout_seconds is None else timeout_seconds - waited
+        left = deadline - terms.clock()
         if left <= 0:
-            raise ExecutionTimeoutError(str(target), waited, watch.last_seen)
-        yield Sleep(min(interval_seconds, left))
+            raise ExecutionTimeoutError(str(target), terms.clock() - began, watch.last_seen)
+        yield Sleep(min(backoff_seconds(interval_seconds, failures), left))
+
+
+def _look_for(watch: Watch, terms: Terms, deadline: float, failures: int) -> Conversation[tuple[Execution | None, int]]:
+    """Return the execution when it has ended, and how many looks in a row have failed by now."""
+    try:
+        return watch.look((yield from look(terms, deadline - terms.clock())), terms.clock()), 0
+    except TechFlowError as error:
+        if not passes(error):
+            raise
+        log.warning("A look at the execution history failed and is repeated: %s", error)
+        return None, failures + 1
+
+
+def look(terms: Terms, within_seconds: float) -> Conversation[History]:
+    """Read the execution history as a wait does: after the commands, and within a time (List Executions)."""
+    settings = replace(terms.settings, deadline_seconds=min(max(within_seconds, 0.001), LONGEST_LOOK_SECONDS))
+    return History((yield from collect(calls.list_executions(RequestClass.POLL), replace(terms, settings=settings))))
 
 
 def start_execution(

@@ -86,6 +86,7 @@ class Executions(Resource):
     list = _method(operations.list_executions)
     get = _method(operations.get_execution)
     wait = _method(operations.wait_for_execution)
+    look = _method(operations.look)
 
 
 class AsyncWorkflows(AsyncResource):
@@ -105,3 +106,4 @@ class AsyncExecutions(AsyncResource):
     list = _awaitable_method(operations.list_executions)
     get = _awaitable_method(operations.get_execution)
     wait = _awaitable_method(operations.wait_for_execution)
+    look = _awaitable_method(operations.look)

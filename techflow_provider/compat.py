@@ -1,0 +1,30 @@
+"""What differs between Airflow versions; nothing else in the package asks for a version.
+
+Most differences are hidden by `airflow.providers.common.compat`, which the other modules import from directly.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+def first_reschedule_date(context: Context) -> datetime | None:
+    """Return when a rescheduled sensor looked first in this try, or None at its first look."""
+    ti: Any = context["ti"]
+    if hasattr(ti, "get_first_reschedule_date"):
+        found: datetime | None = ti.get_first_reschedule_date(context)
+        return found
+    return _first_reschedule_date_2(ti)
+
+
+def _first_reschedule_date_2(ti: Any) -> datetime | None:
+    from airflow.models.taskreschedule import TaskReschedule
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        first = session.scalars(TaskReschedule.stmt_for_task_instance(ti)).first()
+        return first.start_date if first else None

@@ -1,0 +1,54 @@
+"""What Airflow reads about this package before it imports anything else of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from techflow_provider.hooks.form import EXTRA_FIELDS, FORM_BEHAVIOUR
+
+INTEGRATION = "TechFlow"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata; the keys are those of Airflow's `provider_info.schema.json`."""
+    return {
+        "package-name": "airflow-provider-techflow",
+        "name": INTEGRATION,
+        "description": "Create, start and await TechFlow workflows within the shared rate limit.",
+        "integrations": [
+            {"integration-name": INTEGRATION, "external-doc-url": "https://techflow.com", "tags": ["service"]}
+        ],
+        "operators": _modules("operators"),
+        "sensors": _modules("sensors"),
+        "hooks": _modules("hooks"),
+        "triggers": _modules("triggers"),
+        "connection-types": [
+            {
+                "connection-type": "techflow",
+                "hook-class-name": "techflow_provider.hooks.techflow.TechFlowHook",
+                "hook-name": INTEGRATION,
+                "ui-field-behaviour": FORM_BEHAVIOUR,
+                "conn-fields": EXTRA_FIELDS,
+            }
+        ],
+        "config": {
+            "techflow": {
+                "description": "Settings of the TechFlow provider.",
+                "options": {"poll_interval": POLL_INTERVAL},
+            }
+        },
+    }
+
+
+def _modules(layer: str) -> list[dict[str, Any]]:
+    return [{"integration-name": INTEGRATION, "python-modules": [f"techflow_provider.{layer}.techflow"]}]
+
+
+POLL_INTERVAL = {
+    "description": "Seconds between two looks at the execution history while something waits. One look serves every "
+    "wait of a triggerer, so this is also the number of requests that waiting costs.",
+    "version_added": "0.1.0",
+    "type": "float",
+    "example": "10",
+    "default": "5",
+}

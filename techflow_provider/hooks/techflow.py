@@ -1,0 +1,198 @@
+"""From an Airflow connection to a client: authentication, base URL and rate budget come with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import httpx
+from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+from airflow.providers.common.compat.sdk import BaseHook
+
+from techflow_provider.client import AsyncClient, Client, Execution, InvalidParameterError, TechFlowError, Workflow
+from techflow_provider.client.calls import Call, Method, Trigger, raw
+from techflow_provider.client.history import History, Target
+from techflow_provider.client.shapes import Json, quote
+from techflow_provider.hooks.budget import open_budget
+from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
+
+# A connection's test answers a person who waits for it.
+TEST_SECONDS = 15.0
+# What HttpHook takes as extra options beside those that are honoured here.
+IGNORED_OPTIONS = frozenset(
+    {"stream", "allow_redirects", "cert", "proxies", "verify", "max_redirects", "check_response"}
+)
+
+
+class TechFlowHook(BaseHook):
+    """Talk to TechFlow with the key, the base URL and the rate budget of an Airflow connection.
+
+    Every method raises `TechFlowError` in one of its kinds; none of them shows the API key.
+
+    :param techflow_conn_id: connection of the type `techflow`: the password is the API key (Authentication), the host
+        the base URL (Base URL)
+    :param method: the HTTP method of `run`
+    """
+
+    conn_name_attr = "techflow_conn_id"
+    default_conn_name = "techflow_default"
+    conn_type = "techflow"
+    hook_name = "TechFlow"
+
+    def __init__(self, techflow_conn_id: str = default_conn_name, method: Method = "POST", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.techflow_conn_id = techflow_conn_id
+        self.method = method
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the fields beside the standard ones, for Airflow before 3.2."""
+        return form_widgets()
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the names and examples of the standard fields, for Airflow before 3.2."""
+        return FORM_BEHAVIOUR
+
+    @cached_property
+    def connection(self) -> TechFlowConnection:
+        """The connection's content, looked up once."""
+        connection = self.get_connection(self.techflow_conn_id)
+        return TechFlowConnection.read(connection, connection.extra_dejson)
+
+    async def aget_techflow_connection(self) -> TechFlowConnection:
+        """Look the connection up without blocking the event loop."""
+        connection = await get_async_connection(self.techflow_conn_id, hook=self)
+        return TechFlowConnection.read(connection, await get_async_extra_dejson(connection))
+
+    @cached_property
+    def _client(self) -> Client:
+        return Client(settings=self.connection.settings, budget=open_budget(self.connection))
+
+    def get_conn(self) -> Client:
+        """Return the client, made once per hook."""
+        return self._client
+
+    async def aget_conn(self) -> AsyncClient:
+        """Return a new client for the running event loop; close it with `await client.aclose()` or `async with`."""
+        connection = await self.aget_techflow_connection()
+        return AsyncClient(settings=connection.settings, budget=open_budget(connection))
+
+    def list_workflows(self, status: str | None = None, name: str | None = None) -> list[Workflow]:
+        """Return all workflows, or those with a status or a name when given (List Workflows)."""
+        return [
+            each
+            for each in self.get_conn().workflows.list()
+            if status in (None, each.status) and name in (None, each.name)
+        ]
+
+    def get_workflow(self, workflow_id: str) -> Workflow:
+        """Return one workflow (Get Workflow)."""
+        return self.get_conn().workflows.get(workflow_id)
+
+    def create_workflow(self, name: str, description: str | None = None, triggers: Sequence[Trigger] = ()) -> Workflow:
+        """Create a workflow (Create Workflow); each call creates one more."""
+        return self.get_conn().workflows.create(name, description, triggers)
+
+    def update_workflow(
+        self,
+        workflow_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        triggers: Sequence[Trigger] | None = None,
+    ) -> Workflow:
+        """Read a workflow, change the fields that are given, and write it whole (Get Workflow, Update Workflow)."""
+        return self.get_conn().workflows.update(workflow_id, name, description, triggers)
+
+    def delete_workflow(self, workflow_id: str) -> None:
+        """Delete a workflow for good (Delete Workflow)."""
+        self.get_conn().workflows.delete(workflow_id)
+
+    def trigger_workflow(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Execution:
+        """Start an execution (Trigger Execution); each call starts one more."""
+        return self.get_conn().workflows.execute(workflow_id, payload)
+
+    def list_executions(self, workflow_id: str | None = None, status: str | None = None) -> list[Execution]:
+        """Return the execution history, of one workflow or with one status when given (List Executions)."""
+        return self.get_conn().executions.list(workflow_id, status)
+
+    def get_execution(self, execution_id: str) -> Execution:
+        """Return one execution, found in the history (List Executions)."""
+        return self.get_conn().executions.get(execution_id)
+
+    def wait_for_execution(
+        self, execution_id: str, poll_interval: float = 5.0, timeout: float | None = None
+    ) -> Execution:
+        """Wait until an execution has ended, and return it whichever way it ended (List Executions).
+
+        :param poll_interval: seconds between two looks
+        :param timeout: seconds to wait at most; None waits for ever
+        """
+        return self.get_conn().executions.wait(Target(execution_id), poll_interval, timeout)
+
+    def look(self, within_seconds: float) -> History:
+        """Read the execution history as a wait does: after the commands, and within some seconds (List Executions)."""
+        return self.get_conn().executions.look(within_seconds)
+
+    def run(
+        self,
+        endpoint: str | None = None,
+        data: Mapping[str, Any] | str | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra_options: Mapping[str, Any] | None = None,
+        json: Json = None,
+    ) -> httpx.Response:
+        """Send any request below the base URL, as `HttpHook.run` does, with the connection's key and budget.
+
+        :param endpoint: path below the base URL
+        :param data: for GET and DELETE the query, else the body: a dict is sent as a form
+        :param headers: further headers
+        :param extra_options: `timeout` in seconds; HttpHook's other options belong to the connection here
+        :param json: a body to send as JSON
+        :raises TechFlowError: every answer but a 2xx, and every way in which none came
+        """
+        return self._client_for(extra_options or {}).send(_raw_call(self.method, endpoint or "/", data, headers, json))
+
+    def _client_for(self, options: Mapping[str, Any]) -> Client:
+        unknown = sorted(set(options) - IGNORED_OPTIONS - {"timeout"})
+        if unknown:
+            raise InvalidParameterError("extra_options", f"the key {unknown[0]!r}", "timeout")
+        if "timeout" not in options:
+            return self.get_conn()
+        settings = replace(self.connection.settings, timeout_seconds=options["timeout"])
+        return Client(settings=settings, budget=self.get_conn().budget)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Read the list of workflows once, and say in words what came of it."""
+        try:
+            settings = replace(self.connection.settings, deadline_seconds=TEST_SECONDS)
+            with Client(settings=settings, budget=open_budget(self.connection)) as client:
+                count = len(client.workflows.list())
+        except TechFlowError as error:
+            return False, str(error)
+        return True, f"TechFlow answered at {settings.base_url}: the API key sees {count} workflows"
+
+
+def _raw_call(
+    method: Method,
+    endpoint: str,
+    data: Mapping[str, Any] | str | bytes | None,
+    headers: Mapping[str, str] | None,
+    body: Json,
+) -> Call[httpx.Response]:
+    sent = dict(headers or {})
+    if body is not None:
+        sent.setdefault("content-type", "application/json")
+        return raw(method, endpoint, content=json.dumps(body).encode(), headers=sent)
+    if method in ("GET", "DELETE") and isinstance(data, Mapping):
+        return raw(method, endpoint, params={name: str(value) for name, value in data.items()}, headers=sent)
+    if isinstance(data, Mapping):
+        sent.setdefault("content-type", "application/x-www-form-urlencoded")
+        return raw(method, endpoint, content=str(httpx.QueryParams(dict(data))).encode(), headers=sent)
+    if data is not None and not isinstance(data, str | bytes):
+        raise InvalidParameterError("data", quote(data), "a dict, text or bytes")
+    return raw(method, endpoint, content=data.encode() if isinstance(data, str) else data, headers=sent)

@@ -1,0 +1,337 @@
+"""Operators for every documented call: workflows, and the execution of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.providers.common.compat.sdk import BaseOperator, conf
+
+from techflow_provider.client.errors import ExecutionTimeoutError, InvalidParameterError, NotFoundError
+from techflow_provider.client.shapes import Json, quote
+from techflow_provider.waiting import (
+    DEFAULT_TIMEOUT,
+    DEFERRAL_GRACE,
+    as_timedelta,
+    check_ended,
+    deadline_after,
+    default_poll_interval,
+    shorter,
+    task_timeout,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from techflow_provider.client.calls import Trigger
+    from techflow_provider.client.models import Execution, Workflow
+    from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.triggers.events import TimedOut
+
+IfExists = Literal["create", "return", "update", "fail"]
+
+
+class TechFlowOperator(BaseOperator):
+    """What the operators have in common: a connection and its hook.
+
+    :param techflow_conn_id: connection of the type `techflow`
+    """
+
+    template_fields: Sequence[str] = ("techflow_conn_id",)
+    ui_color = "#dcecf7"
+
+    def __init__(self, *, techflow_conn_id: str = "techflow_default", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.techflow_conn_id = techflow_conn_id
+
+    @cached_property
+    def hook(self) -> TechFlowHook:
+        """The hook of the connection."""
+        from techflow_provider.hooks.techflow import TechFlowHook
+
+        return TechFlowHook(self.techflow_conn_id)
+
+
+class TechFlowListWorkflowsOperator(TechFlowOperator):
+    """List workflows (List Workflows) as dicts, ready for `.expand()`.
+
+    :param status: only those with this status word, such as `active`
+    :param name: only those with exactly this name
+    :raises TechFlowError: the call failed
+    """
+
+    template_fields = ("status", "name", *TechFlowOperator.template_fields)
+
+    def __init__(self, *, status: str | None = None, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.status = status
+        self.name = name
+
+    def execute(self, context: Context) -> list[dict[str, Json]]:
+        """Return the workflows."""
+        workflows = self.hook.list_workflows(self.status, self.name)
+        self.log.info("TechFlow lists %d workflows", len(workflows))
+        return [workflow.to_dict() for workflow in workflows]
+
+
+class TechFlowGetWorkflowOperator(TechFlowOperator):
+    """Return one workflow as a dict (Get Workflow).
+
+    :param workflow_id: its id, such as `wf_123`
+    :raises TechFlowError: the call failed; `NotFoundError` when there is no such workflow
+    """
+
+    template_fields = ("workflow_id", *TechFlowOperator.template_fields)
+
+    def __init__(self, *, workflow_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+
+    def execute(self, context: Context) -> dict[str, Json]:
+        """Return the workflow."""
+        return self.hook.get_workflow(self.workflow_id).to_dict()
+
+
+class TechFlowCreateWorkflowOperator(TechFlowOperator):
+    """Create a workflow (Create Workflow) and return its id.
+
+    Names need not be unique in TechFlow, so a DAG that runs daily with the default leaves a workflow a day.
+
+    :param name: the workflow's name
+    :param description: its description
+    :param triggers: a list such as `["manual"]`; the reference does not say what a trigger looks like, so texts and
+        dicts are sent as they are
+    :param if_exists: what to do when there is a workflow of this name: `create` another, `return` its id, `update` it,
+        or `fail`
+    :raises TechFlowError: the call failed; `InvalidParameterError` when several have the name and one is meant
+    """
+
+    template_fields = ("name", "description", "triggers", *TechFlowOperator.template_fields)
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        description: str | None = None,
+        triggers: Sequence[Trigger] = (),
+        if_exists: IfExists = "create",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.name = name
+        self.description = description
+        self.triggers = triggers
+        self.if_exists = if_exists
+
+    def execute(self, context: Context) -> str:
+        """Create the workflow, or use the one there is."""
+        if self.if_exists not in ("create", "return", "update", "fail"):
+            raise InvalidParameterError("if_exists", quote(self.if_exists), "create, return, update or fail")
+        existing = None if self.if_exists == "create" else self._existing()
+        if existing is None:
+            workflow = self.hook.create_workflow(self.name, self.description, self.triggers)
+            self.log.info("Created workflow %s (%s)", workflow.id, self.name)
+            return workflow.id
+        self._use(existing)
+        return existing.id
+
+    def _existing(self) -> Workflow | None:
+        found = self.hook.list_workflows(name=self.name)
+        if len(found) > 1:
+            ids = ", ".join(workflow.id for workflow in found[:10])
+            raise InvalidParameterError("name", f"{len(found)} workflows named {self.name!r}: {ids}", "one at most")
+        return found[0] if found else None
+
+    def _use(self, existing: Workflow) -> None:
+        if self.if_exists == "fail":
+            raise InvalidParameterError("name", f"{self.name!r}, the name of {existing.id}", "a name that is not taken")
+        if self.if_exists == "update":
+            self.hook.update_workflow(existing.id, self.name, self.description, self.triggers)
+        done = "Updated" if self.if_exists == "update" else "Found"
+        self.log.info("%s workflow %s (%s)", done, existing.id, self.name)
+
+
+class TechFlowUpdateWorkflowOperator(TechFlowOperator):
+    """Change some fields of a workflow (Update Workflow) and return its id.
+
+    It is read, changed and written whole, since the reference does not say whether PUT keeps what is left out.
+
+    :param workflow_id: its id
+    :param name: the new name; None keeps the old one
+    :param description: the new description; None keeps the old one
+    :param triggers: the new triggers; None keeps the old ones
+    :raises TechFlowError: a call failed; `InvalidParameterError` when nothing is to be changed
+    """
+
+    template_fields = ("workflow_id", "name", "description", "triggers", *TechFlowOperator.template_fields)
+
+    def __init__(
+        self,
+        *,
+        workflow_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        triggers: Sequence[Trigger] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+        self.name = name
+        self.description = description
+        self.triggers = triggers
+
+    def execute(self, context: Context) -> str:
+        """Update the workflow."""
+        workflow = self.hook.update_workflow(self.workflow_id, self.name, self.description, self.triggers)
+        self.log.info("Updated workflow %s", workflow.id)
+        return workflow.id
+
+
+class TechFlowDeleteWorkflowOperator(TechFlowOperator):
+    """Delete a workflow for good (Delete Workflow).
+
+    :param workflow_id: its id
+    :param ignore_if_missing: whether a workflow that is gone already counts as deleted
+    :raises TechFlowError: the call failed
+    """
+
+    template_fields = ("workflow_id", *TechFlowOperator.template_fields)
+
+    def __init__(self, *, workflow_id: str, ignore_if_missing: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+        self.ignore_if_missing = ignore_if_missing
+
+    def execute(self, context: Context) -> None:
+        """Delete the workflow."""
+        try:
+            self.hook.delete_workflow(self.workflow_id)
+        except NotFoundError:
+            if not self.ignore_if_missing:
+                raise
+            self.log.info("Workflow %s was gone already", self.workflow_id)
+        else:
+            self.log.info("Deleted workflow %s", self.workflow_id)
+
+
+class TechFlowListExecutionsOperator(TechFlowOperator):
+    """List the execution history (List Executions) as dicts.
+
+    :param workflow_id: only those of this workflow
+    :param status: only those with this status word, or in this state: `running`, `completed`, `failed`
+    :raises TechFlowError: the call failed
+    """
+
+    template_fields = ("workflow_id", "status", *TechFlowOperator.template_fields)
+
+    def __init__(self, *, workflow_id: str | None = None, status: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+        self.status = status
+
+    def execute(self, context: Context) -> list[dict[str, Json]]:
+        """Return the executions."""
+        executions = self.hook.list_executions(self.workflow_id, self.status)
+        self.log.info("TechFlow lists %d executions", len(executions))
+        return [execution.to_dict() for execution in executions]
+
+
+class TechFlowTriggerWorkflowOperator(TechFlowOperator):
+    """Start an execution of a workflow (Trigger Execution), wait for its end if asked to, and return its id.
+
+    The id is returned in every mode. TechFlow documents no call to cancel an execution: when the task is killed, the
+    log says which one goes on.
+
+    :param workflow_id: the workflow's id
+    :param payload: a dict to send as JSON; the reference shows no body
+    :param wait_for_completion: whether the task lasts until the execution has ended, and fails when that failed
+    :param deferrable: whether that wait takes place in the triggerer instead of a worker slot
+    :param poll_interval: seconds between two looks; None takes `[techflow] poll_interval`
+    :param timeout: timedelta or seconds to wait at most; the execution goes on after it
+    :raises TechFlowError: `ExecutionFailedError` when the execution failed, `ExecutionTimeoutError` when it took
+        longer than `timeout`, or what the call raises
+    """
+
+    template_fields = ("workflow_id", "payload", *TechFlowOperator.template_fields)
+    template_fields_renderers: ClassVar[dict[str, str]] = {"payload": "json"}
+
+    def __init__(
+        self,
+        *,
+        workflow_id: str,
+        payload: Mapping[str, Json] | None = None,
+        wait_for_completion: bool = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poll_interval: float | None = None,
+        timeout: timedelta | float = DEFAULT_TIMEOUT,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+        self.payload = payload
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poll_interval = poll_interval
+        self.timeout = timeout
+        self._started: Execution | None = None
+
+    def execute(self, context: Context) -> str:
+        """Start the execution, and wait for it if asked to."""
+        timeout, interval = self._checked()
+        self._started = started = self.hook.trigger_workflow(self.workflow_id, self.payload)
+        self.log.info("Started execution %s of workflow %s", started.id, self.workflow_id)
+        if not self.wait_for_completion:
+            return started.id
+        if started.ended:
+            return self._finish(started)
+        if self.deferrable:
+            self._defer(started.id, shorter(timeout, self.execution_timeout), interval)
+        return self._finish(self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
+
+    def _checked(self) -> tuple[timedelta, float]:
+        interval = default_poll_interval() if self.poll_interval is None else self.poll_interval
+        return (
+            as_timedelta("timeout", self.timeout),
+            as_timedelta("poll_interval", interval).total_seconds(),
+        )
+
+    def _defer(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
+        from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
+
+        trigger = TechFlowExecutionTrigger(
+            techflow_conn_id=self.techflow_conn_id,
+            execution_id=execution_id,
+            poll_interval=poll_interval,
+            deadline=deadline_after(timeout),
+        )
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout + DEFERRAL_GRACE)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
+        """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""
+        from techflow_provider.triggers.events import WaitOver
+
+        over = WaitOver.from_event(event)
+        if over.error is not None:
+            raise over.error
+        if over.timed_out is not None:
+            raise self._timeout_error(over.timed_out)
+        return self._finish(over.ended)
+
+    def _timeout_error(self, over: TimedOut) -> BaseException:
+        timeout, _ = self._checked()
+        waited = shorter(timeout, self.execution_timeout)
+        if waited < timeout:
+            return task_timeout(over.wanted, waited, over.last_seen)
+        return ExecutionTimeoutError(over.wanted, timeout.total_seconds(), over.last_seen)
+
+    def _finish(self, execution: Execution) -> str:
+        check_ended(execution)
+        self.log.info("Execution %s completed", execution.id)
+        return execution.id
+
+    def on_kill(self) -> None:
+        """Say which execution goes on."""
+        if self._started is not None:
+            self.log.warning("Execution %s goes on in TechFlow, which has no call to cancel it", self._started.id)

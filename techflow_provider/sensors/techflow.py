@@ -1,0 +1,203 @@
+"""Wait for `execution.completed` or `execution.failed`: in a worker slot, rescheduled, or in the triggerer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSensorTimeout,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from techflow_provider.client.errors import (
+    BudgetTimeoutError,
+    ExecutionFailedError,
+    InvalidParameterError,
+    TechFlowError,
+)
+from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, Target, Watch
+from techflow_provider.client.patience import passes
+from techflow_provider.client.shapes import Json, quote
+from techflow_provider.compat import first_reschedule_date
+from techflow_provider.waiting import (
+    DEFERRAL_GRACE,
+    as_timedelta,
+    check_ended,
+    deadline_after,
+    default_poll_interval,
+    shorter,
+    task_timeout,
+)
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from techflow_provider.client.models import Execution
+    from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.triggers.events import TimedOut
+
+# Airflow's own default of a sensor that pokes.
+POKE_SECONDS = 60.0
+# A look from a worker does not wait longer than this for its slot in the budget: the next poke comes anyway.
+LOOK_SECONDS = 10.0
+
+
+class TechFlowExecutionSensor(BaseSensorOperator):
+    """Wait until an execution has ended, and return it as a dict, the same in every mode (List Executions).
+
+    Give `execution_id`, or `workflow_id` with `started_after` for the first execution of a workflow since then. A wait
+    that looks and fails to reach TechFlow looks again; it ends with the reason when no look can succeed any more.
+
+    :param execution_id: the execution, as `TechFlowTriggerWorkflowOperator` returns it
+    :param workflow_id: the workflow whose next execution is waited for
+    :param started_after: a datetime or ISO 8601 text, with a time zone, such as `"{{ data_interval_end }}"`
+    :param allowed_statuses: the ends that are a success: `completed`, `failed`, or TechFlow's own words; any other end
+        fails the task at once, since another try would see the same end
+    :param deferrable: whether to wait in the triggerer, where one look serves all waits
+    :param poke_interval: timedelta or seconds between two looks; None takes 60 s, and `[techflow] poll_interval` when
+        deferrable
+    :param techflow_conn_id: connection of the type `techflow`
+    :raises AirflowSensorTimeout: it had not ended within `timeout`
+    :raises AirflowFailException: it ended with a status that is not allowed
+    :raises TechFlowError: `ExecutionNotFoundError` when it did not appear in the history within two minutes, or what
+        the call raises
+    """
+
+    template_fields: Sequence[str] = ("execution_id", "workflow_id", "started_after", "techflow_conn_id")
+    ui_color = "#e6f1f2"
+
+    def __init__(
+        self,
+        *,
+        execution_id: str | None = None,
+        workflow_id: str | None = None,
+        started_after: datetime | str | None = None,
+        allowed_statuses: Sequence[str] = ("completed",),
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        poke_interval: timedelta | float | None = None,
+        techflow_conn_id: str = "techflow_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=POKE_SECONDS if poke_interval is None else poke_interval, **kwargs)
+        self.execution_id = execution_id
+        self.workflow_id = workflow_id
+        self.started_after = started_after
+        self.allowed_statuses = allowed_statuses
+        self.deferrable = deferrable
+        self.techflow_conn_id = techflow_conn_id
+        self._own_interval = poke_interval is not None
+
+    @cached_property
+    def hook(self) -> TechFlowHook:
+        """The hook of the connection."""
+        from techflow_provider.hooks.techflow import TechFlowHook
+
+        return TechFlowHook(self.techflow_conn_id)
+
+    @cached_property
+    def _target(self) -> Target:
+        return Target(self.execution_id, self.workflow_id, _instant(self.started_after))
+
+    def execute(self, context: Context) -> Any:
+        """Wait in the way that was chosen; what is over already ends the task at once."""
+        if not self.deferrable:
+            return super().execute(context)
+        over = self._look(Watch(self._target), within_seconds=0)
+        if over is not None:
+            return self._conclude(over)
+        self._defer()
+        return None
+
+    def poke(self, context: Context) -> bool | PokeReturnValue:
+        """Look once."""
+        execution = self._look(self._watch(context), LOOK_SECONDS)
+        return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._conclude(execution))
+
+    def _watch(self, context: Context) -> Watch:
+        if self.mode != "reschedule":
+            return self._patient_watch
+        first = first_reschedule_date(context)
+        looked_for = (datetime.now(UTC) - first).total_seconds() if first else 0.0
+        return Watch(self._target, max(0.0, DEFAULT_APPEAR_SECONDS - looked_for) if first else DEFAULT_APPEAR_SECONDS)
+
+    @cached_property
+    def _patient_watch(self) -> Watch:
+        return Watch(self._target)
+
+    def _look(self, watch: Watch, within_seconds: float) -> Execution | None:
+        try:
+            execution = watch.look(self.hook.look(within_seconds), time.monotonic())
+        except BudgetTimeoutError as error:
+            self.log.info("The rate budget is used up; looking again later: %s", error)
+            return None
+        except TechFlowError as error:
+            if not passes(error):
+                raise
+            self.log.warning("A look at the execution history failed and is repeated: %s", error)
+            return None
+        self.log.info("%s: %s", self._target, watch.last_seen)
+        return execution
+
+    def _defer(self) -> None:
+        from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
+
+        timeout = shorter(as_timedelta("timeout", self.timeout), self.execution_timeout)
+        trigger = TechFlowExecutionTrigger(
+            techflow_conn_id=self.techflow_conn_id,
+            execution_id=self.execution_id or None,
+            workflow_id=self.workflow_id or None,
+            started_after=self._target.started_after.isoformat() if self._target.started_after else None,
+            poll_interval=self.poke_interval if self._own_interval else default_poll_interval(),
+            deadline=deadline_after(timeout),
+        )
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout + DEFERRAL_GRACE)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Json]:
+        """Resume after the trigger: return the execution, or fail as the wait in a worker would."""
+        from techflow_provider.triggers.events import WaitOver
+
+        over = WaitOver.from_event(event)
+        if over.error is not None:
+            raise over.error
+        if over.timed_out is not None:
+            raise self._timeout_error(over.timed_out)
+        return self._conclude(over.ended)
+
+    def _timeout_error(self, over: TimedOut) -> BaseException:
+        timeout = timedelta(seconds=self.timeout)
+        waited = shorter(timeout, self.execution_timeout)
+        if waited < timeout:
+            return task_timeout(over.wanted, waited, over.last_seen)
+        return AirflowSensorTimeout(f"{over.wanted} did not end within {self.timeout:g} s: {over.last_seen}")
+
+    def _conclude(self, execution: Execution) -> dict[str, Json]:
+        try:
+            check_ended(execution, tuple(self.allowed_statuses))
+        except ExecutionFailedError as error:
+            raise AirflowFailException(str(error)) from error
+        self.log.info("Execution %s ended with status %r", execution.id, execution.status)
+        return execution.to_dict()
+
+
+def _instant(value: datetime | str | None) -> datetime | None:
+    """Return `started_after` as a datetime; a template renders it as text, in one of several spellings.
+
+    :raises InvalidParameterError: it is no time
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        instant = pendulum.parse(value.strip(), exact=True, tz=None) if value.strip() else None
+    except ValueError as error:
+        raise InvalidParameterError("started_after", quote(value), "an ISO 8601 time with a time zone") from error
+    if instant is None or isinstance(instant, datetime):
+        return instant
+    raise InvalidParameterError("started_after", quote(value), "an ISO 8601 time with a time zone")

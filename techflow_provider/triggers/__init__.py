@@ -1,0 +1,1 @@
+"""Triggers of the TechFlow provider, and the poll that they share."""
