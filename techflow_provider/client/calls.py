@@ -171,12 +171,15 @@ def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page
     """Return the call for the page after this one, or None when this is the last.
 
     :param current_url: the URL of this page, against which the next one's is resolved
-    :raises ShapeError: the next page lies on another origin, where the key must not go
+    :raises ShapeError: it is no URL, or lies on another origin, where the key must not go
     """
     if page.next_url is None:
         return None
     current = httpx.URL(current_url)
-    following = current.join(page.next_url)
+    try:
+        following = current.join(page.next_url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ShapeError("the URL of a next page", quote(page.next_url)) from error
     if (following.scheme, following.host, following.port) != (current.scheme, current.host, current.port):
         raise ShapeError("a next page on the same origin", quote(page.next_url))
     return replace(call, url=str(following))

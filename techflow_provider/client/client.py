@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,11 +17,11 @@ import httpx
 
 from techflow_provider.client.calls import Call, Page
 from techflow_provider.client.exchange import (
-    Confirm,
     Conversation,
     CoolDown,
     Reserve,
     Send,
+    Settle,
     Sleep,
     Step,
     Terms,
@@ -60,14 +61,14 @@ class _Session:
         # The time-outs travel with each request, and redirects are not followed: the key must not go elsewhere.
         return {"verify": self.settings.ssl_context(), "proxy": self.settings.proxy, "follow_redirects": False}
 
-    def _ask_budget(self, step: Reserve | Confirm | CoolDown) -> Any:
+    def _ask_budget(self, step: Reserve | CoolDown | Settle) -> Any:
         match step:
-            case Reserve(request_class, within_seconds):
-                return self.budget.reserve(request_class, within_seconds)
-            case Confirm(reservation):
-                return self.budget.confirm(reservation)
-            case CoolDown(seconds):
-                return self.budget.cool_down(seconds)
+            case Reserve(request_class, within_seconds, earlier):
+                return self.budget.reserve(request_class, within_seconds, earlier)
+            case CoolDown(seconds, reservation):
+                return self.budget.cool_down(seconds, reservation)
+            case Settle(reservation):
+                return self.budget.settle(reservation)
 
     def _body(self) -> Body:
         return Body(self.settings.max_response_bytes, self.settings.response_seconds, self.terms.clock)
@@ -193,6 +194,8 @@ class AsyncClient(_Session):
     ) -> None:
         super().__init__(settings or Settings(api_key, base_url), budget, retry, clock)
         self._http = httpx.AsyncClient(transport=transport, **self._http_options())
+        # A budget that processes share is asked in one thread, so that its store never holds up the loop.
+        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-budget")
         self.workflows = AsyncWorkflows(self)
         self.executions = AsyncExecutions(self)
 
@@ -226,8 +229,10 @@ class AsyncClient(_Session):
                 return await self._send(call, request)
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
-            case _:
+            case _ if isinstance(self.budget, LocalBudget):
                 return self._ask_budget(step)
+            case _:
+                return await asyncio.get_running_loop().run_in_executor(self._asking, self._ask_budget, step)
 
     async def _send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         body = self._body()
@@ -244,6 +249,7 @@ class AsyncClient(_Session):
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._asking.shutdown(wait=False)
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -1,11 +1,12 @@
 """How a call is carried out, without I/O: a generator yields what to do next and is sent what came of it.
 
-A conversation yields `Reserve`, `Confirm`, `CoolDown`, `Sleep` and `Send` steps; `Client` and `AsyncClient` perform
+A conversation yields `Reserve`, `CoolDown`, `Settle`, `Sleep` and `Send` steps; `Client` and `AsyncClient` perform
 them. So admission, repetition, paging and reading the answer are written once for both.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -32,7 +33,11 @@ from techflow_provider.state.budget import RequestClass, Reservation
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 MAX_PAGES = 50
+# A wait for the budget that is shorter than this is not worth a line in the log.
+TOLD_WAIT_SECONDS = 1.0
 STANDARD_HEADERS = {
     "accept": "application/json",
     "accept-encoding": "gzip, deflate",
@@ -48,24 +53,26 @@ ERRORS: dict[int, type[ResponseError]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Ask the budget for a slot; the answer is a `Reservation`."""
+    """Ask the budget for a slot; the answer is a `Reservation`, and `earlier` the last one that was waited for."""
 
     request_class: RequestClass
     within_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Confirm:
-    """Ask the budget whether a slot that was waited for still holds; the answer is a bool."""
-
-    reservation: Reservation
+    earlier: Reservation | None
 
 
 @dataclass(frozen=True, slots=True)
 class CoolDown:
-    """Tell the budget that the server wants a pause."""
+    """Tell the budget that the server refused a request; the answer is the length of the pause in seconds."""
 
-    seconds: float
+    seconds: float | None
+    reservation: Reservation
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Tell the budget that the server took a request that was sent as a probe."""
+
+    reservation: Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Send:
     request: httpx.Request
 
 
-Step: TypeAlias = Reserve | Confirm | CoolDown | Sleep | Send
+Step: TypeAlias = Reserve | CoolDown | Settle | Sleep | Send
 # The type of what is sent in depends on the step that was yielded, which Python's types can't express.
 Conversation: TypeAlias = Generator[Step, Any, T]
 
@@ -114,17 +121,17 @@ def exchange(call: Call[T], terms: Terms) -> Conversation[T]:
     outcome: Outcome | None = None
     sent = refused = 0
     while True:
-        refusal = yield from _admission(call, deadline, terms)
-        if refusal is not None:
-            raise _failure(call, outcome, sent, terms.settings) if outcome is not None else refusal
+        reservation = yield from _admission(call, deadline, terms)
+        if isinstance(reservation, BudgetTimeoutError):
+            raise _failure(call, outcome, sent, terms.settings) if outcome is not None else reservation
         outcome = yield Send(call, request)
         sent += 1
-        limited = is_rate_limited(outcome)
-        refused += limited
-        delay = terms.retry.delay(call, outcome, refused if limited else sent - refused, terms.random())
+        refused += is_rate_limited(outcome)
+        delay = yield from _delay(call, outcome, reservation, sent - refused, terms)
         if delay is None or terms.clock() + delay > deadline:
             return _conclude(call, outcome, sent, terms.settings)
-        yield CoolDown(delay) if limited else Sleep(delay)
+        if not is_rate_limited(outcome):
+            yield Sleep(delay)
 
 
 def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
@@ -140,7 +147,10 @@ def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
         try:
             following = next_page(current, page, url_of(current, terms.settings))
         except ShapeError as error:
-            raise UnexpectedResponseError(str(call), httpx.codes.OK, str(error)) from error
+            source = (page.next_url or "").encode(errors="replace")
+            detail = _without_key(str(error), error.received, source, terms.settings)
+            # Not chained: the cause quotes the answer as it came.
+            raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
         if following is None:
             return items
         current = following
@@ -148,17 +158,31 @@ def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
     raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
 
 
-def _admission(call: Call[T], deadline: float, terms: Terms) -> Conversation[BudgetTimeoutError | None]:
+def _admission(call: Call[T], deadline: float, terms: Terms) -> Conversation[Reservation | BudgetTimeoutError]:
+    earlier: Reservation | None = None
     while True:
         left = max(0.0, deadline - terms.clock())
-        reservation: Reservation = yield Reserve(call.request_class, left)
+        reservation: Reservation = yield Reserve(call.request_class, left, earlier)
         if not reservation.granted:
             return BudgetTimeoutError(str(call), reservation.wait_seconds, left)
-        if reservation.wait_seconds <= 0:
-            return None
+        if reservation.may_send:
+            return reservation
+        if reservation.wait_seconds >= TOLD_WAIT_SECONDS and (earlier is None or earlier.reason != reservation.reason):
+            log.info("%s waits %.1f s for its turn: %s", call, reservation.wait_seconds, reservation.reason)
         yield Sleep(reservation.wait_seconds)
-        if (yield Confirm(reservation)):
-            return None
+        earlier = reservation
+
+
+def _delay(
+    call: Call[T], outcome: Outcome, reservation: Reservation, attempt: int, terms: Terms
+) -> Conversation[float | None]:
+    """Return how long to wait before the next request, or None for never; after a 429 the budget makes all wait."""
+    if is_rate_limited(outcome):
+        pause: float = yield CoolDown(terms.retry.asked_seconds(outcome), reservation)
+        return pause
+    if reservation.probe:
+        yield Settle(reservation)
+    return terms.retry.delay(call, outcome, attempt, terms.random())
 
 
 def url_of(call: Call[T], settings: Settings) -> str:
@@ -186,7 +210,7 @@ def _conclude(call: Call[T], outcome: Outcome, sent: int, settings: Settings) ->
     try:
         return call.read(outcome)
     except ShapeError as error:
-        detail = _without_key(str(error), error.received, outcome, settings)
+        detail = _without_key(str(error), error.received, outcome.content, settings)
         # Not chained: the cause quotes the answer as it came.
         raise UnexpectedResponseError(str(call), outcome.status_code, detail, sent) from None
 
@@ -196,15 +220,16 @@ def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> 
         return outcome
     kind = ERRORS.get(outcome.status_code, ServerError if outcome.is_server_error else UnexpectedResponseError)
     words = _server_words(outcome)
-    return kind(str(call), outcome.status_code, _without_key(words, words, outcome, settings), sent)
+    source = outcome.content + b"\n" + outcome.headers.get("location", "").encode()
+    return kind(str(call), outcome.status_code, _without_key(words, words, source, settings), sent)
 
 
-def _without_key(text: str, quoted: str, response: httpx.Response, settings: Settings) -> str:
-    """Return the text of an error, with nothing quoted when the server repeated the key.
+def _without_key(text: str, quoted: str, source: bytes, settings: Settings) -> str:
+    """Return the text of an error, with nothing quoted when the key stands in what the quote is taken from.
 
     Shortening could have cut the key anywhere, so replacing it in the text would not be enough.
     """
-    if settings.holds_key(response.content) or settings.holds_key(response.headers.get("location", "").encode()):
+    if settings.holds_key(source):
         return text.replace(quoted, "words that repeat the API key and are not shown")
     return text
 
@@ -222,4 +247,4 @@ def _server_words(response: httpx.Response) -> str:
         if inner is None:
             break
         value = inner
-    return shorten(value) if isinstance(value, str) else quote(value)
+    return (shorten(value) or "no explanation") if isinstance(value, str) else quote(value)

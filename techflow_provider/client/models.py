@@ -85,7 +85,7 @@ class Workflow:
 
         :raises ShapeError: it has no id, or a field has an implausible type
         """
-        source = unwrap(value, "a workflow object", "workflow", "data")
+        source = unwrap(value, "a workflow object", "workflow", "id", "workflow_id")
         return cls(
             id=read_id(source, "a workflow", "id", "workflow_id"),
             name=read_text(source, "name"),
@@ -138,7 +138,7 @@ class Execution:
 
         :raises ShapeError: it has no id, it repeats the workflow's id, or a field has an implausible type
         """
-        source = unwrap(value, "an execution object", "execution", "data")
+        source = unwrap(value, "an execution object", "execution", "execution_id", "id")
         # `execution_id` first: beside it, an `id` could be the workflow's.
         started = cls._read_fields(source, "execution_id", "id")
         if started.id == workflow_id:
@@ -187,7 +187,7 @@ class Execution:
 
 def _read_workflow_id(source: Mapping[str, Json]) -> str | None:
     nested = find(source, "workflow")
-    if isinstance(nested, dict):
+    if isinstance(nested, dict) and find(source, "workflow_id") is None:
         return read_id(nested, "a workflow", "id", "workflow_id")
     if find(source, "workflow_id", "workflow") is None:
         return None

@@ -21,8 +21,8 @@ class RetryPolicy:
     """When to send a call again.
 
     A 429 was not executed (assumption: a refused request has no effect), so it is repeated whatever the method, until
-    the caller's deadline. A 5xx or a broken connection is repeated only when the call is idempotent or surely never
-    reached the server. Everything else is an answer.
+    the caller's deadline; how long everybody waits then is for the rate budget to say. A 5xx or a broken connection is
+    repeated only when the call is idempotent or surely never reached the server. Everything else is an answer.
 
     :param max_attempts: requests sent for one call at most; 429s are not counted
     :param backoff_seconds: delay before the second request, doubled each time
@@ -38,17 +38,18 @@ class RetryPolicy:
     def delay(self, call: Call[Any], outcome: Outcome, attempt: int, jitter: float) -> float | None:
         """Return the seconds to wait before the next request, or None when the outcome stands.
 
-        :param attempt: 1 after the first request; for a 429, the count of 429s so far
+        :param attempt: 1 after the first request; 429s are not counted
         :param jitter: a random number from 0 to 1
         """
-        backoff = min(self.backoff_seconds * 2.0 ** min(attempt - 1, 30), self.max_backoff_seconds)
-        spread = backoff * (0.5 + jitter / 2)
-        if is_rate_limited(outcome):
-            asked = retry_after_seconds(outcome)
-            return spread if asked is None else min(asked, self.max_retry_after_seconds)
         if attempt >= self.max_attempts or not _may_repeat(call, outcome):
             return None
-        return spread
+        backoff = min(self.backoff_seconds * 2.0 ** min(attempt - 1, 30), self.max_backoff_seconds)
+        return backoff * (0.5 + jitter / 2)
+
+    def asked_seconds(self, outcome: Outcome) -> float | None:
+        """Return the pause that a 429 asks for, within the bound, or None when it names none."""
+        asked = retry_after_seconds(outcome)
+        return None if asked is None else min(asked, self.max_retry_after_seconds)
 
 
 def is_rate_limited(outcome: Outcome) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 import httpx
 
@@ -11,6 +13,8 @@ from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.shapes import quote, shorten
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
+LAST_PORT = 65535
+JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class Settings:
     def __post_init__(self) -> None:
         _check_api_key(self.api_key)
         object.__setattr__(self, "base_url", check_base_url("base_url", self.base_url))
+        _check_proxy(self.proxy)
         for name in ("timeout_seconds", "response_seconds", "max_response_bytes", "deadline_seconds"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
 
     @property
     def authorization(self) -> str:
@@ -49,8 +54,11 @@ class Settings:
         return f"Bearer {self.api_key}"
 
     def holds_key(self, content: bytes) -> bool:
-        """Whether the key stands in some bytes, for the case that a server repeats it."""
-        return self.api_key.encode() in content
+        """Whether the key stands in some bytes, as it is or as JSON or a URL writes it: a server may repeat it."""
+        # Without its zeros, UTF-16 reads like ASCII.
+        text = content.replace(b"\0", b"").decode(errors="replace")
+        plain = JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
+        return any(self.api_key in form for form in (text, plain, unquote(text), unquote(plain)))
 
     def ssl_context(self) -> ssl.SSLContext | bool:
         """Return what httpx verifies certificates with.
@@ -88,11 +96,27 @@ def check_base_url(parameter: str, value: str) -> str:
         raise InvalidParameterError(parameter, quote(value), expected) from error
     if url.userinfo:
         raise InvalidParameterError(parameter, "a URL with user information", expected)
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+    odd = "?" in str(url) or "#" in str(url) or "%" in url.host or (url.port or 0) > LAST_PORT
+    if url.scheme not in ("http", "https") or not url.host or odd:
         raise InvalidParameterError(parameter, shorten(repr(value)), expected)
     return str(url).rstrip("/")
 
 
-def _check_positive(parameter: str, value: float) -> None:
+def _check_proxy(value: str | None) -> None:
+    try:
+        usable = value is None or bool(httpx.Proxy(value).url.host)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        usable = False
+    if not usable:
+        # It may hold a password, which neither the message nor a cause may show.
+        received = "one that can't be used" if isinstance(value, str) else quote(value)
+        raise InvalidParameterError("proxy", received, "a URL such as http://proxy.example:3128, or None")
+
+
+def check_positive(parameter: str, value: float) -> None:
+    """Check that a value is a finite number above 0.
+
+    :raises InvalidParameterError: it is not
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise InvalidParameterError(parameter, quote(value), "a number above 0")

@@ -96,14 +96,20 @@ def read_object(value: Json, expected: str) -> dict[str, Json]:
     return value
 
 
-def unwrap(value: Json, expected: str, *wrappers: str) -> dict[str, Json]:
-    """Return an object, or the one inside it under a wrapper's name.
+def unwrap(value: Json, expected: str, wrapper: str, *id_names: str) -> dict[str, Json]:
+    """Return an object that has an id, or the one inside it under its own name or `data`.
 
-    :raises ShapeError: there is no object
+    :raises ShapeError: there is no object, or both `data` and what is around it have an id
     """
     outer = read_object(value, expected)
-    inner = next((outer[name] for name in wrappers if isinstance(outer.get(name), dict)), outer)
-    return read_object(inner, expected)
+    for name in (wrapper, "data"):
+        inner = outer.get(name)
+        if not isinstance(inner, dict) or find(inner, *id_names) is None:
+            continue
+        if name == "data" and find(outer, *id_names) is not None:
+            raise ShapeError("one object with an id, not one inside another", quote(value))
+        return inner
+    return outer
 
 
 def items(value: Json, expected: str, *wrappers: str) -> Iterator[Json]:

@@ -1,1 +1,4 @@
-"""What the users of one API key share: its rate budget."""
+"""What the users of one API key share: its rate budget, and records of who started what.
+
+Knows neither HTTP nor Airflow.
+"""

@@ -1,6 +1,5 @@
-"""The arithmetic of the rate budget: the generic cell rate algorithm (GCRA), pure.
+"""How fast a budget goes: the rate of a generic cell rate algorithm (GCRA) that keeps to a limit, and its policy.
 
-One number is kept, the theoretical arrival time: when the bucket would be empty of debt if nothing more were taken.
 A burst B and a rate r with B + r·(60 s + J) ≤ limit keep every window of a minute inside the limit, whichever way
 the server counts; J is the time by which a request may arrive later than its slot.
 """
@@ -9,8 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MINUTE_SECONDS = 60.0
 # How much later than its slot a request may reach the server without a window ever holding more than the limit.
 JITTER_SECONDS = 1.5
+# Who wakes up later than this after a slot has missed it; what is left of the jitter is the time on the way.
+LATE_SECONDS = 1.0
+# Covers rounding, and a window that holds both its ends.
+MARGIN_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +29,58 @@ class Rate:
     interval_seconds: float
 
     @classmethod
-    def within(cls, limit: int, period_seconds: float, burst: int) -> Rate:
+    def within(cls, limit: int, period_seconds: float, burst: int, jitter_seconds: float = JITTER_SECONDS) -> Rate:
         """Return the fastest rate that never exceeds `limit` requests in any window of `period_seconds`.
 
         The burst is cut so that at least half the limit is left to the steady rate.
         """
         kept = max(1, min(burst, limit // 2))
-        return cls(kept, (period_seconds + JITTER_SECONDS) / max(limit - kept, 1))
+        return cls(kept, (period_seconds + jitter_seconds + MARGIN_SECONDS) / max(limit - kept, 1))
+
+    def tolerance(self, burst: int | None = None) -> float:
+        """Return how long before its theoretical arrival time a request may leave."""
+        return ((self.burst if burst is None else burst) - 1) * self.interval_seconds
+
+    @property
+    def polls_burst(self) -> int:
+        """The part of the burst that polls may use up."""
+        return (self.burst + 1) // 2
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """A place in the budget.
+class Policy:
+    """How a budget is kept.
 
-    :param due: when it may be used, on the budget's clock
-    :param arrival: the theoretical arrival time to keep when it is taken
+    :param rate: burst and steady rate
+    :param poll_share: the part of the rate that polls get even when commands want it all
+    :param late_seconds: who wakes up later than this after a slot has missed it
+    :param first_pause_seconds: pause after the first 429 without a Retry-After, doubled with each refused probe
+    :param longest_pause_seconds: bound of the growth
+    :param shortest_pause_seconds: a pause that even a Retry-After of 0 brings
+    :param probe_seconds: time after which a probe that brought no answer is given up
     """
 
-    due: float
-    arrival: float
+    rate: Rate
+    poll_share: float = 0.2
+    late_seconds: float = LATE_SECONDS
+    first_pause_seconds: float = 10.0
+    longest_pause_seconds: float = 60.0
+    shortest_pause_seconds: float = 1.0
+    probe_seconds: float = 30.0
 
+    @classmethod
+    def of(cls, requests_per_minute: int, burst: int, minute_seconds: float = MINUTE_SECONDS) -> Policy:
+        """Return the policy for a limit; a shorter minute makes everything else shorter, too."""
+        scale = minute_seconds / MINUTE_SECONDS
+        rate = Rate.within(requests_per_minute, minute_seconds, burst, JITTER_SECONDS * scale)
+        return cls(rate, 0.2, LATE_SECONDS * scale, 10 * scale, minute_seconds, scale, 30 * scale)
 
-def next_slot(rate: Rate, arrival: float, now: float, burst: int | None = None) -> Slot:
-    """Return the next free slot.
+    @property
+    def poll_interval_seconds(self) -> float:
+        """Time after which a poll goes before commands."""
+        return self.rate.interval_seconds / self.poll_share
 
-    :param arrival: the theoretical arrival time kept so far
-    :param now: the present, on the same clock
-    :param burst: a smaller burst for a request that leaves part of it to others
-    """
-    tolerance = ((burst or rate.burst) - 1) * rate.interval_seconds
-    due = max(now, arrival - tolerance)
-    return Slot(due, max(now, arrival) + rate.interval_seconds)
+    @property
+    def drained_seconds(self) -> float:
+        """How far ahead the theoretical arrival time of an empty bucket lies."""
+        return self.rate.tolerance() + self.rate.interval_seconds

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Install the built wheel next to each supported Airflow and run the tests that need Airflow.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+find_python() {
+  for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+    if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c "import sys; assert sys.version_info[:2] == (${1/./, })" 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "Python $1 is needed for the matrix and was not found" >&2
+  exit 1
+}
+
+failed=0
+while read -r airflow version; do
+  python=$(find_python "$version")
+  name=matrix-$airflow-$version
+  .ci/environment.sh "$name" "$python" wheel "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" --group test
+  echo "· Airflow $airflow on Python $version"
+  checkout=$PWD
+  if ! (cd "$(mktemp -d)" && "$checkout/.cache/environments/$name/bin/pytest" -q -c "$checkout/pyproject.toml" \
+        --rootdir "$checkout" -p no:cacheprovider "$checkout/tests/integration" --durations=3); then
+    failed=1
+    echo "· FAILED: Airflow $airflow on Python $version"
+  fi
+done < "${1:-.ci/matrix.txt}"
+exit $failed

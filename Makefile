@@ -1,0 +1,41 @@
+# Everything makes its own environment below .cache/ and needs Python 3.11, 3.12 or 3.13 and git.
+PYTHON ?= python3
+AIRFLOW ?= 3.3.2
+ENVIRONMENTS := .cache/environments
+export PYTHON
+
+.PHONY: demo test lint matrix contract bench wheel clean
+
+demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
+	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
+	@$(ENVIRONMENTS)/demo/bin/python .ci/demo.py
+
+test: ## Run the tests, those in a real Airflow among them
+	@.ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
+	@$(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract
+
+lint: ## Check style and types
+	@.ci/environment.sh lint "$(PYTHON)" editable --group lint
+	@$(ENVIRONMENTS)/lint/bin/ruff format --check .
+	@$(ENVIRONMENTS)/lint/bin/ruff check .
+	@$(ENVIRONMENTS)/lint/bin/mypy
+
+matrix: ## Run the Airflow tests with the built wheel on every supported Airflow
+	@.ci/matrix.sh
+
+contract: ## Check the sandbox against its OpenAPI document
+	@.ci/environment.sh contract "$(PYTHON)" editable --group contract
+	@$(ENVIRONMENTS)/contract/bin/pytest -q tests/contract
+
+bench: ## Measure what importing the package costs a DAG, beside other providers
+	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks
+	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/parse.py
+
+wheel: ## Build the wheel and the source archive, and check them
+	@.ci/environment.sh wheel "$(PYTHON)" editable twine
+	@rm -rf dist
+	@$(ENVIRONMENTS)/uv/bin/uv build --quiet
+	@$(ENVIRONMENTS)/wheel/bin/twine check --strict dist/*
+
+clean: ## Remove what the other targets made
+	rm -rf .cache .demo dist

@@ -1,0 +1,24 @@
+"""Start a workflow with a payload and wait for its end, in one task that holds no worker slot meanwhile."""
+
+from datetime import UTC, datetime, timedelta
+
+from airflow.providers.common.compat.sdk import DAG
+
+from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
+
+with DAG(
+    "techflow_trigger_and_wait",
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    tags=["techflow"],
+    params={"workflow_id": "wf_123"},
+) as dag:
+    TechFlowTriggerWorkflowOperator(
+        task_id="trigger_and_wait",
+        workflow_id="{{ params.workflow_id }}",
+        payload={"run": "{{ run_id }}"},
+        wait_for_completion=True,
+        deferrable=True,
+        timeout=timedelta(hours=2),
+    )

@@ -1,0 +1,202 @@
+"""A SQLite file that is safe to open: made for its owner alone, opened anew when replaced, set aside when broken.
+
+A process has one connection to it, used by one thread at a time for the length of a transaction, and closed before a
+fork: SQLite's record of its own locks would be wrong in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, StoreError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DOOR_PAUSE_SECONDS = 0.005
+BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+# A file can be replaced, and a new one found broken, between two looks; more often than this it is no accident.
+MAX_OPENINGS = 3
+
+# Held for each transaction, and by a thread that forks.
+_turn = threading.RLock()
+_files: weakref.WeakSet[StateFile] = weakref.WeakSet()
+
+
+class _ReplacedError(Exception):
+    """The file at the path is not the one that the connection has open."""
+
+
+class StateFile:
+    """A file of shared state.
+
+    :param path: an absolute path
+    :param timeout_seconds: how long to wait for other processes
+    :param private: whether the folder must belong to this user, as below a folder in which everybody may write
+    """
+
+    def __init__(self, path: Path, timeout_seconds: float = STORE_TIMEOUT_SECONDS, *, private: bool = False) -> None:
+        self.path = path
+        self._timeout_seconds = timeout_seconds
+        self._private = private
+        self._connection: sqlite3.Connection | None = None
+        self._file_id = (0, 0)
+        _files.add(self)
+
+    def run(
+        self, act: Callable[[sqlite3.Connection], T], prepare: Callable[[sqlite3.Connection], None], begin: str
+    ) -> T:
+        """Run `act` in a transaction.
+
+        :param prepare: lays out the tables where a connection is new, in a transaction of its own
+        :param begin: the statement that begins the transaction
+        :raises StoreError: the file can't be used
+        """
+        with _turn:
+            for _ in range(MAX_OPENINGS):
+                try:
+                    return self._run(act, prepare, begin)
+                except _ReplacedError:
+                    continue
+                except (sqlite3.Error, OSError) as error:
+                    raise StoreError(f"{self.path}: {error}") from error
+        raise StoreError(f"{self.path}: the file is replaced again and again")
+
+    def _run(
+        self, act: Callable[[sqlite3.Connection], T], prepare: Callable[[sqlite3.Connection], None], begin: str
+    ) -> T:
+        try:
+            connection = self._connection or self._open(prepare)
+            with _transaction(connection, begin):
+                self._check_file()
+                return act(connection)
+        except BaseException as error:
+            # Whatever interrupted it, a signal's exception too: a connection that is closed holds no lock.
+            self.close()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in BROKEN:
+                with self._door():
+                    self._set_aside(self._file_id)
+                raise _ReplacedError from error
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        with _turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def _open(self, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+        with self._door():
+            self._create()
+            self._file_id = self._present_file()
+            self._connection = connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?mode=rw",
+                uri=True,
+                timeout=self._timeout_seconds,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            with _transaction(connection, "BEGIN IMMEDIATE"):
+                prepare(connection)
+        return connection
+
+    @contextlib.contextmanager
+    def _door(self) -> Iterator[None]:
+        """Let one process at a time open or replace the file; a killed one leaves the door open."""
+        self._check_folder()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(f"{self.path}.lock", flags, 0o600)
+        try:
+            deadline = time.monotonic() + self._timeout_seconds
+            # A lock by lockf, unlike one by flock, does not pass on to children.
+            while not _locked(descriptor):
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process keeps the file's lock")
+                time.sleep(DOOR_PAUSE_SECONDS)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_folder(self) -> None:
+        folder = self.path.parent
+        with contextlib.suppress(FileExistsError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+        found = folder.lstat() if self._private else folder.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(f"{folder} is no folder")
+        if found.st_mode & stat.S_IWOTH or (self._private and found.st_uid != os.geteuid()):
+            raise PermissionError(f"others may write in the folder {folder}; choose a folder of your own")
+
+    def _create(self) -> None:
+        # SQLite would make a file that the umask may let others read.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        # An existing file is not opened here: closing it would drop the locks that SQLite has on it in this process.
+        if not stat.S_ISREG(self.path.lstat().st_mode):
+            raise PermissionError("it is no regular file, perhaps a symbolic link")
+
+    def _present_file(self) -> tuple[int, int]:
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return (0, 0)
+        return found.st_dev, found.st_ino
+
+    def _check_file(self) -> None:
+        if self._present_file() != self._file_id:
+            raise _ReplacedError
+
+    def _set_aside(self, file_id: tuple[int, int]) -> None:
+        """Give a broken file another name, unless another process has done so."""
+        if self._present_file() != file_id:
+            return
+        # The journal first: it must never be read as that of the new file.
+        for part in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{part}").replace(f"{self.path}.broken{part}")
+        log.warning("The state in %s is broken; it is kept as %s.broken and begun anew, empty", self.path, self.path)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _before_fork() -> None:
+    _turn.acquire()
+    for file in list(_files):
+        file.close()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_turn.release, after_in_child=_turn.release)

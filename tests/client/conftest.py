@@ -1,0 +1,121 @@
+"""One client asked in four ways: synchronous and asynchronous, in-process and over a socket; no test really waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from techflow_provider.client import AsyncClient, Client, RetryPolicy, Settings
+from techflow_provider.client.exchange import Sleep, Step
+from techflow_provider.sandbox import ManualClock, Sandbox
+from techflow_provider.state.budget import Budget, LocalBudget
+
+Ask = Callable[[Callable[[Any], Any]], Any]
+Connect = Callable[..., Ask]
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class UnhurriedClient(AsyncClient):
+    """An `AsyncClient` whose waits move a manual clock."""
+
+    manual_clock: ManualClock
+
+    async def _perform(self, step: Step) -> Any:
+        if isinstance(step, Sleep):
+            return self.manual_clock.advance(step.seconds)
+        return await super()._perform(step)
+
+
+class Connector:
+    """Makes clients of one kind, and closes them.
+
+    :param way: `sync` or `async`, with `-socket` when the sandbox is reached over one
+    """
+
+    def __init__(self, way: str, sandbox: Sandbox, clock: ManualClock, api_key: str, stack: ExitStack) -> None:
+        self._way = way
+        self._sandbox = sandbox
+        self._clock = clock
+        self._api_key = api_key
+        self._stack = stack
+
+    def __call__(
+        self,
+        *,
+        answer: Answer | None = None,
+        base_url: str | None = None,
+        budget: Budget | None = None,
+        retry: RetryPolicy | None = None,
+        **settings: Any,
+    ) -> Ask:
+        """Return what asks a new client.
+
+        :param answer: answers in place of the sandbox
+        :param base_url: reached over a socket in place of the sandbox
+        """
+        transport: httpx.MockTransport | None
+        if answer:
+            transport = httpx.MockTransport(answer)
+        else:
+            transport = None if base_url or self._way.endswith("socket") else self._sandbox.transport()
+        if base_url is None:
+            served = transport is None
+            base_url = self._stack.enter_context(self._sandbox.serve()) if served else self._sandbox.base_url
+        options: dict[str, Any] = {
+            # Nothing here speaks TLS, and loading the certificates takes longer than a test.
+            "settings": Settings(**{"api_key": self._api_key, "base_url": base_url, "verify": False, **settings}),
+            "budget": budget or LocalBudget(100_000, 50_000, self._clock.monotonic),
+            "retry": retry,
+            "transport": transport,
+            "clock": self._clock.monotonic,
+        }
+        return self._async(options) if self._way.startswith("async") else self._sync(options)
+
+    def _sync(self, options: dict[str, Any]) -> Ask:
+        client = self._stack.enter_context(Client(sleep=self._clock.advance, **options))
+        return lambda operation: operation(client)
+
+    def _async(self, options: dict[str, Any]) -> Ask:
+        runner = self._stack.enter_context(asyncio.Runner())
+        client = UnhurriedClient(**options)
+        client.manual_clock = self._clock
+        self._stack.callback(lambda: runner.run(client.aclose()))
+
+        def ask(operation: Callable[[Any], Any]) -> Any:
+            async def run() -> Any:
+                return await operation(client)
+
+            return runner.run(run())
+
+        return ask
+
+
+@pytest.fixture(params=["sync", "async"])
+def near(request, sandbox: Sandbox, clock: ManualClock, api_key: str) -> Iterator[Connect]:
+    """Make clients of the sandbox in-process; a test that asks for it runs with both kinds of client."""
+    with ExitStack() as stack:
+        yield Connector(request.param, sandbox, clock, api_key, stack)
+
+
+@pytest.fixture(params=["sync", "async", "sync-socket", "async-socket"])
+def connect(request, sandbox: Sandbox, clock: ManualClock, api_key: str) -> Iterator[Connect]:
+    """Make clients of the sandbox, in-process and over a socket."""
+    with ExitStack() as stack:
+        yield Connector(request.param, sandbox, clock, api_key, stack)
+
+
+@pytest.fixture
+def ask(near: Connect) -> Ask:
+    """Ask a client of the sandbox in-process."""
+    return near()
+
+
+@pytest.fixture
+def workflow_id(sandbox: Sandbox) -> str:
+    """A workflow of the sandbox."""
+    return sandbox.add_workflow("My Workflow", id="wf_1")

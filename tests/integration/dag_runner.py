@@ -1,0 +1,43 @@
+"""Run one DAG of the DAGs folder through `dag.test()` and write down what it left: dag_runner.py DAG_ID RESULT."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def find(dag_id: str) -> Any:
+    """Import the DAG from the folder's files, as Airflow does."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:
+        from airflow.models.dagbag import DagBag  # type: ignore[attr-defined,no-redef]
+    bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+    if bag.import_errors:
+        raise SystemExit(json.dumps(bag.import_errors, indent=1, default=str))
+    return bag.dags[dag_id]
+
+
+def returned(ti: Any) -> Any:
+    """Return what a task pushed as its result."""
+    return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, dag_id=ti.dag_id, run_id=ti.run_id)
+
+
+def main(dag_id: str, result: str) -> None:
+    """Run it."""
+    run = find(dag_id).test()
+    tasks = run.get_task_instances()
+    names = {ti: ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]" for ti in tasks}
+    left = {
+        "state": str(getattr(run.state, "value", run.state)),
+        "tasks": {names[ti]: str(getattr(ti.state, "value", ti.state)) for ti in tasks},
+        "returned": {names[ti]: returned(ti) for ti in tasks},
+    }
+    Path(result).write_text(json.dumps(left, default=str))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

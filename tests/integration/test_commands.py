@@ -1,0 +1,61 @@
+"""What Airflow's own commands make of the package: provider metadata, the connection's test, the DAGs' import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from techflow_provider import __version__
+from techflow_provider.sandbox import Sandbox
+
+pytestmark = pytest.mark.airflow
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def airflow(airflow_home: Path) -> Command:
+    """Run Airflow's command line with warnings shown."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "default", "-m", "airflow", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+        ours = [line for line in done.stderr.splitlines() if "techflow" in line.lower() and "warning" in line.lower()]
+        assert not ours
+        return done
+
+    return run
+
+
+def test_airflow_knows_the_provider(airflow: Command) -> None:
+    done = airflow("providers", "get", "airflow-provider-techflow", "--full", "--output", "json")
+    assert done.returncode == 0, done.stderr
+    assert __version__ in done.stdout
+    assert "techflow_provider.hooks.techflow.TechFlowHook" in done.stdout
+
+
+def test_the_connections_test_succeeds_with_the_right_key(served: Sandbox, airflow: Command) -> None:
+    done = airflow("connections", "test", "techflow_default")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the API key sees 0 workflows" in done.stdout
+
+
+def test_the_connections_test_says_that_the_key_is_wrong_and_does_not_show_it(
+    served: Sandbox, airflow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"conn_type": "techflow", "host": served.base_url, "password": "wrong-key-4711"}
+    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(wrong))
+    done = airflow("connections", "test", "techflow_default")
+    assert done.returncode != 0
+    assert "check the API key" in done.stdout + done.stderr
+    assert "wrong-key-4711" not in done.stdout + done.stderr
+
+
+def test_all_dags_are_imported_without_an_error(airflow: Command) -> None:
+    done = airflow("dags", "list-import-errors", "--output", "json")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "techflow" not in done.stdout.lower(), done.stdout

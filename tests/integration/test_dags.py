@@ -1,0 +1,76 @@
+"""The operators and the sensor in the installed Airflow, against the sandbox over a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from techflow_provider.sandbox import Sandbox
+
+pytestmark = pytest.mark.airflow
+RunDag = Callable[[str], Any]
+
+
+def test_every_operator_and_every_mode_of_the_sensor_does_its_work(
+    served: Sandbox, run_dag: RunDag
+) -> None:
+    run = run_dag("every_operator")
+    assert run.state == "success"
+    assert set(run.tasks.values()) == {"success"}
+    workflow_id, execution_id = run.returned["create"], run.returned["start"]
+    assert run.returned["again"] == workflow_id
+    assert run.returned["update"] == workflow_id
+    assert run.returned["get"]["description"] == "changed"
+    assert [workflow["id"] for workflow in run.returned["list_workflows"]] == [workflow_id]
+    ends = [run.returned[mode] for mode in ("poke", "reschedule", "deferrable")]
+    assert ends[0] == ends[1] == ends[2]
+    assert ends[0]["id"] == execution_id
+    assert ends[0]["status"] == "completed"
+    assert run.returned["first_since"]["id"] == execution_id
+    started = [execution_id, run.returned["start_and_wait"], run.returned["start_and_defer"]]
+    assert sorted(each["id"] for each in run.returned["list_executions"]) == sorted(started)
+    assert served.count(method="POST", path="/workflows/*/execute") == len(started)
+    assert not served.workflows
+
+
+def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(
+    served: Sandbox, run_dag: RunDag
+) -> None:
+    run = run_dag("failed_execution")
+    assert run.state == "failed"
+    assert run.tasks == {
+        "create": "success",
+        "start": "success",
+        **{mode: "failed" for mode in ("poke", "reschedule", "deferrable", "wait", "defer")},
+        **{f"{mode}_soft": "skipped" for mode in ("poke", "reschedule", "deferrable")},
+        **{f"{mode}_allowed": "success" for mode in ("poke", "reschedule", "deferrable")},
+    }
+
+
+def test_what_a_user_sees_of_a_failed_execution_names_it_and_its_reason(
+    served: Sandbox, run_dag: RunDag, tmp_path: Path
+) -> None:
+    run = run_dag("failed_execution")
+    log = (tmp_path / "failed_execution.log").read_text()
+    said = f"execution {run.returned['start']} of workflow {run.returned['create']} ended with status 'failed'"
+    assert f"{said}: table orders is locked" in log
+
+
+def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(
+    served: Sandbox, run_dag: RunDag, tmp_path: Path
+) -> None:
+    run = run_dag("endless_execution")
+    assert run.tasks == {
+        "create": "success",
+        "start": "success",
+        **{mode: "failed" for mode in ("poke", "reschedule", "deferrable", "wait", "defer", "execution_timeout")},
+        **{f"{mode}_soft": "skipped" for mode in ("poke", "reschedule", "deferrable")},
+    }
+    log = (tmp_path / "endless_execution.log").read_text()
+    assert "AirflowSensorTimeout" in log
+    assert "AirflowTaskTimeout" in log
+    assert "ExecutionTimeoutError" in log
+    assert "it goes on in TechFlow, which has no call to cancel it" in log

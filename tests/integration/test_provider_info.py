@@ -1,0 +1,40 @@
+"""The provider's metadata against the classes that it names, and the form in its two styles."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import metadata
+
+import pytest
+
+from techflow_provider.get_provider_info import get_provider_info
+from techflow_provider.hooks.form import EXTRA_FIELDS
+from techflow_provider.hooks.techflow import TechFlowHook
+
+pytestmark = pytest.mark.airflow
+
+
+def test_the_package_has_the_name_of_the_distribution() -> None:
+    assert get_provider_info()["package-name"] == metadata("airflow-provider-techflow")["Name"]
+
+
+@pytest.mark.parametrize("layer", ["operators", "sensors", "hooks", "triggers"])
+def test_each_module_that_is_named_can_be_imported(layer: str) -> None:
+    for entry in get_provider_info()[layer]:
+        for module in entry["python-modules"]:
+            assert importlib.import_module(module)
+
+
+def test_the_connection_type_is_the_hooks() -> None:
+    (declared,) = get_provider_info()["connection-types"]
+    assert declared["connection-type"] == TechFlowHook.conn_type
+    assert declared["hook-class-name"] == f"{TechFlowHook.__module__}.{TechFlowHook.__qualname__}"
+    assert declared["hook-name"] == TechFlowHook.hook_name
+
+
+def test_the_old_form_has_the_fields_of_the_new_one() -> None:
+    if importlib.util.find_spec("flask_appbuilder") is None:
+        # Airflow 3.2 and later have neither the package nor a use for the widgets.
+        assert EXTRA_FIELDS
+        return
+    assert set(TechFlowHook.get_connection_form_widgets()) == set(EXTRA_FIELDS)

@@ -1,0 +1,164 @@
+"""The stores that the tests run on: memory, a SQLite file, and a real Redis server on a private socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+
+from techflow_provider.state.files import StateFile
+from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.redis import RedisStore
+from techflow_provider.state.sqlite import SqliteStore
+from techflow_provider.state.store import Store
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is advanced."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class RedisServer:
+    """A server of the tests' own, on a socket in a folder of its own."""
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    options: tuple[str, ...] = field(default=())
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        return f"unix://{self.folder}/redis.sock"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = ["redis-server", "--port", "0", "--unixsocket", "redis.sock", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen([*command, *self.options], cwd=self.folder, stdout=subprocess.DEVNULL)
+        client = redis.Redis.from_url(self.url)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+            except redis.RedisError:
+                assert time.monotonic() < deadline, "redis-server does not answer"
+                time.sleep(0.01)
+            else:
+                client.close()
+                return
+
+    def stop(self) -> None:
+        """End it, with all that it held."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            self.process.wait(timeout=10)
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> None:
+    if shutil.which("redis-server") is None:
+        pytest.fail("these tests need a redis-server: apt-get install redis-server (and stop the service it starts)")
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_binary: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that all tests share, each with names of its own."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_redis(redis_binary: None, tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that the test may stop and start."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The stores' clock; it stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def key() -> str:
+    """The name of a budget that no other test uses."""
+    return uuid4().hex
+
+
+@pytest.fixture
+def sqlite_path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "state.sqlite"
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def store(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Store]:
+    """Each store in turn, on the test's clock."""
+    made = _make(request, request.param, clock)
+    yield made
+    made.close()
+
+
+def _make(request: pytest.FixtureRequest, kind: str, clock: Clock) -> Store:
+    if kind == "memory":
+        return MemoryStore(clock)
+    if kind == "sqlite":
+        return SqliteStore(StateFile(request.getfixturevalue("sqlite_path")), clock)
+    return RedisStore(request.getfixturevalue("redis_server").url, clock)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def state_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each store that processes can share, on its own clock."""
+    if request.param == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('sqlite_path')}"
+    return str(request.getfixturevalue("redis_server").url)
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a process that runs one task of `worker.py`; killed at the end of the test."""
+    import sys
+
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
