@@ -45,9 +45,7 @@ def airflow_environment(url: str) -> dict[str, str]:
         "AIRFLOW_HOME": str(FOLDER / "home"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(FOLDER / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW_CONN_TECHFLOW_DEFAULT": json.dumps(
-            {"conn_type": "techflow", "host": url, "password": "sandbox-key"}
-        ),
+        "AIRFLOW_CONN_TECHFLOW_DEFAULT": json.dumps({"conn_type": "techflow", "host": url, "password": "sandbox-key"}),
     }
 
 
@@ -65,7 +63,9 @@ def story(environment: dict[str, str]) -> dict[str, str]:
     log = LOG.read_text()[before:]
     if "running trigger in line" in log:
         say("    The sensor was deferred: it waited in the triggerer's loop, without a worker slot")
-    for reason in dict.fromkeys(re.findall(r"execution \S+ of workflow \S+ ended with status 'failed': [^\n\"\\]+", log)):
+    for reason in dict.fromkeys(
+        re.findall(r"execution \S+ of workflow \S+ ended with status 'failed': [^\n\"\\]+", log)
+    ):
         say(f"    The task's log says: {reason}")
     left = json.loads(result.read_text())
     for task, state in left["tasks"].items():

@@ -26,13 +26,15 @@ def repair() -> None:
     """Stand for what follows a failure."""
 
 
-settings = {"schedule": None, "start_date": datetime(2026, 1, 1, tzinfo=UTC), "catchup": False, "tags": ["techflow"]}
-with DAG("techflow_branch_on_status", params={"workflow_id": "wf_123"}, **settings) as dag:
-    trigger = TechFlowTriggerWorkflowOperator(task_id="trigger", workflow_id="{{ params.workflow_id }}")
+with DAG(
+    "techflow_branch_on_status",
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    tags=["techflow"],
+) as dag:
+    trigger = TechFlowTriggerWorkflowOperator(task_id="trigger", workflow_id="wf_123")
     wait = TechFlowExecutionSensor(
-        task_id="wait",
-        execution_id=trigger.output,
-        allowed_statuses=("completed", "failed"),
-        deferrable=True,
+        task_id="wait", execution_id=trigger.output, allowed_statuses=("completed", "failed"), deferrable=True
     )
     chain(choose(wait.output), [publish(), repair()])

@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 
-from techflow_provider.client import Execution, ExecutionFailedError
-from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.models import status_word
+from techflow_provider.client.errors import ExecutionFailedError, InvalidParameterError
+from techflow_provider.client.models import Execution, status_word
 from techflow_provider.client.shapes import quote
 
 DEFAULT_TIMEOUT = timedelta(days=7)

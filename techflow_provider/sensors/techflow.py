@@ -13,6 +13,7 @@ import pendulum
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
+    AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -177,16 +178,22 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         timeout = timedelta(seconds=self.timeout)
         waited = shorter(timeout, self.execution_timeout)
         if waited < timeout:
-            return task_timeout(over.wanted, waited, over.last_seen)
-        return AirflowSensorTimeout(f"{over.wanted} did not end within {self.timeout:g} s: {over.last_seen}")
+            return self._or_skip(task_timeout(over.wanted, waited, over.last_seen))
+        words = f"{over.wanted} did not end within {self.timeout:g} s: {over.last_seen}"
+        return self._or_skip(AirflowSensorTimeout(words))
 
     def _conclude(self, execution: Execution) -> dict[str, Json]:
         try:
             check_ended(execution, tuple(self.allowed_statuses))
         except ExecutionFailedError as error:
-            raise AirflowFailException(str(error)) from error
+            raise self._or_skip(AirflowFailException(str(error))) from error
         self.log.info("Execution %s ended with status %r", execution.id, execution.status)
         return execution.to_dict()
+
+    def _or_skip(self, error: BaseException) -> BaseException:
+        """Return what ends the task; Airflow looks at `soft_fail` in most places where a wait can end, not in all."""
+        skip = self.soft_fail or getattr(self, "never_fail", False)
+        return AirflowSkipException(str(error)) if skip else error
 
 
 def _instant(value: datetime | str | None) -> datetime | None:

@@ -26,6 +26,7 @@ from techflow_provider.state.store import (
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.commands.core import Script
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ class RedisStore:
         self.shown = _shown(url)
         self._url = url
         self._clock = clock
-        self._client: tuple[int, Redis] | None = None
+        self._connection: _Connection | None = None
 
     def take(self, key: str, policy: Policy, wish: Wish) -> Reservation:
         """Answer a wish to send."""
@@ -147,17 +148,16 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections of this process."""
-        client, self._client = self._client, None
-        if client is not None and client[0] == os.getpid():
-            client[1].close()
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.process_id == os.getpid():
+            connection.client.close()
 
     def _run(self, script: str, keys: tuple[str, ...], arguments: tuple[str, ...]) -> Any:
         """Run a script by its hash, or by its text where the server does not know it yet."""
         import redis
 
         try:
-            client = self._connected()
-            return client.register_script(script)(keys=list(keys), args=list(arguments))
+            return self._connected().script(script)(keys=keys, args=arguments)
         except (redis.RedisError, OSError, ValueError, TypeError) as error:
             # The words are the server's or the socket's; those of a bad option may quote the URL.
             words = (
@@ -165,12 +165,27 @@ class RedisStore:
             )
             raise StoreError(f"{self.shown}: {type(error).__name__}: {words}") from error
 
-    def _connected(self) -> Redis:
-        client = self._client
-        if client is None or client[0] != os.getpid():
-            # A connection is never shared with a child.
-            client = self._client = (os.getpid(), _connect(self._url))
-        return client[1]
+    def _connected(self) -> _Connection:
+        connection = self._connection
+        if connection is None or connection.process_id != os.getpid():
+            connection = self._connection = _Connection(self._url)
+        return connection
+
+
+class _Connection:
+    """A client, which is never shared with a child, and the scripts that it has registered."""
+
+    def __init__(self, url: str) -> None:
+        self.process_id = os.getpid()
+        self.client = _connect(url)
+        self._scripts: dict[str, Script] = {}
+
+    def script(self, text: str) -> Script:
+        """Return what runs a script."""
+        found = self._scripts.get(text)
+        if found is None:
+            found = self._scripts[text] = self.client.register_script(text)
+        return found
 
 
 def _connect(url: str) -> Redis:

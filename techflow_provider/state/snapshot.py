@@ -11,6 +11,8 @@ from techflow_provider.state.bucket import MINUTE_SECONDS, Policy
 from techflow_provider.state.store import HISTORY_SECONDS, Grant, Ledger
 
 SLICE_SECONDS = 10.0
+# Sums of intervals are off by a little.
+ROUNDING = 1e-6
 SENDERS = (RequestClass.COMMAND, RequestClass.POLL)
 
 
@@ -65,10 +67,10 @@ def snapshot_of(ledger: Ledger, policy: Policy, requests_per_minute: int, store:
         requests_per_minute=requests_per_minute,
         burst=policy.rate.burst,
         used=_count([grant for grant in ledger.grants if grant.at > ledger.now - MINUTE_SECONDS]),
-        free=min(policy.rate.burst, math.floor(-behind / interval) + 1) if open_now else 0,
+        free=min(policy.rate.burst, math.floor(-behind / interval + ROUNDING) + 1) if open_now else 0,
         next_slot_seconds=waits,
         cooldown_seconds=max(0.0, account.cool_until - ledger.now),
-        waiting=max(0, math.ceil(behind / interval - 1e-6) - 1),
+        waiting=max(0, math.ceil(behind / interval - ROUNDING) - 1),
         history=_history(ledger),
         store=store,
         shared=shared,

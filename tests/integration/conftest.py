@@ -19,7 +19,7 @@ from techflow_provider.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 DAG_FOLDERS = (ROOT / "tests" / "integration" / "dags", ROOT / "dags_examples")
-HOME = Path(tempfile.mkdtemp(prefix="techflow-airflow-"))
+HOME = Path(tempfile.mkdtemp(prefix="airflow-"))
 KEY = "key-of-the-integration-tests"
 # Set before any test imports Airflow, which reads them once.
 os.environ.update(
@@ -28,6 +28,8 @@ os.environ.update(
     AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
     AIRFLOW__CORE__TEST_CONNECTION="Enabled",
     AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{HOME}/airflow.db",
+    # Airflow 2.11 warns at every start until this is set.
+    AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY="True",
     AIRFLOW__TECHFLOW__POLL_INTERVAL="0.2",
 )
 

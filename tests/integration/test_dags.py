@@ -14,9 +14,7 @@ pytestmark = pytest.mark.airflow
 RunDag = Callable[[str], Any]
 
 
-def test_every_operator_and_every_mode_of_the_sensor_does_its_work(
-    served: Sandbox, run_dag: RunDag
-) -> None:
+def test_every_operator_and_every_mode_of_the_sensor_does_its_work(served: Sandbox, run_dag: RunDag) -> None:
     run = run_dag("every_operator")
     assert run.state == "success"
     assert set(run.tasks.values()) == {"success"}
@@ -37,40 +35,38 @@ def test_every_operator_and_every_mode_of_the_sensor_does_its_work(
 
 
 def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(
-    served: Sandbox, run_dag: RunDag
+    served: Sandbox, run_dag: RunDag, tmp_path: Path
 ) -> None:
     run = run_dag("failed_execution")
     assert run.state == "failed"
     assert run.tasks == {
         "create": "success",
         "start": "success",
-        **{mode: "failed" for mode in ("poke", "reschedule", "deferrable", "wait", "defer")},
+        **dict.fromkeys(("poke", "reschedule", "deferrable", "wait", "defer"), "failed"),
         **{f"{mode}_soft": "skipped" for mode in ("poke", "reschedule", "deferrable")},
         **{f"{mode}_allowed": "success" for mode in ("poke", "reschedule", "deferrable")},
     }
-
-
-def test_what_a_user_sees_of_a_failed_execution_names_it_and_its_reason(
-    served: Sandbox, run_dag: RunDag, tmp_path: Path
-) -> None:
-    run = run_dag("failed_execution")
     log = (tmp_path / "failed_execution.log").read_text()
-    said = f"execution {run.returned['start']} of workflow {run.returned['create']} ended with status 'failed'"
-    assert f"{said}: table orders is locked" in log
+    seen = f"execution {run.returned['start']} of workflow {run.returned['create']} ended with status 'failed'"
+    assert f"{seen}: table orders is locked" in log
 
 
-def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(
-    served: Sandbox, run_dag: RunDag, tmp_path: Path
-) -> None:
+def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(served: Sandbox, run_dag: RunDag, tmp_path: Path) -> None:
     run = run_dag("endless_execution")
     assert run.tasks == {
         "create": "success",
         "start": "success",
-        **{mode: "failed" for mode in ("poke", "reschedule", "deferrable", "wait", "defer", "execution_timeout")},
+        **dict.fromkeys(("poke", "reschedule", "deferrable", "wait", "defer"), "failed"),
         **{f"{mode}_soft": "skipped" for mode in ("poke", "reschedule", "deferrable")},
     }
     log = (tmp_path / "endless_execution.log").read_text()
     assert "AirflowSensorTimeout" in log
-    assert "AirflowTaskTimeout" in log
     assert "ExecutionTimeoutError" in log
     assert "it goes on in TechFlow, which has no call to cancel it" in log
+
+
+def test_execution_timeout_ends_a_deferred_wait(served: Sandbox, run_dag: RunDag, tmp_path: Path) -> None:
+    run = run_dag("execution_timeout")
+    assert run.state == "failed"
+    log = (tmp_path / "execution_timeout.log").read_text()
+    assert "AirflowTaskTimeout: execution_timeout of 1 s passed while waiting for execution" in log

@@ -133,7 +133,8 @@ def test_a_command_finds_a_slot_while_polls_want_everything():
 
 def test_equal_callers_get_equal_numbers_of_slots():
     policy, grants = Policy.of(100, 6), [0] * 16
-    account, asks = Account.empty(policy, 0.0), [(0.0, i, None) for i in range(16)]
+    account = Account.empty(policy, 0.0)
+    asks: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
     while asks[0][0] < 600:
         now, caller, earlier = heapq.heappop(asks)
         account, answer = take(account, policy, Wish(COMMAND, earlier=earlier), now)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
@@ -49,5 +50,6 @@ def hold(path: str) -> None:
 
 if __name__ == "__main__":
     task, *arguments = sys.argv[1:]
-    result = {"reserve": reserve, "claim": claim, "hold": hold}[task](*arguments)
+    tasks: dict[str, Callable[..., object]] = {"reserve": reserve, "claim": claim, "hold": hold}
+    result = tasks[task](*arguments)
     sys.stdout.write(json.dumps(result))

@@ -46,12 +46,6 @@ with DAG("endless_execution", start_date=START, schedule=None):
         TechFlowExecutionSensor(
             task_id=f"{mode}_soft", execution_id=endless.output, timeout=0.5, soft_fail=True, **options
         )
-    TechFlowExecutionSensor(
-        task_id="execution_timeout",
-        execution_id=endless.output,
-        deferrable=True,
-        execution_timeout=timedelta(seconds=1),
-    )
     for deferrable in (False, True):
         TechFlowTriggerWorkflowOperator(
             task_id="defer" if deferrable else "wait",
@@ -62,3 +56,13 @@ with DAG("endless_execution", start_date=START, schedule=None):
             poll_interval=0.2,
             timeout=timedelta(seconds=0.5),
         )
+
+with DAG("execution_timeout", start_date=START, schedule=None):
+    workflow = TechFlowCreateWorkflowOperator(task_id="create", name="endless")
+    endless = TechFlowTriggerWorkflowOperator(task_id="start", workflow_id=workflow.output, payload=ENDLESS)
+    TechFlowExecutionSensor(
+        task_id="execution_timeout",
+        execution_id=endless.output,
+        deferrable=True,
+        execution_timeout=timedelta(seconds=1),
+    )

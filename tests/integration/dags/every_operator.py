@@ -32,7 +32,11 @@ with DAG("every_operator", start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule
         TechFlowExecutionSensor(task_id="deferrable", execution_id=start.output, deferrable=True),
     ]
     waiting = TechFlowTriggerWorkflowOperator(
-        task_id="start_and_wait", workflow_id=create.output, wait_for_completion=True, deferrable=False, poll_interval=0.2
+        task_id="start_and_wait",
+        workflow_id=create.output,
+        wait_for_completion=True,
+        deferrable=False,
+        poll_interval=0.2,
     )
     deferring = TechFlowTriggerWorkflowOperator(
         task_id="start_and_defer", workflow_id=create.output, wait_for_completion=True, deferrable=True

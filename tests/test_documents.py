@@ -1,0 +1,90 @@
+"""README, CHANGELOG and the example DAGs say what the code does."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from techflow_provider import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+EXAMPLES = sorted((ROOT / "dags_examples").glob("*.py"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES]
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+IMPORT_ROWS = re.findall(r"^\| `(techflow_provider[\w.]*)` \| ([^|]*) \|", README, re.MULTILINE)
+IMPORTS = [(module, name) for module, names in IMPORT_ROWS for name in re.findall(r"`(\w+)`", names)]
+MACHINE_PATHS = re.compile(r"/(?:work|tmp|home|root|usr|opt|Users)/")
+
+
+def example_name(path: Path) -> str:
+    return path.stem
+
+
+def dag_ids(path: Path) -> list[object]:
+    """Return the first argument of each `DAG(...)`, read without Airflow."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "DAG"]
+    return [ast.literal_eval(call.args[0]) for call in named]
+
+
+def test_the_newest_version_in_the_changelog_is_the_packages():
+    versions = re.findall(r"^## \[([^\]]+)\]", CHANGELOG, re.MULTILINE)
+    assert versions[0] == __version__
+
+
+def test_the_readme_has_at_most_200_lines():
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_readmes_python_compiles():
+    assert len(PYTHON_BLOCKS) >= 2
+    for block in PYTHON_BLOCKS:
+        compile(block, "README.md", "exec")
+
+
+def test_the_readmes_dag_is_the_example():
+    assert PYTHON_BLOCKS[0] in (ROOT / "dags_examples" / "techflow_create_trigger_wait.py").read_text()
+
+
+def test_the_licence_is_the_whole_apache_2():
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=example_name)
+def test_a_document_names_no_path_of_a_machine(path):
+    assert MACHINE_PATHS.search(path.read_text()) is None
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=example_name)
+def test_an_example_is_short_and_its_dag_is_called_as_the_file(path):
+    assert len(path.read_text().splitlines()) <= 40
+    assert dag_ids(path) == [path.stem]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=example_name)
+def test_an_example_imports_public_names_alone(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    ours = {(each.module, name.name) for each in imports for name in each.names if "techflow" in (each.module or "")}
+    public = {*IMPORTS, ("techflow_provider.client", "Execution"), ("techflow_provider.client", "ExecutionState")}
+    assert ours <= public
+
+
+def test_every_operator_of_the_package_is_in_the_readme():
+    source = ast.parse((ROOT / "techflow_provider" / "operators" / "techflow.py").read_text())
+    names = {node.name for node in source.body if isinstance(node, ast.ClassDef)} - {"TechFlowOperator"}
+    assert names == {name for module, name in IMPORTS if module == "techflow_provider.operators.techflow"}
+
+
+@pytest.mark.parametrize(("module", "name"), IMPORTS, ids=lambda value: value)
+def test_what_the_readme_imports_can_be_imported(module, name):
+    if module not in ("techflow_provider.client", "techflow_provider.sandbox"):
+        pytest.importorskip("airflow")
+    assert hasattr(importlib.import_module(module), name)
