@@ -34,7 +34,7 @@ def get_provider_info() -> dict[str, Any]:
         "config": {
             "techflow": {
                 "description": "Settings of the TechFlow provider.",
-                "options": {"poll_interval": POLL_INTERVAL},
+                "options": {"poll_interval": POLL_INTERVAL, "state_url": STATE_URL},
             }
         },
     }
@@ -51,4 +51,14 @@ POLL_INTERVAL = {
     "type": "float",
     "example": "10",
     "default": "5",
+}
+
+STATE_URL = {
+    "description": "Where processes share the rate budget of an API key: an absolute path on one host, or redis://, "
+    "rediss:// or unix:// where tasks run on several. Empty is the file techflow/state.db in AIRFLOW_HOME.",
+    "version_added": "0.1.0",
+    "type": "string",
+    "sensitive": True,
+    "example": "redis://redis.example:6379/0",
+    "default": "",
 }

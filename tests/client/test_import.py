@@ -33,7 +33,8 @@ STRANGERS = ("airflow", "redis", "requests", "aiohttp", "sqlalchemy", "flask", "
 
 
 def test_importing_the_client_loads_neither_airflow_nor_anything_heavy():
-    code = "import sys; before = set(sys.modules); from techflow_provider.client import AsyncClient, Client; print(*(set(sys.modules) - before))"
+    load = "from techflow_provider.client import AsyncClient, Client"
+    code = f"import sys; before = set(sys.modules); {load}; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"techflow_provider", "httpx"} <= loaded

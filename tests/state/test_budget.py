@@ -1,0 +1,200 @@
+"""A shared budget: it is one for all who use the store, and goes on with a share when the store can't be used."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from techflow_provider.state.budget import LocalBudget, Reason, RequestClass, SharedBudget
+from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.store import Store, StoreError
+
+COMMAND, POLL, _ = RequestClass
+
+
+class Fragile(MemoryStore):
+    """A store that can be broken and mended."""
+
+    broken = False
+    asked = 0
+
+    def take(self, *arguments):
+        self.asked += 1
+        if self.broken:
+            raise StoreError("out of order")
+        return super().take(*arguments)
+
+
+@pytest.fixture
+def budget(store: Store, key, clock) -> SharedBudget:
+    budget = SharedBudget(store, key, clock=clock)
+    budget.reserve(COMMAND, 0.0)
+    clock.advance(60)
+    return budget
+
+
+def sent(budget, clock, seconds: float, callers: int = 4) -> int:
+    """Return how many requests callers send who always want to."""
+    end, count, asks = clock.now + seconds, 0, [(clock.now, None)] * callers
+    while True:
+        asks.sort(key=lambda ask: ask[0])
+        at, earlier = asks.pop(0)
+        if at >= end:
+            return count
+        clock.now = max(clock.now, at)
+        answer = budget.reserve(COMMAND, 1e9, earlier)
+        count += answer.may_send
+        asks.append((clock.now + answer.wait_seconds, None if answer.may_send else answer))
+
+
+def test_two_budgets_of_one_key_are_one(budget, store, key, clock):
+    other = SharedBudget(store, key, clock=clock)
+    assert [each.reserve(COMMAND, 0.0).granted for each in (budget, other) * 4] == [True] * 6 + [False] * 2
+
+
+def test_who_has_a_lower_limit_leaves_more_time(store, key, clock):
+    fast, slow = SharedBudget(store, key, 100, 1, clock=clock), SharedBudget(store, key, 10, 1, clock=clock)
+    after_fast = slow.reserve(COMMAND, 1e9), fast.reserve(COMMAND, 1e9)
+    first, second = after_fast
+    assert second.due - first.due == pytest.approx(61.501 / 9)
+
+
+def test_a_slot_that_was_waited_for_may_be_used(budget, clock):
+    held = [budget.reserve(COMMAND, 1e9) for _ in range(7)][-1]
+    clock.advance(held.wait_seconds)
+    assert budget.reserve(COMMAND, 0.0, held).may_send
+
+
+def test_a_refusal_says_when_the_next_slot_would_be(budget):
+    held = [budget.reserve(COMMAND, 1e9) for _ in range(7)][-1]
+    answer = budget.reserve(COMMAND, 0.0)
+    assert not answer.granted
+    assert answer.wait_seconds > held.wait_seconds
+
+
+def test_the_reason_of_a_wait_is_told(budget, clock):
+    waits = [budget.reserve(COMMAND, 1e9) for _ in range(8)]
+    assert waits[-1].reason is Reason.LIMIT
+    budget.reserve(POLL, 1e9)
+    assert budget.reserve(POLL, 1e9).reason is Reason.COMMANDS
+    budget.cool_down(5.0, waits[-1])
+    assert budget.reserve(COMMAND, 1e9).reason is Reason.PAUSE
+    clock.advance(8)
+    assert budget.reserve(COMMAND, 1e9).probe
+    assert budget.reserve(COMMAND, 1e9).reason is Reason.PROBE
+
+
+def test_a_task_is_admitted_without_spending_the_budget(budget):
+    admitted = [budget.admit(1e9) for _ in range(10)]
+    assert [answer.wait_seconds > 0 for answer in admitted] == [False] * 6 + [True] * 4
+    assert budget.reserve(COMMAND, 0.0).may_send
+
+
+def test_a_snapshot_tells_people_how_it_stands(budget, clock):
+    for request_class in (COMMAND, COMMAND, POLL):
+        budget.reserve(request_class, 0.0)
+    before = budget.snapshot()
+    assert (before.requests_per_minute, before.burst, before.free, before.waiting) == (100, 6, 3, 0)
+    assert before.used == {COMMAND: 2, POLL: 1}
+    assert before.next_slot_seconds[COMMAND] == 0 < before.next_slot_seconds[POLL]
+    waiting = [budget.reserve(COMMAND, 1e9) for _ in range(5)]
+    budget.cool_down(30.0, waiting[0])
+    after = budget.snapshot()
+    assert (after.free, after.cooldown_seconds, after.next_slot_seconds[COMMAND]) == (0, 30.0, 30.0)
+    assert budget.snapshot() == after
+    assert after.shared
+
+
+def test_a_snapshot_counts_the_slots_that_are_waited_for(budget):
+    for _ in range(9):
+        budget.reserve(COMMAND, 1e9)
+    assert budget.snapshot().waiting == 3
+
+
+def test_a_snapshot_has_a_history_of_ten_minutes(budget, clock):
+    budget.reserve(COMMAND, 0.0)
+    clock.advance(25)
+    budget.reserve(POLL, 0.0)
+    history = budget.snapshot().history
+    assert len(history) == 60
+    assert history[-1].requests == {COMMAND: 0, POLL: 1}
+    assert history[-3].requests == {COMMAND: 1, POLL: 0}
+    assert history[-3].ends_seconds_ago == 20
+
+
+def test_a_budget_of_one_process_begins_with_a_burst(clock):
+    budget = LocalBudget(100, 6, clock)
+    assert [budget.reserve(COMMAND, 0.0).granted for _ in range(7)] == [True] * 6 + [False]
+
+
+class TestWithoutItsStore:
+    """A share of the limit goes on, the log says so once, and the store is used again when it can be."""
+
+    @pytest.fixture
+    def fragile(self, clock) -> Fragile:
+        return Fragile(clock)
+
+    @pytest.fixture
+    def budget(self, fragile, clock) -> SharedBudget:
+        return SharedBudget(fragile, "key", clock=clock)
+
+    def test_a_quarter_of_the_limit_goes_on(self, budget, fragile, clock):
+        fragile.broken = True
+        assert 20 <= sent(budget, clock, 60) <= 25
+
+    def test_it_never_exceeds_the_limit_on_the_way_out_and_back(self, budget, fragile, clock):
+        log = []
+        for broken in (False, True, False, True, False):
+            fragile.broken = broken
+            log.append(sent(budget, clock, 20))
+        assert sum(log[:3]) <= 100
+        assert sum(log[2:]) <= 100
+
+    def test_callers_of_one_host_share_what_goes_on(self, fragile, clock):
+        fragile.broken = True
+        spare = MemoryStore(clock)
+        budgets = [SharedBudget(fragile, "key", fallback=spare, clock=clock) for _ in range(4)]
+        waits = [budget.reserve(COMMAND, 1e9).due for budget in budgets]
+        assert len(set(waits)) == 4
+
+    def test_a_fallback_that_fails_too_leaves_the_process_on_its_own(self, clock):
+        stores = [Fragile(clock), Fragile(clock)]
+        for each in stores:
+            each.broken = True
+        budget = SharedBudget(stores[0], "key", fallback=stores[1], clock=clock)
+        assert 20 <= sent(budget, clock, 60) <= 25
+
+    def test_one_warning_and_one_return_are_logged(self, budget, fragile, clock, caplog):
+        caplog.set_level(logging.INFO)
+        fragile.broken = True
+        sent(budget, clock, 60)
+        fragile.broken = False
+        sent(budget, clock, 60)
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+        assert "out of order" in caplog.text
+
+    def test_the_store_is_not_asked_each_time(self, budget, fragile, clock):
+        fragile.broken = True
+        sent(budget, clock, 120)
+        assert fragile.asked < 12
+
+    def test_the_store_is_used_again_within_half_a_minute(self, budget, fragile, clock):
+        fragile.broken = True
+        sent(budget, clock, 300)
+        fragile.broken = False
+        clock.advance(31)
+        budget.reserve(COMMAND, 0.0)
+        assert budget.snapshot().shared
+
+    def test_a_slot_of_the_one_means_nothing_to_the_other(self, budget, fragile, clock):
+        held = budget.reserve(COMMAND, 1e9)
+        fragile.broken = True
+        clock.advance(held.wait_seconds)
+        assert not budget.reserve(COMMAND, 1e9, held).may_send
+
+    def test_the_snapshot_says_so(self, budget, fragile, clock):
+        fragile.broken = True
+        budget.reserve(COMMAND, 0.0)
+        snapshot = budget.snapshot()
+        assert (snapshot.shared, snapshot.requests_per_minute, snapshot.store) == (False, 25, "memory")

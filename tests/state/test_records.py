@@ -1,0 +1,99 @@
+"""Intents and claims: of two who want the same, one gets it, and each can tell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from techflow_provider.state.records import Intent, Records
+from techflow_provider.state.store import StoreError
+
+INTENT = Intent("dag/run/task/-1", "wf-1", datetime(2026, 1, 2, tzinfo=UTC), "try-1", 60.0, payload_digest="abc")
+
+
+@pytest.fixture
+def records(store, key) -> Records:
+    return Records(store, key)
+
+
+def test_the_first_intent_of_a_task_stands(records):
+    assert records.begin(INTENT) == INTENT
+    assert records.begin(replace(INTENT, author="try-2")).author == "try-1"
+
+
+def test_an_intent_is_read_as_it_was_written(records):
+    records.begin(INTENT)
+    assert records.intent(INTENT.task) == INTENT
+
+
+def test_an_intent_is_in_flight_until_its_lease_is_over(records, clock):
+    records.begin(INTENT)
+    clock.advance(59)
+    assert records.intent(INTENT.task).in_flight
+    clock.advance(1)
+    assert not records.intent(INTENT.task).in_flight
+
+
+def test_a_renewed_lease_begins_anew(records, clock):
+    records.begin(INTENT)
+    clock.advance(59)
+    assert records.renew(INTENT)
+    clock.advance(59)
+    assert records.intent(INTENT.task).in_flight
+
+
+def test_a_settled_intent_is_no_longer_in_flight(records):
+    records.begin(INTENT)
+    assert records.settle(INTENT, "ex-1")
+    settled = records.intent(INTENT.task)
+    assert (settled.execution_id, settled.in_flight) == ("ex-1", False)
+
+
+def test_who_holds_an_old_version_changes_nothing(records):
+    records.begin(INTENT)
+    records.settle(INTENT, "ex-1")
+    assert not records.settle(INTENT, "ex-2")
+    assert not records.finish(INTENT)
+    assert records.finish(records.intent(INTENT.task))
+    assert records.intent(INTENT.task) is None
+
+
+def test_intents_are_listed_by_workflow(records):
+    for task, workflow in (("a", "wf-1"), ("b", "wf-1"), ("c", "wf-10")):
+        records.begin(replace(INTENT, task=task, workflow_id=workflow))
+    assert [intent.task for intent in records.intents("wf-1")] == ["a", "b"]
+
+
+def test_an_execution_belongs_to_the_first_that_claims_it(records):
+    assert records.claim("ex-1", "a") == "a"
+    assert records.claim("ex-1", "b") == "a"
+    assert records.claim("ex-1", "a") == "a"
+    assert (records.holder("ex-1"), records.holder("ex-2")) == ("a", None)
+    assert records.claims() == {"ex-1": "a"}
+
+
+def test_only_its_holder_can_release_a_claim(records):
+    records.claim("ex-1", "a")
+    assert not records.release("ex-1", "b")
+    assert records.release("ex-1", "a")
+    assert records.claim("ex-1", "b") == "b"
+
+
+def test_a_delivery_is_new_once(records, clock):
+    assert [records.see_delivery("d", 60.0) for _ in range(3)] == [True, False, False]
+    clock.advance(60)
+    assert records.see_delivery("d", 60.0)
+
+
+def test_the_bell_is_heard_by_all_who_share_the_key(store, key, records):
+    before = records.bell()
+    Records(store, key).ring()
+    assert records.bell() != before
+
+
+def test_a_record_that_is_no_intent_is_quoted(store, key, records):
+    store.put(f"{key}/intents", "a", '{"workflow_id": 1}', 60.0)
+    with pytest.raises(StoreError, match="expected an intent of task a, got"):
+        records.intent("a")
