@@ -56,6 +56,10 @@ class StateFile:
         self._file_id = (0, 0)
         _files.add(self)
 
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
     def run(
         self, act: Callable[[sqlite3.Connection], T], prepare: Callable[[sqlite3.Connection], None], begin: str
     ) -> T:
@@ -184,12 +188,9 @@ def _locked(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    """Begin a transaction and commit it at the end; after an error the connection is closed, which undoes it."""
     connection.execute(begin)
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+    yield
     connection.execute("COMMIT")
 
 

@@ -41,7 +41,7 @@ end
 
 local function on_time(expected)
   if a.seen - late <= now and now < a.seen then return end
-  local ahead = expected and math.max(expected, a.seen) < now - late
+  local ahead = expected and math.max(expected, a.seen) < now - 3 * late
   if now >= a.seen and not ahead then
     a.seen = now
     return

@@ -62,8 +62,9 @@ def boot_id() -> str:
         return "unknown"
 
 
+@functools.cache
 def temporary_store() -> SqliteStore:
-    """Return a store that the processes of this user on this host share, to go on with where their own one fails."""
+    """Return the store that the processes of this user on this host share, to go on with where their own one fails."""
     folder = Path(tempfile.gettempdir()) / f"airflow-techflow-{os.geteuid()}"
     return SqliteStore(StateFile(folder / "fallback.sqlite", private=True))
 

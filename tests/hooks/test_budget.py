@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from techflow_provider.client import InvalidParameterError, Settings
+from techflow_provider.client import Client, InvalidParameterError, Settings
 from techflow_provider.hooks.budget import default_state_file, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.state.budget import RequestClass, SharedBudget
+from techflow_provider.state.budget import SharedBudget
 
 KEY = "key-of-the-budget-tests"
 LIST_TWICE = """
@@ -37,6 +37,11 @@ def budget_of(base_url: str, key: str = KEY, conn_id: str = "techflow_default") 
     return budget
 
 
+def send_with(budget: SharedBudget) -> None:
+    with Client(KEY, budget=budget, transport=Sandbox(api_keys=(KEY,)).transport()) as client:
+        client.workflows.list()
+
+
 def used(budget: SharedBudget) -> int:
     return sum(budget.snapshot().used.values())
 
@@ -51,18 +56,18 @@ def test_two_processes_and_this_one_share_one_budget(monkeypatch: pytest.MonkeyP
 
 
 def test_two_connections_with_one_key_and_base_url_share_one_budget() -> None:
-    budget_of("http://a.example", conn_id="first").reserve(RequestClass.COMMAND, 0)
+    send_with(budget_of("http://a.example", conn_id="first"))
     assert used(budget_of("http://a.example/", conn_id="second")) == 1
 
 
 @pytest.mark.parametrize(("url", "key"), [("http://b.example", KEY), ("http://a.example", "another-key")])
 def test_another_key_or_base_url_has_another_budget(url: str, key: str) -> None:
-    budget_of("http://a.example").reserve(RequestClass.COMMAND, 0)
+    send_with(budget_of("http://a.example"))
     assert used(budget_of(url, key)) == 0
 
 
 def test_the_state_is_a_private_file_in_airflows_home_without_the_key(home: Path) -> None:
-    budget_of("http://a.example").reserve(RequestClass.COMMAND, 0)
+    send_with(budget_of("http://a.example"))
     file = default_state_file()
     assert file == home / "techflow" / "state.db"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
