@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 
 from techflow_provider.sandbox import ManualClock, Sandbox
+
+# Airflow makes its home when it is imported, and must not make it in the user's.
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-"))
 
 
 @pytest.fixture

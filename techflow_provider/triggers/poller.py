@@ -79,13 +79,7 @@ class Poller:
         self._waits: set[Wait] = set()
         self._changed = asyncio.Event()
         self._failures = 0
-        # In a context of its own, or what it logs would land in the log of the trigger that came first.
-        self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still takes waits."""
-        return not self._task.done()
+        self._task: asyncio.Task[None] | None = None
 
     async def wait(self, watch: Watch, interval_seconds: float) -> Execution:
         """Wait until an execution has ended.
@@ -95,11 +89,18 @@ class Poller:
         wait = Wait(watch, interval_seconds, asyncio.get_running_loop().create_future())
         self._waits.add(wait)
         self._changed.set()
+        self._run_while_needed()
         try:
             return await wait.ended
         finally:
             self._waits.discard(wait)
             self._changed.set()
+
+    def _run_while_needed(self) -> None:
+        if self._task is None or self._task.done():
+            # In a context of its own, or what it logs would land in the log of the trigger that came first.
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._run(), context=contextvars.Context())
 
     async def _run(self) -> None:
         try:
@@ -111,7 +112,9 @@ class Poller:
             await self._end_all(TechFlowError(f"the connection could not be read: {type(error).__name__}: {error}"))
 
     async def _end_all(self, reason: TechFlowError) -> None:
-        await self._serve(lambda wait: wait.fail(reason))
+        # Again until nobody is left, since a wait may join while the others are told.
+        while self._waits:
+            await self._serve(lambda wait: wait.fail(reason))
 
     async def _poll(self, settings: Settings, budget: Budget) -> None:
         """Look until nobody waits. A key that is refused is looked up once more, since it may have been changed."""
@@ -197,7 +200,6 @@ def shared_poller(key: str, connect: Connect) -> Poller:
     :param key: what waits must have in common to share one
     """
     pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
-    poller = pollers.get(key)
-    if poller is None or not poller.alive:
-        poller = pollers[key] = Poller(connect)
-    return poller
+    if key not in pollers:
+        pollers[key] = Poller(connect)
+    return pollers[key]
