@@ -1,0 +1,197 @@
+"""Callers of a rate limiter in processes and coroutines, and a private Redis server, for the benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
+from techflow_provider.state.store import open_store
+
+LIMIT = 100
+BURST = 6
+# Time on the way to the server, in real minutes.
+TRANSIT_SECONDS = 0.3
+FOREVER = 1e9
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the callers of one run are told.
+
+    :param limiter: the name of what limits them, in `LIMITERS`
+    :param place: a state_url, or a path or URL as the limiter wants it
+    :param minute: seconds of a minute in this run
+    :param until: end of the run, on the clock that all processes share
+    """
+
+    limiter: str
+    place: str
+    minute: float
+    until: float
+
+
+def techflow(run: Run) -> SharedBudget:
+    """Return this package's budget."""
+    return SharedBudget(open_store(run.place), "benchmark", LIMIT, BURST, minute_seconds=run.minute)
+
+
+def techflow_turns(run: Run, request_class: RequestClass = RequestClass.COMMAND) -> Callable[[], float]:
+    """Return what says how long to wait, again and again, until it says 0."""
+    budget = techflow(run)
+    earlier: Reservation | None = None
+
+    def turn() -> float:
+        nonlocal earlier
+        answer = budget.reserve(request_class, FOREVER, earlier)
+        earlier = None if answer.may_send else answer
+        return answer.wait_seconds
+
+    return turn
+
+
+def pyrate_turns(run: Run, bucket: Any) -> Callable[[], float]:
+    """Return the turns of a pyrate-limiter, which waits by itself."""
+    limiter = import_module("pyrate_limiter").Limiter(bucket)
+    return lambda: 0.0 if limiter.try_acquire("key", timeout=max(0.01, run.until - time.monotonic())) else FOREVER
+
+
+def pyrate_sqlite_turns(run: Run) -> Callable[[], float]:
+    """pyrate-limiter's SQLite bucket with its lock among processes: a sliding log."""
+    rate = import_module("pyrate_limiter").Rate(LIMIT, round(run.minute * 1000))
+    factory = import_module("pyrate_limiter.limiter_factory")
+    return pyrate_turns(run, factory.create_sqlite_bucket([rate], run.place, use_file_lock=True))
+
+
+def pyrate_redis_turns(run: Run) -> Callable[[], float]:
+    """pyrate-limiter's GCRA on Redis, with the burst and rate that this package uses."""
+    rate = import_module("pyrate_limiter").Rate(LIMIT - BURST, round(run.minute * 1025), burst=BURST)
+    algorithm = import_module("pyrate_limiter.abstracts.algorithm").GCRA()
+    client = import_module("redis").Redis.from_url(run.place)
+    store = import_module("pyrate_limiter.buckets.redis_state").RedisStateStore(client, "pyrate")
+    return pyrate_turns(run, import_module("pyrate_limiter.buckets.state_bucket").StateBucket([rate], algorithm, store))
+
+
+def limits_redis_turns(run: Run) -> Callable[[], float]:
+    """The moving window of limits on Redis; it can't wait, so its callers sleep until it says that there is room."""
+    storage = import_module("limits.storage").RedisStorage(run.place.replace("unix://", "redis+unix://"))
+    limiter = import_module("limits.strategies").MovingWindowRateLimiter(storage)
+    item = import_module("limits").RateLimitItemPerSecond(LIMIT, max(1, round(run.minute)))
+
+    def turn() -> float:
+        if limiter.hit(item, "key"):
+            return 0.0
+        return max(0.005, float(limiter.get_window_stats(item, "key").reset_time) - time.time())
+
+    return turn
+
+
+LIMITERS: dict[str, Callable[[Run], Callable[[], float]]] = {
+    "techflow": techflow_turns,
+    "techflow polls": lambda run: techflow_turns(run, RequestClass.POLL),
+    "pyrate-limiter sqlite": pyrate_sqlite_turns,
+    "pyrate-limiter redis": pyrate_redis_turns,
+    "limits redis": limits_redis_turns,
+}
+
+
+def saturate(run: Run, results: Any) -> None:
+    """Send as often as the limiter lets, until the end of the run, and report the arrivals."""
+    turn, arrivals = LIMITERS[run.limiter](run), []
+    while time.monotonic() < run.until:
+        wait = turn()
+        if wait > 0:
+            time.sleep(min(wait, max(0.0, run.until - time.monotonic()) + 0.01))
+            continue
+        way = random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
+        arrivals.append(time.monotonic() + way)
+        time.sleep(way)
+    results.put(arrivals)
+
+
+def now_and_then(run: Run, results: Any) -> None:
+    """Send a command now and then, and report how long each waited."""
+    turn, waits = LIMITERS[run.limiter](run), []
+    while time.monotonic() < run.until:
+        time.sleep(random.uniform(0.02, 0.06) * run.minute)
+        asked = time.monotonic()
+        while (wait := turn()) > 0:
+            time.sleep(wait)
+        waits.append(time.monotonic() - asked)
+    results.put(waits)
+
+
+def loop_of_coroutines(run: Run, results: Any, coroutines: int = 200) -> None:
+    """Let coroutines of one loop send as often as the budget lets; the store is asked in one thread."""
+    budget, arrivals = techflow(run), []
+    thread = ThreadPoolExecutor(1)
+
+    async def caller() -> None:
+        earlier = None
+        while time.monotonic() < run.until:
+            answer = await asyncio.get_running_loop().run_in_executor(
+                thread, budget.reserve, RequestClass.COMMAND, FOREVER, earlier
+            )
+            if not answer.may_send:
+                earlier = answer
+                await asyncio.sleep(min(answer.wait_seconds, max(0.0, run.until - time.monotonic()) + 0.01))
+                continue
+            earlier, way = None, random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
+            arrivals.append(time.monotonic() + way)
+            await asyncio.sleep(way)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(caller() for _ in range(coroutines)))
+
+    asyncio.run(all_of_them())
+    results.put(arrivals)
+
+
+def in_processes(callers: list[tuple[Callable[..., None], Run]]) -> list[list[float]]:
+    """Run each caller in a process of its own and return what they report, in the order of the callers."""
+    context = multiprocessing.get_context("spawn")
+    queues = [context.Queue() for _ in callers]
+    processes = [
+        context.Process(target=target, args=(run, queue)) for (target, run), queue in zip(callers, queues, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return [queue.get() for queue in queues]
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[str | None]:
+    """Run a Redis server on a private socket and give its URL, or None where there is no redis-server."""
+    if shutil.which("redis-server") is None:
+        sys.stdout.write("redis-server is missing (apt-get install redis-server): the lines for Redis are left out\n")
+        yield None
+        return
+    folder = tempfile.mkdtemp()
+    command = ["redis-server", "--port", "0", "--unixsocket", "redis.sock", "--save", ""]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    while not Path(folder, "redis.sock").exists():
+        time.sleep(0.01)
+    try:
+        yield f"unix://{folder}/redis.sock"
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
