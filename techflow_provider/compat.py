@@ -16,8 +16,9 @@ def first_reschedule_date(context: Context) -> datetime | None:
     """Return when a rescheduled sensor looked first in this try, or None at its first look."""
     ti: Any = context["ti"]
     if hasattr(ti, "get_first_reschedule_date"):
-        found: datetime | None = ti.get_first_reschedule_date(context)
-        return found
+        found: datetime | str | None = ti.get_first_reschedule_date(context)
+        # Airflow 3.0 hands it over as text.
+        return datetime.fromisoformat(found) if isinstance(found, str) else found
     return _first_reschedule_date_2(ti)
 
 

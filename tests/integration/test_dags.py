@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(
 
 def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(served: Sandbox, run_dag: RunDag, tmp_path: Path) -> None:
     run = run_dag("endless_execution")
+    # Airflow 3.0's own sensor fails with a TypeError when a rescheduled wait times out, before it looks at soft_fail.
+    rescheduled = "failed" if version("apache-airflow").startswith("3.0.") else "skipped"
     assert run.tasks == {
         "create": "success",
         "start": "success",
         **dict.fromkeys(("poke", "reschedule", "deferrable", "wait", "defer"), "failed"),
-        **{f"{mode}_soft": "skipped" for mode in ("poke", "reschedule", "deferrable")},
+        **{f"{mode}_soft": "skipped" for mode in ("poke", "deferrable")},
+        "reschedule_soft": rescheduled,
     }
     log = (tmp_path / "endless_execution.log").read_text()
     assert "AirflowSensorTimeout" in log
