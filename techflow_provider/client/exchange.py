@@ -7,6 +7,7 @@ them. So admission, repetition, paging and reading the answer are written once f
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -103,12 +104,14 @@ class Terms:
     :param retry: when to send again
     :param clock: monotonic seconds
     :param random: numbers from 0 to 1
+    :param admission_seconds: how long a request waits for its slot in the rate budget, within the call's deadline
     """
 
     settings: Settings
     retry: RetryPolicy
     clock: Callable[[], float]
     random: Callable[[], float]
+    admission_seconds: float = math.inf
 
 
 def exchange(call: Call[T], terms: Terms) -> Conversation[T]:
@@ -161,7 +164,7 @@ def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
 def _admission(call: Call[T], deadline: float, terms: Terms) -> Conversation[Reservation | BudgetTimeoutError]:
     earlier: Reservation | None = None
     while True:
-        left = max(0.0, deadline - terms.clock())
+        left = min(terms.admission_seconds, max(0.0, deadline - terms.clock()))
         reservation: Reservation = yield Reserve(call.request_class, left, earlier)
         if not reservation.granted:
             return BudgetTimeoutError(str(call), reservation.wait_seconds, left)

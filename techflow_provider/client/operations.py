@@ -7,6 +7,7 @@ one call: starting an execution and learning its id, finding one, waiting for on
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -157,16 +158,18 @@ def look(terms: Terms, within_seconds: float) -> Conversation[History]:
 
 
 def start_execution(
-    terms: Terms, workflow_id: str, payload: Mapping[str, Json] | None = None
+    terms: Terms, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
 ) -> Conversation[Execution]:
     """Start an execution (Trigger Execution). It is not idempotent: each call starts one more.
 
     Its id comes from the answer or, where that is empty, from the history.
 
-    :raises TechFlowError: `AmbiguousExecutionError` when it was started and its id can't be told, or what the call
-        raises
+    :param within_seconds: how long to wait for a slot in the rate budget; when that is too short, nothing was started
+    :raises TechFlowError: `BudgetTimeoutError` or `RateLimitError` when nothing was started for want of a slot,
+        `AmbiguousExecutionError` when it was started and its id can't be told, or what the call raises
     """
-    start = yield from exchange(calls.execute_workflow(workflow_id, payload), terms)
+    admission = replace(terms, admission_seconds=within_seconds)
+    start = yield from exchange(calls.execute_workflow(workflow_id, payload), admission)
     if start.execution is not None:
         return start.execution
     return (yield from _find_started(terms, workflow_id, start.sent_at - SERVER_CLOCK_TOLERANCE))

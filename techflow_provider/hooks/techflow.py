@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -112,9 +113,19 @@ class TechFlowHook(BaseHook):
         """Delete a workflow for good (Delete Workflow)."""
         self.get_conn().workflows.delete(workflow_id)
 
-    def trigger_workflow(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Execution:
-        """Start an execution (Trigger Execution); each call starts one more."""
-        return self.get_conn().workflows.execute(workflow_id, payload)
+    def trigger_workflow(
+        self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
+    ) -> Execution:
+        """Start an execution (Trigger Execution); each call starts one more.
+
+        :param within_seconds: how long to wait for a slot in the rate budget; without one nothing was started, and
+            `BudgetTimeoutError` or `RateLimitError` is raised
+        """
+        return self.get_conn().workflows.execute(workflow_id, payload, within_seconds)
+
+    def is_admitted(self, within_seconds: float) -> bool:
+        """Whether a task may go for a slot in the rate budget now, in the order and at the rate in which tasks ask."""
+        return open_budget(self.connection).admit(within_seconds).granted
 
     def list_executions(self, workflow_id: str | None = None, status: str | None = None) -> list[Execution]:
         """Return the execution history, of one workflow or with one status when given (List Executions)."""

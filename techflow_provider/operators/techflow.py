@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from techflow_provider.client.errors import ExecutionTimeoutError, InvalidParameterError, NotFoundError
+from techflow_provider.client.errors import (
+    BudgetTimeoutError,
+    ExecutionTimeoutError,
+    InvalidParameterError,
+    NotFoundError,
+    RateLimitError,
+)
 from techflow_provider.client.shapes import Json, quote
 from techflow_provider.waiting import (
+    ADMISSION_SECONDS,
     DEFAULT_TIMEOUT,
     DEFERRAL_GRACE,
     as_timedelta,
@@ -247,9 +254,11 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     :param workflow_id: the workflow's id
     :param payload: a dict to send as JSON; the reference shows no body
     :param wait_for_completion: whether the task lasts until the execution has ended, and fails when that failed
-    :param deferrable: whether that wait takes place in the triggerer instead of a worker slot
+    :param deferrable: whether that wait takes place in the triggerer instead of a worker slot, and so does the one for
+        a slot in the rate budget that is more than 3 seconds away
     :param poll_interval: seconds between two looks; None takes `[techflow] poll_interval`
-    :param timeout: timedelta or seconds to wait at most; the execution goes on after it
+    :param timeout: timedelta or seconds to wait at most, for a slot in the rate budget in the triggerer as for the end;
+        the execution goes on after it
     :raises TechFlowError: `ExecutionFailedError` when the execution failed, `ExecutionTimeoutError` when it took
         longer than `timeout`, or what the call raises
     """
@@ -279,8 +288,21 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute(self, context: Context) -> str:
         """Start the execution, and wait for it if asked to."""
+        self._checked()
+        if self.deferrable and not self.hook.is_admitted(ADMISSION_SECONDS):
+            self._defer_admission("others are waiting")
+        return self._run()
+
+    def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
+        """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
+        from techflow_provider.triggers.events import check_admitted
+
+        check_admitted(event)
+        return self._run()
+
+    def _run(self) -> str:
         timeout, interval = self._checked()
-        self._started = started = self.hook.trigger_workflow(self.workflow_id, self.payload)
+        self._started = started = self._start()
         self.log.info("Started execution %s of workflow %s", started.id, self.workflow_id)
         if not self.wait_for_completion:
             return started.id
@@ -289,6 +311,24 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         if self.deferrable:
             self._defer(started.id, shorter(timeout, self.execution_timeout), interval)
         return self._finish(self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
+
+    def _start(self) -> Execution:
+        if not self.deferrable:
+            return self.hook.trigger_workflow(self.workflow_id, self.payload)
+        try:
+            return self.hook.trigger_workflow(self.workflow_id, self.payload, ADMISSION_SECONDS)
+        except (BudgetTimeoutError, RateLimitError) as error:
+            # Neither was carried out, so going for a slot again starts nothing twice.
+            self._defer_admission(str(error))
+            raise
+
+    def _defer_admission(self, reason: str) -> None:
+        from techflow_provider.triggers.admission import TechFlowAdmissionTrigger
+
+        timeout = shorter(self._checked()[0], self.execution_timeout)
+        self.log.info("Waiting in the triggerer for a slot in the rate budget, not in this worker: %s", reason)
+        trigger = TechFlowAdmissionTrigger(self.techflow_conn_id, deadline=deadline_after(timeout))
+        self.defer(trigger=trigger, method_name="execute_admitted", timeout=timeout + DEFERRAL_GRACE)
 
     def _checked(self) -> tuple[timedelta, float]:
         interval = default_poll_interval() if self.poll_interval is None else self.poll_interval

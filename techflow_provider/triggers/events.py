@@ -14,6 +14,9 @@ from techflow_provider.client.errors import TechFlowError, UnexpectedResponseErr
 from techflow_provider.client.models import Execution
 from techflow_provider.client.shapes import Json, ShapeError, quote
 
+# An event that fires right after the deferral can overtake the scheduler's own note of it, and the task then fails.
+FIRST_EVENT_SECONDS = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
@@ -72,6 +75,22 @@ class WaitOver:
         except (ShapeError, TypeError) as error:
             raise _unreadable(event) from error
         raise _unreadable(event)
+
+
+def admitted_event(error: TechFlowError | None = None) -> dict[str, Json]:
+    """Return the payload that lets a task go for its slot in the rate budget, or fails it."""
+    return {"admitted": True} if error is None else WaitOver(error=error).to_event()
+
+
+def check_admitted(event: Any) -> None:
+    """Check the payload that a task which waited for its admission is resumed with.
+
+    :raises TechFlowError: why it was not admitted
+    """
+    if isinstance(event, Mapping) and event.get("admitted") is True:
+        return
+    over = WaitOver.from_event(event)
+    raise over.error or _unreadable(event)
 
 
 def _error(told: Mapping[str, Any]) -> TechFlowError:

@@ -14,11 +14,8 @@ from techflow_provider.client.history import Target, Watch
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Budget
-from techflow_provider.triggers.events import TimedOut, WaitOver
+from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
 from techflow_provider.triggers.poller import shared_poller
-
-# An event that fires right after the deferral can overtake the scheduler's own note of it, and the task then fails.
-FIRST_EVENT_SECONDS = 2.0
 
 
 class TechFlowExecutionTrigger(BaseTrigger):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import stat
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from techflow_provider.client import Client, InvalidParameterError, Settings
-from techflow_provider.hooks.budget import default_state_file, open_budget
+from techflow_provider.hooks import budget as budgets
+from techflow_provider.hooks.budget import default_state_file, open_budget, spreading_executors
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.state.budget import SharedBudget
+from techflow_provider.state.budget import RequestClass, SharedBudget
 
 KEY = "key-of-the-budget-tests"
 LIST_TWICE = """
@@ -80,3 +85,95 @@ def test_a_state_url_that_names_no_store_is_refused_without_its_password(monkeyp
         budget_of("http://a.example")
     assert "[techflow] state_url: expected" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_processes_whose_state_can_not_be_used_go_on_together_with_a_part_of_the_limit(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "techflow").write_text("a file where the folder belongs")
+    monkeypatch.setenv("TMPDIR", str(home))
+    print_used = "print(sum(hook.get_conn().budget.snapshot().used.values()))"
+    with Sandbox(api_keys=(KEY,)).serve() as url:
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps({"conn_type": "techflow", "host": url, "password": KEY})
+        )
+        command = [sys.executable, "-c", f"{LIST_TWICE}\n{print_used}"]
+        first, second = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(2))
+    assert [each.stdout.split()[-1] for each in (first, second)] == ["2", "4"]
+    assert "The rate budget's state can't be used" in first.stdout + first.stderr
+
+
+class Metrics:
+    """What was told to Airflow's metrics."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, str]]] = []
+        self.waits: list[timedelta] = []
+
+    def incr(self, name: str, tags: dict[str, str]) -> None:
+        self.told.append((name, tags))
+
+    def timing(self, name: str, value: timedelta, tags: dict[str, str]) -> None:
+        self.told.append((name, tags))
+        self.waits.append(value)
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
+    """Listen in Airflow's place."""
+    metrics = Metrics()
+    monkeypatch.setattr(budgets, "Stats", metrics)
+    return metrics
+
+
+def test_metrics_tell_requests_waits_and_refusals_by_connection(metrics: Metrics) -> None:
+    connection = TechFlowConnection("reports", Settings(KEY, "http://c.example"), requests_per_minute=60, burst=1)
+    budget = open_budget(connection)
+    waited = budget.reserve(RequestClass.COMMAND, math.inf)
+    assert not budget.reserve(RequestClass.COMMAND, 0.0).granted
+    budget.cool_down(1.0, waited)
+    command: dict[str, Any] = {"conn_id": "reports", "request_class": "command"}
+    assert metrics.told == [
+        ("techflow.budget.wait", command),
+        ("techflow.budget.rejected", {**command, "by": "budget"}),
+        ("techflow.budget.rejected", {"conn_id": "reports", "by": "server"}),
+    ]
+    assert metrics.waits == [timedelta(seconds=waited.wait_seconds)]
+
+
+def test_metrics_count_every_request_once(metrics: Metrics) -> None:
+    budget = budget_of("http://d.example", conn_id="reports")
+    send_with(budget)
+    send_with(budget)
+    sent = [tags for name, tags in metrics.told if name == "techflow.requests"]
+    assert sent == [{"conn_id": "reports", "request_class": "command"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("executor", "spreading"),
+    [
+        ("LocalExecutor", []),
+        ("CeleryExecutor", ["CeleryExecutor"]),
+        ("LocalExecutor,k8s:airflow.providers.cncf.kubernetes.executors.x.KubernetesExecutor", ["KubernetesExecutor"]),
+        ("LocalExecutor;team1=CeleryExecutor,LocalExecutor", ["CeleryExecutor"]),
+    ],
+)
+def test_executors_that_spread_tasks_over_hosts_are_known(
+    executor: str, spreading: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+    assert spreading_executors() == spreading
+
+
+@pytest.mark.parametrize(("state_url", "warnings"), [("", 1), ("redis://localhost:1/0", 0)])
+def test_a_file_that_hosts_can_not_share_is_warned_of_once_a_process(
+    state_url: str, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", state_url)
+    budgets.warn_of_hosts.cache_clear()
+    with caplog.at_level(logging.WARNING, budgets.__name__):
+        budget_of("http://e.example")
+        budget_of("http://f.example")
+    assert len(caplog.messages) == warnings
+    assert all("[techflow] state_url" in said and "requests_per_minute" in said for said in caplog.messages)

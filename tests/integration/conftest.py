@@ -68,10 +68,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """Serve a sandbox whose executions take half a second, and point the default connection at it."""
     sandbox = Sandbox(api_keys=(KEY,), limit=10_000, execution_seconds=0.5)
     with sandbox.serve() as url:
-        extra = {"requests_per_minute": 10_000, "burst": 1000}
-        connection = {"conn_type": "techflow", "host": url, "password": KEY, "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
+        monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", connection_to(url, requests_per_minute=10_000, burst=1000))
         yield sandbox
+
+
+def connection_to(base_url: str, **extra: int) -> str:
+    """Return a connection as Airflow reads it from the environment."""
+    return json.dumps({"conn_type": "techflow", "host": base_url, "password": KEY, "extra": extra})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from techflow_provider.client import Settings
 from techflow_provider.sandbox import Sandbox
+from techflow_provider.state.budget import RequestClass
+from tests.integration.conftest import KEY, connection_to
 
 pytestmark = pytest.mark.airflow
 RunDag = Callable[[str], Any]
@@ -79,3 +83,21 @@ def test_execution_timeout_ends_a_deferred_wait(served: Sandbox, run_dag: RunDag
     assert run.state == "failed"
     log = said(tmp_path / "execution_timeout.log")
     assert "AirflowTaskTimeout: execution_timeout of 1 s passed while waiting for execution" in log
+
+
+def test_a_deferrable_task_waits_for_its_slot_in_the_triggerer(
+    served: Sandbox, run_dag: RunDag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from techflow_provider.hooks.budget import open_budget
+    from techflow_provider.hooks.connection import TechFlowConnection
+
+    served.add_workflow("report", id="wf_1")
+    extra = {"requests_per_minute": 30, "burst": 1}
+    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", connection_to(served.base_url, **extra))
+    budget = open_budget(TechFlowConnection("techflow_default", Settings(KEY, served.base_url), **extra))
+    for _ in range(12):
+        budget.reserve(RequestClass.COMMAND, math.inf)
+    assert run_dag("admission").state == "success"
+    log = said(tmp_path / "admission.log")
+    assert "Waiting in the triggerer for a slot in the rate budget, not in this worker: POST" in log
+    assert served.count(method="POST") == len(served.executions) == 1

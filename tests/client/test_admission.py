@@ -1,0 +1,38 @@
+"""How long a start waits for its slot in the rate budget, and what is certain when it does not get one in time."""
+
+from __future__ import annotations
+
+import pytest
+
+from techflow_provider.client import BudgetTimeoutError, RateLimitError
+from techflow_provider.sandbox import Fault
+from techflow_provider.state.budget import LocalBudget
+
+
+def start(client):
+    return client.workflows.execute("wf_1", within_seconds=3.0)
+
+
+def test_a_start_without_a_slot_in_time_is_not_sent(near, sandbox, clock, workflow_id):
+    ask = near(budget=LocalBudget(10, 1, clock.monotonic))
+    ask(lambda client: client.workflows.list())
+    with pytest.raises(BudgetTimeoutError) as caught:
+        ask(start)
+    assert caught.value.next_slot_seconds > 3
+    assert not sandbox.executions
+    assert sandbox.count(method="POST") == 0
+
+
+def test_a_start_that_is_refused_with_a_long_pause_gives_up_without_an_execution(near, sandbox, workflow_id):
+    sandbox.faults.add(Fault("status", path="/workflows/*/execute", status=429, retry_after="60"))
+    with pytest.raises(RateLimitError):
+        near()(start)
+    assert not sandbox.executions
+    assert sandbox.count(method="POST") == 1
+
+
+def test_a_start_that_was_sent_is_looked_for_however_long_the_next_slots_take(near, sandbox, clock, workflow_id):
+    sandbox.execute_answer = "empty"
+    budget = LocalBudget(10, 1, clock.monotonic)
+    execution = near(budget=budget)(start)
+    assert [each.id for each in sandbox.executions] == [execution.id]
