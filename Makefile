@@ -4,7 +4,7 @@ AIRFLOW ?= 3.3.2
 ENVIRONMENTS := .cache/environments
 export PYTHON
 
-.PHONY: demo test lint matrix contract bench wheel clean
+.PHONY: demo test lint matrix contract deployment bench wheel clean
 
 demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
@@ -12,9 +12,9 @@ demo: ## Create a workflow, start it and wait for it, in a real Airflow against 
 
 test: ## Run the tests, those in a real Airflow among them
 	@.ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
-	@if command -v redis-server >/dev/null; then $(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract; else \
+	@if command -v redis-server >/dev/null; then $(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract --ignore tests/deployment; else \
 	  echo "· redis-server is not installed (apt-get install redis-server): the tests on Redis are left out"; \
-	  $(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract -k "not redis"; fi
+	  $(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract --ignore tests/deployment -k "not redis"; fi
 
 lint: ## Check style and types
 	@.ci/environment.sh lint "$(PYTHON)" editable --group lint
@@ -28,6 +28,10 @@ matrix: ## Run the Airflow tests with the built wheel on every supported Airflow
 contract: ## Check the sandbox against its OpenAPI document
 	@.ci/environment.sh contract "$(PYTHON)" editable --group contract
 	@$(ENVIRONMENTS)/contract/bin/pytest -q tests/contract
+
+deployment: ## Kill and clear tasks in a real Airflow with all its processes (AIRFLOW=2.11.2 for another; needs PostgreSQL's programs)
+	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" psycopg2-binary asyncpg --group test
+	@$(ENVIRONMENTS)/deployment-$(AIRFLOW)/bin/pytest -q tests/deployment
 
 bench: ## Measure what importing the package costs a DAG, beside other providers
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks

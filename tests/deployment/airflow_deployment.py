@@ -1,0 +1,391 @@
+"""A real Airflow with its own processes: scheduler, triggerer, DAG processor and API server, in a home of its own.
+
+The Airflow is that of a given interpreter (2.11 or 3.x), its database a private PostgreSQL, its executor the
+LocalExecutor, and TechFlow a sandbox over a socket. Everything listens on the loopback alone, on free ports, and is
+ended by its process id when the context is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from techflow_provider.sandbox import Sandbox
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "key-of-the-deployment-tests"
+# What must be installed beside Airflow in an interpreter: drivers for PostgreSQL.
+DRIVERS = ("psycopg2-binary", "asyncpg")
+READY_SECONDS = 120.0
+LOOK_SECONDS = 0.1
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nothing listens on."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        return int(unheard.getsockname()[1])
+
+
+def until(ask: Callable[[], T | None], seconds: float, wanted: str) -> T:
+    """Ask again and again until there is an answer.
+
+    :raises TimeoutError: there was none in time
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{wanted}: not within {seconds:g} s")
+        time.sleep(LOOK_SECONDS)
+
+
+@dataclass
+class Program:
+    """A process with a group of its own and its output in a file.
+
+    :param name: what it is called in the file's name
+    :param command: its command line
+    :param log: the file
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                env=dict(self.environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=self.log.parent,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """Kill it and its children at once, as the loss of a host does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Ask it to end, and kill it when it does not."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        _signal_group(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        # Its children may outlive it.
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait(15)
+
+
+def _signal_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+class Postgres:
+    """A private PostgreSQL on a free port, run as the user `postgres` when this is root's process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir()
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "postgres")
+        self._run("initdb", "-D", str(self._folder / "data"), "-U", "airflow", "-A", "trust", "--no-sync")
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
+        self._run(
+            "pg_ctl", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-o", options, "-w", "start"
+        )
+        self.query("postgres", "CREATE DATABASE airflow")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        path = _postgres_program(program)
+        user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        with (self._folder.parent / "postgres.log").open("ab") as output:
+            done = subprocess.run(
+                [path, *arguments],
+                cwd=self._folder,
+                # The server keeps what it is given open, so a pipe would never end.
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=60,
+                **(user if os.geteuid() == 0 else {}),
+            )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed; see {output.name}")
+
+    def query(self, database: str, statement: str) -> list[list[str]]:
+        """Run a statement and return its rows as text."""
+        url = f"postgresql://airflow@127.0.0.1:{self.port}/{database}"
+        command = ["psql", url, "-X", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-c", statement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def _postgres_program(name: str) -> str:
+    found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
+    if found is None:
+        raise RuntimeError(f"{name} is missing (apt-get install postgresql)")
+    return found
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """A task instance as the database has it.
+
+    :param state: such as `running`; empty before it is scheduled
+    :param tries: the number of the present or last try
+    :param pid: the process of the task, while there is one
+    """
+
+    state: str
+    tries: int
+    pid: int | None
+
+
+@dataclass
+class Deployment:
+    """The running Airflow; made by `deployment()`.
+
+    :param python: the interpreter
+    :param home: its AIRFLOW_HOME
+    :param sandbox: the TechFlow that `techflow_default` points to
+    :param programs: its processes by name: `scheduler`, `triggerer`, and on Airflow 3 `dag-processor`, `api-server`
+    """
+
+    python: str
+    home: Path
+    sandbox: Sandbox
+    environment: dict[str, str]
+    postgres: Postgres
+    version: tuple[int, ...]
+    programs: dict[str, Program] = field(default_factory=dict)
+
+    def airflow(self, *arguments: str) -> str:
+        """Run Airflow's command line and return what it prints."""
+        command = [self.python, "-m", "airflow", *arguments]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.home, capture_output=True, text=True, check=False, timeout=180
+        )
+        if done.returncode:
+            raise RuntimeError(f"airflow {' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.stdout
+
+    def query(self, statement: str) -> list[list[str]]:
+        """Run a statement on Airflow's database."""
+        return self.postgres.query("airflow", statement)
+
+    def await_dags(self, *dag_ids: str) -> None:
+        """Wait until DAGs are known to the scheduler."""
+        listed = ", ".join(f"'{dag_id}'" for dag_id in dag_ids)
+        count = f"SELECT count(*) FROM serialized_dag WHERE dag_id IN ({listed})"
+        wanted = str(len(dag_ids))
+        until(lambda: self.query(count)[0][0] == wanted, READY_SECONDS, f"the DAGs {listed}")
+
+    def trigger(self, dag_id: str, run_id: str = "run", conf: Mapping[str, Any] | None = None) -> None:
+        """Start a run of a DAG."""
+        self.airflow("dags", "trigger", dag_id, "--run-id", run_id, "--conf", json.dumps(conf or {}))
+
+    def clear(self, dag_id: str, task_id: str) -> None:
+        """Clear a task of all runs, so that it runs again."""
+        self.airflow("tasks", "clear", dag_id, "--task-regex", f"^{task_id}$", "--yes")
+
+    def task(self, dag_id: str, task_id: str, run_id: str = "run", map_index: int = -1) -> TaskState:
+        """Return a task instance; without a state as long as there is none."""
+        where = f"dag_id = '{dag_id}' AND task_id = '{task_id}' AND run_id = '{run_id}' AND map_index = {map_index}"
+        rows = self.query(f"SELECT state, try_number, pid FROM task_instance WHERE {where}")
+        if not rows:
+            return TaskState("", 0, None)
+        state, tries, pid = rows[0]
+        return TaskState(state, int(tries or 0), int(pid) if pid else None)
+
+    def await_task(
+        self, dag_id: str, task_id: str, *states: str, seconds: float = 120.0, run_id: str = "run"
+    ) -> TaskState:
+        """Wait until a task is in one of some states.
+
+        :raises TimeoutError: it was not in time; the message tells in which it is
+        """
+
+        def ask() -> TaskState | None:
+            present = self.task(dag_id, task_id, run_id)
+            return present if present.state in states else None
+
+        try:
+            return until(ask, seconds, f"{dag_id}.{task_id} in {' or '.join(states)}")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it is {self.task(dag_id, task_id, run_id)}") from None
+
+    def log(self, dag_id: str, task_id: str, tries: int | None = None, run_id: str = "run") -> str:
+        """Return what a task's tries logged, or one of them."""
+        folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
+        pattern = "attempt=*.log*" if tries is None else f"attempt={tries}.log*"
+        return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob(pattern)))
+
+    def kill_task(self, dag_id: str, task_id: str, run_id: str = "run") -> int:
+        """Kill a task's process with SIGKILL and return its process id."""
+        pid = until(lambda: self.task(dag_id, task_id, run_id).pid, 30, f"a process of {dag_id}.{task_id}")
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+
+@contextmanager
+def deployment(
+    python: str,
+    dags: Sequence[Path],
+    *,
+    sandbox: Sandbox | None = None,
+    environment: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Deployment]:
+    """Run an Airflow while the context lasts.
+
+    :param python: an interpreter with an Airflow from 2.11 and the `DRIVERS`; it imports the package of this checkout
+    :param dags: files to put into the DAGs folder
+    :param sandbox: the TechFlow; by default one whose executions take 2 s
+    :param environment: further environment variables, such as `AIRFLOW__TECHFLOW__POLL_INTERVAL`
+    :param extra: the connection's extra; by default so much budget that nothing waits for it
+    :param folder: where everything is put; by default a new temporary folder, removed at the end
+    """
+    sandbox = sandbox or Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=2.0)
+    with ExitStack() as stack:
+        home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airflow-deployment-")))
+        # The server of the database runs as another user and must get through.
+        home.chmod(0o755)
+        postgres = stack.enter_context(Postgres(home / "postgres"))
+        url = stack.enter_context(sandbox.serve())
+        connection = {
+            "conn_type": "techflow",
+            "host": url,
+            "password": sandbox.api_keys[0],
+            "extra": extra or {"requests_per_minute": 10_000, "burst": 1000},
+        }
+        version = _airflow_version(python)
+        variables = {
+            **_environment(home, postgres.port),
+            "AIRFLOW_CONN_TECHFLOW_DEFAULT": json.dumps(connection),
+            **(environment or {}),
+        }
+        (home / "dags").mkdir()
+        for path in dags:
+            shutil.copy(path, home / "dags")
+        running = Deployment(python, home, sandbox, variables, postgres, version)
+        running.airflow("db", "migrate")
+        stack.callback(_stop_all, running)
+        _start_all(running)
+        yield running
+
+
+def _airflow_version(python: str) -> tuple[int, ...]:
+    script = "from importlib.metadata import version; print(version('apache-airflow'))"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    return tuple(int(part) for part in done.stdout.strip().split(".")[:3])
+
+
+def _environment(home: Path, postgres_port: int) -> dict[str, str]:
+    place = f"airflow@127.0.0.1:{postgres_port}/airflow"
+    api_port = free_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "16",
+        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "16",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__FERNET_KEY": "",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{api_port}/execution/",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{place}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": f"postgresql+asyncpg://{place}",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(api_port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{api_port}",
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": "deployment",
+        "AIRFLOW__API_AUTH__JWT_SECRET": "a secret of the deployment tests that is of no use anywhere else",
+        "AIRFLOW__WEBSERVER__SECRET_KEY": "deployment",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY": "True",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+        "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+        # A killed worker is noticed soon.
+        "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "10",
+        "AIRFLOW__SCHEDULER__ZOMBIE_DETECTION_INTERVAL": "2",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+        "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "2",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+        "AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "2",
+        "AIRFLOW__SCHEDULER__PARSING_PROCESSES": "1",
+        "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "300",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+        "AIRFLOW__TECHFLOW__POLL_INTERVAL": "0.5",
+    }
+
+
+def _start_all(running: Deployment) -> None:
+    names = ["scheduler", "triggerer"]
+    if running.version >= (3,):
+        names = ["api-server", *names, "dag-processor"]
+    for name in names:
+        command = [running.python, "-m", "airflow", name]
+        program = Program(name, command, running.environment, running.home / f"{name}.log")
+        running.programs[name] = program
+        program.start()
+    if "api-server" in names:
+        port = int(running.environment["AIRFLOW__API__PORT"])
+        until(lambda: _listens(port), READY_SECONDS, "the API server")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as caller:
+        caller.settimeout(1)
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _stop_all(running: Deployment) -> None:
+    for program in reversed(running.programs.values()):
+        program.stop()
