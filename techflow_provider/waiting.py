@@ -12,7 +12,7 @@ from techflow_provider.client.shapes import quote
 
 DEFAULT_TIMEOUT = timedelta(days=7)
 # A worker slot is no waiting room: a deferrable task that would wait longer than this for the rate budget defers.
-ADMISSION_SECONDS = 3.0
+ADMISSION_SECONDS = 5.0
 # The trigger keeps the time itself; Airflow's own bound on a deferral is the net below it.
 DEFERRAL_GRACE = timedelta(minutes=2)
 

@@ -163,8 +163,9 @@ def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
 
 def _admission(call: Call[T], deadline: float, terms: Terms) -> Conversation[Reservation | BudgetTimeoutError]:
     earlier: Reservation | None = None
+    latest = min(deadline, terms.clock() + terms.admission_seconds)
     while True:
-        left = min(terms.admission_seconds, max(0.0, deadline - terms.clock()))
+        left = max(0.0, latest - terms.clock())
         reservation: Reservation = yield Reserve(call.request_class, left, earlier)
         if not reservation.granted:
             return BudgetTimeoutError(str(call), reservation.wait_seconds, left)

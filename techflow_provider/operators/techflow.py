@@ -255,7 +255,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     :param payload: a dict to send as JSON; the reference shows no body
     :param wait_for_completion: whether the task lasts until the execution has ended, and fails when that failed
     :param deferrable: whether that wait takes place in the triggerer instead of a worker slot, and so does the one for
-        a slot in the rate budget that is more than 3 seconds away
+        a slot in the rate budget that is more than 5 seconds away
     :param poll_interval: seconds between two looks; None takes `[techflow] poll_interval`
     :param timeout: timedelta or seconds to wait at most, for a slot in the rate budget in the triggerer as for the end;
         the execution goes on after it

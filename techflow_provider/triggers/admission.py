@@ -14,7 +14,8 @@ from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Reservation
-from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, admitted_event
+from techflow_provider.triggers.events import admitted_event
+from techflow_provider.waiting import ADMISSION_SECONDS
 
 
 class TechFlowAdmissionTrigger(BaseTrigger):
@@ -44,7 +45,9 @@ class TechFlowAdmissionTrigger(BaseTrigger):
         except TechFlowError as error:
             self.log.info("Waiting for the rate budget ends: %s", error)
             payload = admitted_event(error)
-        await asyncio.sleep(max(0.0, began + FIRST_EVENT_SECONDS - loop.time()))
+        # Whoever is here would have waited so long in a worker, and an event right after the deferral can overtake the
+        # scheduler's own note of it, which then fails the task.
+        await asyncio.sleep(max(0.0, began + ADMISSION_SECONDS - loop.time()))
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # as above
 
     async def _wait(self) -> None:

@@ -15,7 +15,7 @@ from techflow_provider.client.models import Execution
 from techflow_provider.client.shapes import Json, ShapeError, quote
 
 # An event that fires right after the deferral can overtake the scheduler's own note of it, and the task then fails.
-FIRST_EVENT_SECONDS = 2.0
+FIRST_EVENT_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)

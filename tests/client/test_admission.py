@@ -6,7 +6,7 @@ import pytest
 
 from techflow_provider.client import BudgetTimeoutError, RateLimitError
 from techflow_provider.sandbox import Fault
-from techflow_provider.state.budget import LocalBudget
+from techflow_provider.state.budget import LocalBudget, Reservation
 
 
 def start(client):
@@ -36,3 +36,17 @@ def test_a_start_that_was_sent_is_looked_for_however_long_the_next_slots_take(ne
     budget = LocalBudget(10, 1, clock.monotonic)
     execution = near(budget=budget)(start)
     assert [each.id for each in sandbox.executions] == [execution.id]
+
+
+def test_a_slot_that_others_push_back_is_not_waited_for_beyond_the_time(near, sandbox, clock, workflow_id):
+    class Pushed(LocalBudget):
+        """A budget in which a slot is always two seconds away."""
+
+        def reserve(self, request_class, within_seconds, earlier=None):
+            return Reservation(2.0, within_seconds >= 2.0, due=2.0)
+
+    began = clock.monotonic()
+    with pytest.raises(BudgetTimeoutError):
+        near(budget=Pushed())(start)
+    assert clock.monotonic() - began <= 3
+    assert not sandbox.executions

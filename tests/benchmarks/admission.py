@@ -1,0 +1,102 @@
+"""Whether many deferrable tasks on few worker slots are held back by the rate limit alone, and hold no slot meanwhile.
+
+Runs mapped tasks that each start an execution in a real LocalExecutor Airflow, with a limit that is lower than what the
+workers could do. Prints the time from the first start to the last beside the limit's own (starts divided by the rate),
+and how long a worker slept for a slot in the rate budget, as Airflow's metrics tell it. It needs PostgreSQL, and
+`psycopg2-binary`, `asyncpg` and `statsd` beside Airflow.
+
+    python tests/benchmarks/admission.py [--tasks 200] [--slots 4] [--requests-per-minute 40]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
+
+from techflow_provider.sandbox import Sandbox  # noqa: E402  # the checkout comes first
+from techflow_provider.state.bucket import Policy  # noqa: E402
+from techflow_provider.state.budget import DEFAULT_BURST  # noqa: E402
+from techflow_provider.waiting import ADMISSION_SECONDS  # noqa: E402
+
+STARTED = "SELECT count(*) FROM task_instance WHERE dag_id = 'mapped_starts' AND state IN ('success', 'failed')"
+STATES = "SELECT state, count(*) FROM task_instance WHERE dag_id = 'mapped_starts' GROUP BY state"
+TIMING = re.compile(rb"techflow\.budget\.wait:([0-9.]+)\|ms")
+
+
+class Metrics:
+    """A StatsD server that keeps the waits for the rate budget, in seconds."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What lets Airflow send its metrics here."""
+        port = str(self._socket.getsockname()[1])
+        names = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": port}
+        return {f"AIRFLOW__METRICS__{name}": value for name, value in names.items()}
+
+    def _listen(self) -> None:
+        while True:
+            self.waits += [float(found) / 1000 for found in TIMING.findall(self._socket.recv(65536))]
+
+
+def run(tasks: int, slots: int, requests_per_minute: int) -> None:
+    """Start the Airflow, run the tasks and print what came of it."""
+    metrics = Metrics()
+    sandbox = Sandbox(api_keys=(KEY,), limit=requests_per_minute, execution_seconds=1.0)
+    sandbox.add_workflow("report", id="wf_1")
+    environment = {
+        **metrics.environment,
+        "MAPPED_STARTS": str(tasks),
+        "AIRFLOW__CORE__PARALLELISM": str(slots),
+        "AIRFLOW__CORE__MAX_MAP_LENGTH": "5000",
+    }
+    extra: dict[str, Any] = {"requests_per_minute": requests_per_minute}
+    dag = Path(__file__).parent / "dags" / "mapped_starts.py"
+    with deployment(sys.executable, [dag], sandbox=sandbox, environment=environment, extra=extra) as airflow:
+        airflow.await_dags("mapped_starts")
+        airflow.trigger("mapped_starts")
+        until(lambda: _ended(airflow, tasks), 60 + tasks * 120 / requests_per_minute, "all tasks ended")
+        states = dict(airflow.query(STATES))
+        log = "".join(path.read_text() for path in (airflow.home / "logs").rglob("task_id=start/**/*.log"))
+    _report(sandbox, metrics, states, log.count("Waiting in the triggerer for a slot"), slots)
+
+
+def _ended(airflow: Deployment, tasks: int) -> bool:
+    return int(airflow.query(STARTED)[0][0]) >= tasks
+
+
+def _report(sandbox: Sandbox, metrics: Metrics, states: dict[str, str], deferrals: int, slots: int) -> None:
+    posts = sorted(each.at for each in sandbox.requests if each.method == "POST" and each.status == 200)
+    took = (posts[-1] - posts[0]).total_seconds()
+    own = (len(posts) - 1) * Policy.of(sandbox.limit, DEFAULT_BURST).rate.interval_seconds
+    sys.stdout.write(
+        f"{len(posts)} starts on {slots} worker slots, limit {sandbox.limit} a minute: states {states}, "
+        f"executions {len(sandbox.executions)}, 429s {sandbox.count(status=429)}\n"
+        f"first start to last {took:.0f} s, the limit's own {own:.0f} s, ratio {took / own:.2f}\n"
+        f"deferred for a slot {deferrals} times; waits in a worker {len(metrics.waits)}, longest "
+        f"{max(metrics.waits, default=0.0):.2f} s, bound {ADMISSION_SECONDS:g} s\n"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--requests-per-minute", type=int, default=40)
+    asked = parser.parse_args()
+    run(asked.tasks, asked.slots, asked.requests_per_minute)
