@@ -11,47 +11,22 @@ and how long a worker slept for a slot in the rate budget, as Airflow's metrics 
 from __future__ import annotations
 
 import argparse
-import re
-import socket
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
-
 from techflow_provider.sandbox import Sandbox  # noqa: E402  # the checkout comes first
 from techflow_provider.state.bucket import Policy  # noqa: E402
 from techflow_provider.state.budget import DEFAULT_BURST  # noqa: E402
 from techflow_provider.waiting import ADMISSION_SECONDS  # noqa: E402
+from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
+from tests.deployment.metrics import Metrics  # noqa: E402
 
 STARTED = "SELECT count(*) FROM task_instance WHERE dag_id = 'mapped_starts' AND state IN ('success', 'failed')"
 STATES = "SELECT state, count(*) FROM task_instance WHERE dag_id = 'mapped_starts' GROUP BY state"
-TIMING = re.compile(rb"techflow\.budget\.wait:([0-9.]+)\|ms")
-
-
-class Metrics:
-    """A StatsD server that keeps the waits for the rate budget, in seconds."""
-
-    def __init__(self) -> None:
-        self.waits: list[float] = []
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What lets Airflow send its metrics here."""
-        port = str(self._socket.getsockname()[1])
-        names = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": port}
-        return {f"AIRFLOW__METRICS__{name}": value for name, value in names.items()}
-
-    def _listen(self) -> None:
-        while True:
-            self.waits += [float(found) / 1000 for found in TIMING.findall(self._socket.recv(65536))]
 
 
 def run(tasks: int, slots: int, requests_per_minute: int) -> None:

@@ -97,7 +97,7 @@ def storm(places: dict[str, str | None], minute: float) -> None:
             run = Run("techflow", place, minute, server.until + AFTER_MINUTES * minute)
             in_processes([(functools.partial(call, base_url=server.url, begins=begins), run)] * 16)
             first = min(server.taken, default=float("inf")) - server.until
-            last_minute = [at for at in server.taken if at > run.until - minute]
+            last_minute = [at for at in server.taken if run.until - minute < at <= run.until]
             sys.stdout.write(
                 f"{store}: 90 s of 429: 16 processes sent {len(server.refused)} requests; the first one that was taken "
                 f"came {first / minute * 60:.0f} s after the storm; {len(last_minute)} in the last minute, n=1\n"
