@@ -4,7 +4,7 @@ AIRFLOW ?= 3.3.2
 ENVIRONMENTS := .cache/environments
 export PYTHON
 
-.PHONY: demo test lint matrix contract deployment bench wheel clean
+.PHONY: demo test lint matrix contract deployment e2e bench wheel clean
 
 demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
@@ -36,6 +36,10 @@ deployment: ## Kill and clear tasks in a real Airflow with all its processes (AI
 bench: ## Measure what importing the package costs a DAG, beside other providers
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks
 	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/parse.py
+
+e2e: ## Run 200 steps through Celery workers, with PostgreSQL and Redis (apt-get install postgresql redis-server)
+	@.ci/environment.sh e2e "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
+	@$(ENVIRONMENTS)/e2e/bin/python tests/deployment/e2e.py
 
 wheel: ## Build the wheel and the source archive, and check them
 	@.ci/environment.sh wheel "$(PYTHON)" editable twine
