@@ -2,6 +2,8 @@
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
 ENVIRONMENTS := .cache/environments
+# Files run side by side; those that need a deployment of their own have their own targets.
+TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
 export PYTHON
 
 .PHONY: demo test lint matrix contract deployment e2e bench wheel clean
@@ -12,9 +14,9 @@ demo: ## Create a workflow, start it and wait for it, in a real Airflow against 
 
 test: ## Run the tests, those in a real Airflow among them
 	@.ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
-	@if command -v redis-server >/dev/null; then $(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract --ignore tests/deployment; else \
+	@if command -v redis-server >/dev/null; then $(ENVIRONMENTS)/test/bin/pytest $(TESTS); else \
 	  echo "· redis-server is not installed (apt-get install redis-server): the tests on Redis are left out"; \
-	  $(ENVIRONMENTS)/test/bin/pytest -q --ignore tests/contract --ignore tests/deployment -k "not redis"; fi
+	  $(ENVIRONMENTS)/test/bin/pytest $(TESTS) -k "not redis"; fi
 
 lint: ## Check style and types
 	@.ci/environment.sh lint "$(PYTHON)" editable --group lint
