@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ CELERY = ("apache-airflow-providers-celery", "redis")
 
 @dataclass(frozen=True)
 class Redis:
-    """A Redis on a free port of the loopback, which keeps nothing on disk.
+    """A Redis on a free port of the loopback, which loses nothing that it has answered when it is killed.
 
     :param program: its process
     :param port: its port
@@ -31,8 +32,9 @@ class Redis:
     def at(cls, folder: Path) -> Redis:
         """Return one that is not running yet."""
         port = free_port()
-        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-        return cls(Program("redis", command, {}, folder / "redis.log"), port)
+        kept = ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder)]
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", *kept]
+        return cls(Program("redis", command, {"PATH": os.environ["PATH"]}, folder / "redis.log"), port)
 
     def url(self, number: int) -> str:
         """Return the URL of one of its databases."""
