@@ -1,14 +1,21 @@
-"""What operators and sensors have in common when they wait: how long, and what the end of a wait means to a task."""
+"""What operators and sensors have in common when they wait: how long, how to defer, and what an end means to a task."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 
 from techflow_provider.client.errors import ExecutionFailedError, InvalidParameterError
 from techflow_provider.client.models import Execution, status_word
-from techflow_provider.client.shapes import quote
+from techflow_provider.client.shapes import in_seconds, quote
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+    from techflow_provider.client.history import Target
 
 DEFAULT_TIMEOUT = timedelta(days=7)
 # A worker slot is no waiting room: a deferrable task that would wait longer than this for the rate budget defers.
@@ -50,10 +57,52 @@ def deadline_after(seconds: timedelta) -> str:
     return (datetime.now(UTC) + seconds).isoformat()
 
 
-def task_timeout(wanted: str, waited: timedelta, last_seen: str) -> BaseException:
-    """Return the error of a task whose `execution_timeout` passed while it was deferred."""
-    seconds = waited.total_seconds()
-    return AirflowTaskTimeout(f"execution_timeout of {seconds:g} s passed while waiting for {wanted}: {last_seen}")
+def defer_until_ended(
+    task: BaseOperator, conn_id: str, target: Target, poll_interval: float, timeout: timedelta
+) -> None:
+    """Defer a task until an execution has ended or the time for it is over; it resumes in `execute_complete`.
+
+    :param poll_interval: seconds between two looks
+    :param timeout: when the wait ends at the latest; the task's `execution_timeout` can end it sooner
+    :raises BaseException: Airflow's way to defer a task
+    """
+    from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
+
+    bound = shorter(timeout, task.execution_timeout)
+    trigger = TechFlowExecutionTrigger(
+        techflow_conn_id=conn_id,
+        execution_id=target.execution_id or None,
+        workflow_id=target.workflow_id or None,
+        started_after=target.started_after.isoformat() if target.started_after else None,
+        poll_interval=poll_interval,
+        deadline=deadline_after(bound),
+    )
+    task.defer(trigger=trigger, method_name="execute_complete", timeout=bound + DEFERRAL_GRACE)
+
+
+def ended_execution(
+    task: BaseOperator, event: Any, timeout: timedelta, timeout_error: Callable[[str, timedelta, str], BaseException]
+) -> Execution:
+    """Return the execution that a deferred task has waited for, whichever way it ended.
+
+    :param event: what the trigger tells
+    :param timeout: the task's own bound of the wait
+    :param timeout_error: makes the error of that bound, from what was waited for, the bound, and what was seen last
+    :raises BaseException: why there is none: the time was over, or waiting made no sense any more
+    """
+    from techflow_provider.triggers.events import WaitOver
+
+    over = WaitOver.from_event(event)
+    if over.error is not None:
+        raise over.error
+    if over.timed_out is None:
+        return over.ended
+    waited = shorter(timeout, task.execution_timeout)
+    if waited < timeout:
+        # Airflow does not enforce it while a task is deferred.
+        words = f"execution_timeout of {in_seconds(waited.total_seconds())} passed while waiting for"
+        raise AirflowTaskTimeout(f"{words} {over.timed_out.wanted}: {over.timed_out.last_seen}")
+    raise timeout_error(over.timed_out.wanted, timeout, over.timed_out.last_seen)
 
 
 def check_ended(execution: Execution, allowed_statuses: tuple[str, ...] = ("completed",)) -> Execution:

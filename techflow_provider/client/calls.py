@@ -18,6 +18,7 @@ import httpx
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import Execution, Workflow, read_executions, read_workflows
 from techflow_provider.client.shapes import Json, ShapeError, http_date, parse_json, quote
+from techflow_provider.client.slices import keep_all, parse_list
 from techflow_provider.state.budget import RequestClass
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Call(Generic[T]):
     :param params: the query
     :param request_class: whether a user asked for it or a wait polls
     :param url: an absolute URL in place of the path, for a further page
+    :param unchanged: what a 304 stands for, when the headers ask on condition
     """
 
     method: Method
@@ -51,6 +53,7 @@ class Call(Generic[T]):
     params: Mapping[str, str] | None = None
     request_class: RequestClass = RequestClass.COMMAND
     url: str | None = None
+    unchanged: T | None = None
 
     @property
     def idempotent(self) -> bool:
@@ -67,10 +70,12 @@ class Page(Generic[T]):
 
     :param items: what the page lists
     :param next_url: the next page's URL as the server wrote it, or None
+    :param headers: those of the answer
     """
 
     items: tuple[T, ...]
     next_url: str | None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +149,14 @@ def execute_workflow(workflow_id: str, payload: Mapping[str, Json] | None = None
     return Call("POST", path, read, _encode("payload", dict(payload)), JSON_HEADERS)
 
 
-def list_executions(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Execution]]:
-    """`GET /executions` (List Executions)."""
-    return Call("GET", "/executions", _page_reader(read_executions), request_class=request_class)
+def list_executions(
+    request_class: RequestClass = RequestClass.COMMAND, skips: Callable[[Json], bool] = keep_all
+) -> Call[Page[Execution]]:
+    """`GET /executions` (List Executions).
+
+    :param skips: whether an execution, as it came, is of no interest and need not be read
+    """
+    return Call("GET", "/executions", _page_reader(read_executions, skips), request_class=request_class)
 
 
 def raw(
@@ -241,11 +251,14 @@ def _json_reader(read: Callable[[Json], T]) -> Callable[[httpx.Response], T]:
     return lambda response: read(parse_json(response.content))
 
 
-def _page_reader(read: Callable[[Json], tuple[T, ...]]) -> Callable[[httpx.Response], Page[T]]:
+def _page_reader(
+    read: Callable[[Json], tuple[T, ...]], skips: Callable[[Json], bool] = keep_all
+) -> Callable[[httpx.Response], Page[T]]:
     def read_page(response: httpx.Response) -> Page[T]:
-        value = parse_json(response.content)
+        value = parse_list(response.content, skips)
         linked = response.links.get("next", {}).get("url")
         following = value.get("next") if isinstance(value, dict) else None
-        return Page(read(value), linked or (following if isinstance(following, str) and following else None))
+        next_url = linked or (following if isinstance(following, str) and following else None)
+        return Page(read(value), next_url, response.headers)
 
     return read_page

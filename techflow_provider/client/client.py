@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 import httpx
 
@@ -34,6 +34,7 @@ from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.transport import Body, transport_error
 from techflow_provider.state.budget import Budget, LocalBudget
 
+Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 # A body above this many bytes is read in a thread, so that parsing it does not hold up the event loop.
@@ -232,7 +233,11 @@ class AsyncClient(_Session):
             case _ if isinstance(self.budget, LocalBudget):
                 return self._ask_budget(step)
             case _:
-                return await asyncio.get_running_loop().run_in_executor(self._asking, self._ask_budget, step)
+                return await self.ask(self._ask_budget, step)
+
+    async def ask(self, question: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Ask the budget, or what else is kept in its store, in the one thread that may wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._asking, question, *args)
 
     async def _send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         body = self._body()

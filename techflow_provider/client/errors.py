@@ -6,6 +6,7 @@
     ├── InvalidParameterError      bad input, found before anything was sent (also a ValueError)
     ├── BudgetTimeoutError         no slot in the rate budget before the deadline; nothing was sent
     ├── TransportError             no whole response came; `maybe_sent` says whether the server may have acted
+    │   └── ResponseSizeError      the response is larger than the bound, and would be again
     ├── ResponseError              a response came, and it is not the one that was asked for
     │   ├── BadRequestError        400
     │   ├── UnauthorizedError      401
@@ -22,6 +23,8 @@ Every error is built from positional values alone, so it survives pickling, and 
 """
 
 from __future__ import annotations
+
+from techflow_provider.client.shapes import in_seconds
 
 
 class TechFlowError(Exception):
@@ -84,6 +87,10 @@ class TransportError(TechFlowError):
     def __str__(self) -> str:
         effect = "it may have reached the server" if self.maybe_sent else "it never reached the server"
         return f"{self.call}: {self.reason}; {effect}"
+
+
+class ResponseSizeError(TransportError):
+    """The response is larger than the bound, so it was not read to its end; another one would be as large."""
 
 
 class ResponseError(TechFlowError):
@@ -173,7 +180,7 @@ class ExecutionNotFoundError(TechFlowError):
 
     def __str__(self) -> str:
         return (
-            f"{self.wanted} did not appear in the execution history within {self.waited_seconds:.0f} s; "
+            f"{self.wanted} did not appear in the execution history within {in_seconds(self.waited_seconds)}; "
             "check the id and that the connection's API key belongs to the same account"
         )
 
@@ -194,7 +201,7 @@ class ExecutionTimeoutError(TechFlowError):
 
     def __str__(self) -> str:
         return (
-            f"{self.wanted} did not end within {self.waited_seconds:.0f} s ({self.last_seen}); "
+            f"{self.wanted} did not end within {in_seconds(self.waited_seconds)} ({self.last_seen}); "
             "it goes on in TechFlow, which has no call to cancel it"
         )
 

@@ -27,6 +27,7 @@ from techflow_provider.client.errors import (
     UnauthorizedError,
     UnexpectedResponseError,
 )
+from techflow_provider.client.pages import PageMemory
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.shapes import ShapeError, find, parse_json, quote, shorten
@@ -137,18 +138,22 @@ def exchange(call: Call[T], terms: Terms) -> Conversation[T]:
             yield Sleep(delay)
 
 
-def collect(call: Call[Page[T]], terms: Terms) -> Conversation[list[T]]:
+def collect(call: Call[Page[T]], terms: Terms, memory: PageMemory[T] | None = None) -> Conversation[list[T]]:
     """Carry out a call that lists, page after page, and return all items.
 
+    :param memory: the pages of the last time; those that the server says are unchanged come without items
     :raises TechFlowError: every way in which it can fail, more than 50 pages among them
     """
     current = call
     items: list[T] = []
     for _ in range(MAX_PAGES):
-        page = yield from exchange(current, terms)
+        url = url_of(current, terms.settings)
+        page = yield from exchange(memory.conditional(current, url) if memory else current, terms)
+        if memory:
+            memory.note(url, page)
         items.extend(page.items)
         try:
-            following = next_page(current, page, url_of(current, terms.settings))
+            following = next_page(current, page, url)
         except ShapeError as error:
             source = (page.next_url or "").encode(errors="replace")
             detail = _without_key(str(error), error.received, source, terms.settings)
@@ -209,6 +214,8 @@ def build_request(call: Call[T], settings: Settings) -> httpx.Request:
 
 
 def _conclude(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> T:
+    if call.unchanged is not None and _is_unchanged(outcome):
+        return call.unchanged
     if not isinstance(outcome, httpx.Response) or not outcome.is_success:
         raise _failure(call, outcome, sent, settings)
     try:
@@ -217,6 +224,10 @@ def _conclude(call: Call[T], outcome: Outcome, sent: int, settings: Settings) ->
         detail = _without_key(str(error), error.received, outcome.content, settings)
         # Not chained: the cause quotes the answer as it came.
         raise UnexpectedResponseError(str(call), outcome.status_code, detail, sent) from None
+
+
+def _is_unchanged(outcome: Outcome) -> bool:
+    return isinstance(outcome, httpx.Response) and outcome.status_code == httpx.codes.NOT_MODIFIED
 
 
 def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> TechFlowError:

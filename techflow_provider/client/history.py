@@ -1,4 +1,4 @@
-"""Find an execution in the history and decide what it means for a wait; pure, shared by every kind of wait.
+"""Find an execution in the history and decide what it means for a wait; no I/O, shared by every kind of wait.
 
 The reference has no call for one execution, so all waiting is reading `GET /executions` and looking it up.
 """
@@ -6,13 +6,14 @@ The reference has no call for one execution, so all waiting is reading `GET /exe
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
-from techflow_provider.client.models import Execution, status_word
-from techflow_provider.client.shapes import quote
+from techflow_provider.client.models import Execution, is_known_status, status_word
+from techflow_provider.client.shapes import Json, find, quote
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,55 @@ class Target:
         return f"the first execution of workflow {self.workflow_id} started after {self.started_after}"
 
 
+class Interest:
+    """What some waits want to know of the history, so that the rest of a long one need not be read.
+
+    :param everything: whether every execution is of interest, whatever is added
+    """
+
+    def __init__(self, *, everything: bool = False) -> None:
+        self._everything = everything
+        self._told: dict[str, str | None] = {}
+        self._workflows: set[str] = set()
+
+    def add(self, target: Target, told: str | None = None) -> None:
+        """Add what one wait is about.
+
+        :param told: the status that the wait knows already, and does not want to hear again
+        """
+        if target.execution_id:
+            same = self._told.get(target.execution_id, told) == told
+            self._told[target.execution_id] = told if same else None
+        elif target.workflow_id:
+            self.add_workflow(target.workflow_id)
+
+    def add_workflow(self, workflow_id: str) -> None:
+        """Add every execution of a workflow."""
+        self._workflows.add(workflow_id)
+
+    def add_everything(self) -> None:
+        """Add every execution."""
+        self._everything = True
+
+    def skips(self, item: Json) -> bool:
+        """Whether an execution, as it came, is surely of no interest; what can't be told at a glance is not skipped."""
+        if self._everything or not isinstance(item, dict):
+            return False
+        if self._workflows:
+            workflow_id = find(item, "workflow_id")
+            if not isinstance(workflow_id, str) or workflow_id in self._workflows:
+                return False
+        execution_id = find(item, "id", "execution_id")
+        if not isinstance(execution_id, str):
+            return False
+        told = self._told.get(execution_id)
+        if told is None:
+            return execution_id not in self._told
+        return find(item, "status", "state") == told
+
+
 class History:
-    """The execution history of one look, indexed for many look-ups.
+    """The execution history of one look, or what was of interest in it, indexed for many look-ups.
 
     :param executions: what `GET /executions` listed, in any order
     """
@@ -88,44 +136,59 @@ class Watch:
     :param target: the execution that is waited for
     :param appear_seconds: how long an execution known by its id may be missing from the history; an execution that
         is known by its workflow alone may not have been started yet, and is waited for without this bound
-    :param last_seen: what the last look showed, in words
+    :param told: the status that the history showed last, None until the execution is in it
     """
 
     target: Target
     appear_seconds: float = DEFAULT_APPEAR_SECONDS
-    last_seen: str = "the history has not been read yet"
+    told: str | None = None
+    _execution_id: str | None = field(default=None, repr=False)
     _first_look: float | None = field(default=None, repr=False)
-    _seen: bool = field(default=False, repr=False)
+
+    @property
+    def interest(self) -> Interest:
+        """What this wait alone wants to know of the history."""
+        interest = Interest()
+        interest.add(self.target, self.told)
+        return interest
+
+    @property
+    def last_seen(self) -> str:
+        """What the looks have shown so far, in words."""
+        if self.told is not None:
+            unknown = "" if is_known_status(self.told) else ", a word that is not known and is taken as still running"
+            return f"execution {self._execution_id} was last seen with status {self.told!r}{unknown}"
+        if self._first_look is None:
+            return "the history has not been read yet"
+        return "it is not in the execution history"
 
     def look(self, history: History, now: float) -> Execution | None:
         """Return the execution when it has ended, and None while there is more to wait for.
 
+        :param history: may leave out the execution when its status is the one that was told already
         :param now: seconds on a clock that does not jump
         :raises ExecutionNotFoundError: it has been missing from the history for too long
         """
         execution = history.find(self.target)
         if execution is None:
-            self._miss(now)
+            if self.told is None:
+                self._miss(now)
             return None
         self._note(execution)
         return execution if execution.ended else None
 
     def _note(self, execution: Execution) -> None:
-        seen = f"execution {execution.id} was last seen with status {execution.status!r}"
-        if not execution.has_known_status:
-            seen += ", a word that is not known and is taken as still running"
-            if seen != self.last_seen:
-                log.warning("%s: %s", self.target, seen)
-        self.last_seen = seen
-        self._seen = True
+        before = self._execution_id, self.told
+        # The words are few and the waits may be many.
+        self._execution_id, self.told = execution.id, sys.intern(execution.status or "")
+        if not execution.has_known_status and (execution.id, execution.status) != before:
+            log.warning("%s: %s", self.target, self.last_seen)
 
     def _miss(self, now: float) -> None:
         if self._first_look is None:
             self._first_look = now
         missing = now - self._first_look
-        if not self._seen:
-            self.last_seen = "it is not in the execution history"
-        if self.target.execution_id and not self._seen and missing >= self.appear_seconds:
+        if self.target.execution_id and missing >= self.appear_seconds:
             raise ExecutionNotFoundError(str(self.target), missing)
 
 

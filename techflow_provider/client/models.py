@@ -62,6 +62,11 @@ def state_of(status: str | None) -> ExecutionState:
     return ExecutionState.FAILED if word in FAILED_WORDS else ExecutionState.RUNNING
 
 
+def is_known_status(status: str) -> bool:
+    """Whether the meaning of a status word is known."""
+    return status_word(status) in COMPLETED_WORDS | FAILED_WORDS | RUNNING_WORDS
+
+
 @dataclass(frozen=True, slots=True)
 class Workflow:
     """A workflow, as `GET /workflows` shows it.
@@ -170,7 +175,7 @@ class Execution:
     @property
     def has_known_status(self) -> bool:
         """Whether the status word is one whose meaning is known; any other is taken as still running."""
-        return self.status is None or self.ended or status_word(self.status) in RUNNING_WORDS
+        return self.status is None or is_known_status(self.status)
 
     def to_dict(self) -> dict[str, Json]:
         """Return the execution as JSON: what the server sent, with the known fields in place and times in ISO 8601."""

@@ -21,9 +21,10 @@ from techflow_provider.client.errors import (
     TechFlowError,
 )
 from techflow_provider.client.exchange import Conversation, Sleep, Terms, collect, exchange
-from techflow_provider.client.history import History, Target, Watch, select
+from techflow_provider.client.history import History, Interest, Target, Watch, select
 from techflow_provider.client.models import Execution, Workflow
-from techflow_provider.client.patience import backoff_seconds, passes
+from techflow_provider.client.pages import PageMemory
+from techflow_provider.client.patience import backoff_seconds, bear
 from techflow_provider.client.settings import check_positive
 from techflow_provider.client.shapes import Json, quote
 from techflow_provider.state.budget import RequestClass
@@ -143,18 +144,25 @@ def wait_for_execution(
 def _look_for(watch: Watch, terms: Terms, deadline: float, failures: int) -> Conversation[tuple[Execution | None, int]]:
     """Return the execution when it has ended, and how many looks in a row have failed by now."""
     try:
-        return watch.look((yield from look(terms, deadline - terms.clock())), terms.clock()), 0
+        history = yield from look(terms, deadline - terms.clock(), watch.interest)
+        return watch.look(history, terms.clock()), 0
     except TechFlowError as error:
-        if not passes(error):
-            raise
-        log.warning("A look at the execution history failed and is repeated: %s", error)
+        bear(error, log.warning)
         return None, failures + 1
 
 
-def look(terms: Terms, within_seconds: float) -> Conversation[History]:
-    """Read the execution history as a wait does: after the commands, and within a time (List Executions)."""
+def look(
+    terms: Terms, within_seconds: float, interest: Interest, memory: PageMemory[Execution] | None = None
+) -> Conversation[History]:
+    """Read the execution history as a wait does: after the commands, and within a time (List Executions).
+
+    :param within_seconds: how long to wait for a slot in the budget, and for further tries
+    :param interest: what is wanted of the history; the rest is left out
+    :param memory: the pages of the last look; what a server says is unchanged since is left out, too
+    """
     settings = replace(terms.settings, deadline_seconds=min(max(within_seconds, 0.001), LONGEST_LOOK_SECONDS))
-    return History((yield from collect(calls.list_executions(RequestClass.POLL), replace(terms, settings=settings))))
+    call = calls.list_executions(RequestClass.POLL, interest.skips)
+    return History((yield from collect(call, replace(terms, settings=settings), memory)))
 
 
 def start_execution(

@@ -1,6 +1,8 @@
-"""Decide whether a failed look at the history ends a wait; pure, shared by every kind of wait."""
+"""Decide whether a failed look at the history ends a wait, for every kind of wait."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from techflow_provider.client.errors import (
     BudgetTimeoutError,
@@ -18,6 +20,17 @@ PASSING = (BudgetTimeoutError, RateLimitError, ServerError, TransportError, Unex
 def passes(error: TechFlowError) -> bool:
     """Whether the next look may succeed although this one failed."""
     return isinstance(error, PASSING)
+
+
+def bear(error: TechFlowError, warn: Callable[..., None]) -> None:
+    """Tell a wait's log that a look failed and is repeated.
+
+    :param warn: a logger's `warning`
+    :raises TechFlowError: the same error, when no look ever will succeed
+    """
+    if not passes(error):
+        raise error
+    warn("A look at the execution history failed and is repeated: %s", error)
 
 
 def backoff_seconds(interval_seconds: float, failures: int, longest_seconds: float = 60.0) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from techflow_provider.client.calls import Call
-from techflow_provider.client.errors import TransportError
+from techflow_provider.client.errors import ResponseSizeError, TransportError
 from techflow_provider.client.shapes import http_date
 
 Outcome = httpx.Response | TransportError
@@ -22,7 +22,8 @@ class RetryPolicy:
 
     A 429 was not executed (assumption: a refused request has no effect), so it is repeated whatever the method, until
     the caller's deadline; how long everybody waits then is for the rate budget to say. A 5xx or a broken connection is
-    repeated only when the call is idempotent or surely never reached the server. Everything else is an answer.
+    repeated only when the call is idempotent or surely never reached the server; one that is too large never is.
+    Everything else is an answer.
 
     :param max_attempts: requests sent for one call at most; 429s are not counted
     :param backoff_seconds: delay before the second request, doubled each time
@@ -58,6 +59,8 @@ def is_rate_limited(outcome: Outcome) -> bool:
 
 
 def _may_repeat(call: Call[Any], outcome: Outcome) -> bool:
+    if isinstance(outcome, ResponseSizeError):
+        return False
     if isinstance(outcome, TransportError):
         return call.idempotent or not outcome.maybe_sent
     return outcome.is_server_error and call.idempotent

@@ -15,6 +15,8 @@ from typing import TypeAlias
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 LONGEST_QUOTE = 200
+# Below this a fraction of a second matters to who reads of a duration.
+SHORTEST_WHOLE_SECONDS = 10
 # Seconds since 1970 reach this number in the year 5138; a larger one counts milliseconds.
 LARGEST_EPOCH_SECONDS = 100_000_000_000
 
@@ -66,10 +68,20 @@ def parse_json(content: bytes) -> Json:
     try:
         value: Json = json.loads(content)
     except (ValueError, RecursionError) as error:
-        text = content[: LONGEST_QUOTE * 4].decode("utf-8", errors="replace")
-        came = f"{len(content)} bytes that begin {shorten(text)!r}" if content.strip() else "an empty body"
-        raise ShapeError("JSON", f"{came} ({shorten(str(error), 80)})") from error
+        raise no_json(content, error) from error
     return value
+
+
+def no_json(content: bytes, error: Exception) -> ShapeError:
+    """Return the error of bytes that hold no JSON."""
+    text = content[: LONGEST_QUOTE * 4].decode("utf-8", errors="replace")
+    came = f"{len(content)} bytes that begin {shorten(text)!r}" if content.strip() else "an empty body"
+    return ShapeError("JSON", f"{came} ({shorten(str(error), 80)})")
+
+
+def in_seconds(seconds: float) -> str:
+    """Return a duration as it stands in a message: short ones with a fraction, such as `0.5 s`, long ones without."""
+    return f"{seconds:.0f} s" if seconds >= SHORTEST_WHOLE_SECONDS else f"{round(seconds, 2):g} s"
 
 
 def _folded(name: str) -> str:

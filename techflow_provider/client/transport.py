@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import httpx
 
-from techflow_provider.client.errors import TransportError
+from techflow_provider.client.errors import ResponseSizeError, TransportError
 from techflow_provider.client.shapes import shorten
 
 # With these the request was never written, so repeating it is safe.
@@ -32,7 +32,11 @@ WORDS: tuple[tuple[type[Exception], str], ...] = (
 
 
 class ResponseBoundError(httpx.TransportError):
-    """A response is larger or slower than the settings allow."""
+    """A response is slower than the settings allow."""
+
+
+class ResponseSizeBoundError(ResponseBoundError):
+    """A response is larger than the settings allow."""
 
 
 class Body:
@@ -58,7 +62,7 @@ class Body:
         """
         self._size += len(chunk)
         if self._size > self._max_bytes:
-            raise ResponseBoundError(f"the answer is larger than the bound of {self._max_bytes} bytes")
+            raise ResponseSizeBoundError(f"the answer is larger than the bound of {self._max_bytes} bytes")
         if self._clock() - self._began > self._max_seconds:
             raise ResponseBoundError(f"the answer took longer than the bound of {self._max_seconds:g} s")
         self._chunks.append(chunk)
@@ -80,6 +84,7 @@ def transport_error(call: str, error: Exception) -> TransportError:
     said = shorten(str(error))
     words = next((text for kind, text in WORDS if isinstance(error, kind)), "")
     reason = f"{words} ({said})" if words and said else words or said or type(error).__name__
-    result = TransportError(call, reason, maybe_sent=not isinstance(error, NEVER_SENT))
+    kind = ResponseSizeError if isinstance(error, ResponseSizeBoundError) else TransportError
+    result = kind(call, reason, maybe_sent=not isinstance(error, NEVER_SENT))
     result.__cause__ = error
     return result

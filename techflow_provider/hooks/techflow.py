@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from techflow_provider.client import AsyncClient, Client, Execution, InvalidParameterError, TechFlowError, Workflow
 from techflow_provider.client.calls import Call, Method, Trigger, raw
-from techflow_provider.client.history import History, Target
+from techflow_provider.client.history import History, Interest, Target
 from techflow_provider.client.shapes import Json, quote
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
@@ -145,9 +145,22 @@ class TechFlowHook(BaseHook):
         """
         return self.get_conn().executions.wait(Target(execution_id), poll_interval, timeout)
 
-    def look(self, within_seconds: float) -> History:
-        """Read the execution history as a wait does: after the commands, and within some seconds (List Executions)."""
-        return self.get_conn().executions.look(within_seconds)
+    async def await_execution(
+        self,
+        execution_id: str,
+        poll_interval: float = 5.0,
+        timeout: float | None = None,  # noqa: ASYNC109  # of the wait, whose error says more than a cancellation
+    ) -> Execution:
+        """Wait in the event loop until an execution has ended, as `wait_for_execution` does (List Executions)."""
+        async with await self.aget_conn() as client:
+            return await client.executions.wait(Target(execution_id), poll_interval, timeout)
+
+    def look(self, within_seconds: float, interest: Interest) -> History:
+        """Read the execution history as a wait does: after the commands, and within some seconds (List Executions).
+
+        :param interest: what is wanted of it
+        """
+        return self.get_conn().executions.look(within_seconds, interest)
 
     def run(
         self,

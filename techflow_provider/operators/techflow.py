@@ -20,13 +20,11 @@ from techflow_provider.client.shapes import Json, quote
 from techflow_provider.waiting import (
     ADMISSION_SECONDS,
     DEFAULT_TIMEOUT,
-    DEFERRAL_GRACE,
     as_timedelta,
     check_ended,
-    deadline_after,
     default_poll_interval,
-    shorter,
-    task_timeout,
+    defer_until_ended,
+    ended_execution,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from techflow_provider.client.calls import Trigger
     from techflow_provider.client.models import Execution, Workflow
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.triggers.events import TimedOut
 
 IfExists = Literal["create", "return", "update", "fail"]
 
@@ -309,7 +306,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         if started.ended:
             return self._finish(started)
         if self.deferrable:
-            self._defer(started.id, shorter(timeout, self.execution_timeout), interval)
+            self._defer(started.id, timeout, interval)
         return self._finish(self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
 
     def _start(self) -> Execution:
@@ -338,33 +335,14 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         )
 
     def _defer(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
-        from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
+        from techflow_provider.client.history import Target
 
-        trigger = TechFlowExecutionTrigger(
-            techflow_conn_id=self.techflow_conn_id,
-            execution_id=execution_id,
-            poll_interval=poll_interval,
-            deadline=deadline_after(timeout),
-        )
-        self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout + DEFERRAL_GRACE)
+        defer_until_ended(self, self.techflow_conn_id, Target(execution_id), poll_interval, timeout)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""
-        from techflow_provider.triggers.events import WaitOver
-
-        over = WaitOver.from_event(event)
-        if over.error is not None:
-            raise over.error
-        if over.timed_out is not None:
-            raise self._timeout_error(over.timed_out)
-        return self._finish(over.ended)
-
-    def _timeout_error(self, over: TimedOut) -> BaseException:
         timeout, _ = self._checked()
-        waited = shorter(timeout, self.execution_timeout)
-        if waited < timeout:
-            return task_timeout(over.wanted, waited, over.last_seen)
-        return ExecutionTimeoutError(over.wanted, timeout.total_seconds(), over.last_seen)
+        return self._finish(ended_execution(self, event, timeout, _timeout_error))
 
     def _finish(self, execution: Execution) -> str:
         check_ended(execution)
@@ -375,3 +353,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         """Say which execution goes on."""
         if self._started is not None:
             self.log.warning("Execution %s goes on in TechFlow, which has no call to cancel it", self._started.id)
+
+
+def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> ExecutionTimeoutError:
+    return ExecutionTimeoutError(wanted, timeout.total_seconds(), last_seen)

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
@@ -26,17 +27,15 @@ from techflow_provider.client.errors import (
     TechFlowError,
 )
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, Target, Watch
-from techflow_provider.client.patience import passes
-from techflow_provider.client.shapes import Json, quote
+from techflow_provider.client.patience import bear
+from techflow_provider.client.shapes import Json, in_seconds, quote
 from techflow_provider.compat import first_reschedule_date
 from techflow_provider.waiting import (
-    DEFERRAL_GRACE,
     as_timedelta,
     check_ended,
-    deadline_after,
     default_poll_interval,
-    shorter,
-    task_timeout,
+    defer_until_ended,
+    ended_execution,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
     from techflow_provider.client.models import Execution
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.triggers.events import TimedOut
 
 # Airflow's own default of a sensor that pokes.
 POKE_SECONDS = 60.0
@@ -137,63 +135,42 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     def _look(self, watch: Watch, within_seconds: float) -> Execution | None:
         try:
-            execution = watch.look(self.hook.look(within_seconds), time.monotonic())
+            execution = watch.look(self.hook.look(within_seconds, watch.interest), time.monotonic())
         except BudgetTimeoutError as error:
             self.log.info("The rate budget is used up; looking again later: %s", error)
             return None
         except TechFlowError as error:
-            if not passes(error):
-                raise
-            self.log.warning("A look at the execution history failed and is repeated: %s", error)
+            bear(error, self.log.warning)
             return None
         self.log.info("%s: %s", self._target, watch.last_seen)
         return execution
 
     def _defer(self) -> None:
-        from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
-
-        timeout = shorter(as_timedelta("timeout", self.timeout), self.execution_timeout)
-        trigger = TechFlowExecutionTrigger(
-            techflow_conn_id=self.techflow_conn_id,
-            execution_id=self.execution_id or None,
-            workflow_id=self.workflow_id or None,
-            started_after=self._target.started_after.isoformat() if self._target.started_after else None,
-            poll_interval=self.poke_interval if self._own_interval else default_poll_interval(),
-            deadline=deadline_after(timeout),
-        )
-        self.defer(trigger=trigger, method_name="execute_complete", timeout=timeout + DEFERRAL_GRACE)
+        interval = self.poke_interval if self._own_interval else default_poll_interval()
+        defer_until_ended(self, self.techflow_conn_id, self._target, interval, as_timedelta("timeout", self.timeout))
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Json]:
         """Resume after the trigger: return the execution, or fail as the wait in a worker would."""
-        from techflow_provider.triggers.events import WaitOver
-
-        over = WaitOver.from_event(event)
-        if over.error is not None:
-            raise over.error
-        if over.timed_out is not None:
-            raise self._timeout_error(over.timed_out)
-        return self._conclude(over.ended)
-
-    def _timeout_error(self, over: TimedOut) -> BaseException:
-        timeout = timedelta(seconds=self.timeout)
-        waited = shorter(timeout, self.execution_timeout)
-        if waited < timeout:
-            return self._or_skip(task_timeout(over.wanted, waited, over.last_seen))
-        words = f"{over.wanted} did not end within {self.timeout:g} s: {over.last_seen}"
-        return self._or_skip(AirflowSensorTimeout(words))
+        try:
+            return self._conclude(ended_execution(self, event, timedelta(seconds=self.timeout), _timeout_error))
+        except (AirflowSensorTimeout, AirflowTaskTimeout) as error:
+            if self._skips:
+                raise AirflowSkipException(str(error)) from error
+            raise
 
     def _conclude(self, execution: Execution) -> dict[str, Json]:
         try:
             check_ended(execution, tuple(self.allowed_statuses))
         except ExecutionFailedError as error:
-            raise self._or_skip(AirflowFailException(str(error))) from error
+            kind = AirflowSkipException if self._skips else AirflowFailException
+            raise kind(str(error)) from error
         self.log.info("Execution %s ended with status %r", execution.id, execution.status)
         return execution.to_dict()
 
-    def _or_skip(self, error: BaseException) -> BaseException:
-        """Return what ends the task; Airflow looks at `soft_fail` in most places where a wait can end, not in all."""
-        skip = self.soft_fail or getattr(self, "never_fail", False)
-        return AirflowSkipException(str(error)) if skip else error
+    @property
+    def _skips(self) -> bool:
+        """Whether a wait that fails skips its task; Airflow looks at `soft_fail` in most places, not in all."""
+        return bool(self.soft_fail or getattr(self, "never_fail", False))
 
 
 def _instant(value: datetime | str | None) -> datetime | None:
@@ -210,3 +187,7 @@ def _instant(value: datetime | str | None) -> datetime | None:
     if instant is None or isinstance(instant, datetime):
         return instant
     raise InvalidParameterError("started_after", quote(value), "an ISO 8601 time with a time zone")
+
+
+def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> AirflowSensorTimeout:
+    return AirflowSensorTimeout(f"{wanted} did not end within {in_seconds(timeout.total_seconds())}: {last_seen}")

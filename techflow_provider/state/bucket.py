@@ -13,6 +13,8 @@ MINUTE_SECONDS = 60.0
 JITTER_SECONDS = 1.5
 # Who wakes up later than this after a slot has missed it; what is left of the jitter is the time on the way.
 LATE_SECONDS = 1.0
+# The part of the rate that polls get even when commands want it all; all pollers of a key together make do with it.
+POLL_SHARE = 0.2
 # Covers rounding, and a window that holds both its ends.
 MARGIN_SECONDS = 0.001
 
@@ -61,7 +63,7 @@ class Policy:
     """
 
     rate: Rate
-    poll_share: float = 0.2
+    poll_share: float = POLL_SHARE
     late_seconds: float = LATE_SECONDS
     first_pause_seconds: float = 10.0
     longest_pause_seconds: float = 60.0
@@ -73,7 +75,7 @@ class Policy:
         """Return the policy for a limit; a shorter minute makes everything else shorter, too."""
         scale = minute_seconds / MINUTE_SECONDS
         rate = Rate.within(requests_per_minute, minute_seconds, burst, JITTER_SECONDS * scale)
-        return cls(rate, 0.2, LATE_SECONDS * scale, 10 * scale, minute_seconds, scale, 30 * scale)
+        return cls(rate, POLL_SHARE, LATE_SECONDS * scale, 10 * scale, minute_seconds, scale, 30 * scale)
 
     @property
     def poll_interval_seconds(self) -> float:

@@ -55,6 +55,9 @@ class Budget(Protocol):
     def settle(self, reservation: Reservation) -> None:
         """Tell that the server took a request that was sent as a probe, so that others may follow."""
 
+    def snapshot(self) -> Snapshot:
+        """Return the state of the budget; changes nothing."""
+
 
 @dataclass(slots=True)
 class _Tier:

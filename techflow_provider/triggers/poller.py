@@ -1,7 +1,7 @@
-"""One loop that reads the execution history for every wait of a connection.
+"""One loop that reads the execution history for all who wait for something in it.
 
-TechFlow has no call for one execution, so a wait means reading the whole history; one reading serves all waits. Waits
-join and leave, and the loop ends with the last of them.
+TechFlow has no call for one execution, so a wait means reading the whole history; one reading serves all waits. Those
+who wait join and leave, and the loop ends with the last of them.
 """
 
 from __future__ import annotations
@@ -10,75 +10,64 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
-from techflow_provider.client.calls import list_executions
-from techflow_provider.client.history import History, Watch
-from techflow_provider.client.patience import backoff_seconds, passes
-from techflow_provider.state.budget import Budget, RequestClass
+from techflow_provider.client.history import Interest, Watch
+from techflow_provider.client.pages import PageMemory
+from techflow_provider.client.patience import passes
+from techflow_provider.state.budget import Budget
+from techflow_provider.state.store import StoreError, budget_key
+from techflow_provider.triggers.observers import Crowd, Observer, Wait, in_words, serve
+from techflow_provider.triggers.pace import Pace
 
 log = logging.getLogger(__name__)
 
-# However eager the waits are, this keeps the looks of one poller under 20 a minute.
-SHORTEST_INTERVAL_SECONDS = 3.0
 # One look may take its time with slots and pauses, and must come to an end.
 LOOK_SECONDS = 120.0
-# So many waits are served before others of the event loop get their turn.
-WAITS_PER_TURN = 200
-# A history that is longer is indexed in a thread.
-LARGE_HISTORY = 2000
+# How often it is asked whether a webhook came.
+BELL_SECONDS = 0.5
 # A 5xx or a broken connection is the poller's own matter: it looks again, later each time.
 LOOK_ONCE = RetryPolicy(max_attempts=1)
 
-Connect = Callable[[], Awaitable[tuple[Settings, Budget]]]
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a poller reaches TechFlow.
 
-@dataclass(eq=False, slots=True)
-class Wait:
-    """One wait in a poller.
-
-    :param watch: what it knows of its execution
-    :param interval_seconds: how often it would like a look
-    :param ended: set when the wait is over
-    :param context: the trigger's context, so that what is logged for it lands in its own log
+    :param settings: key, base URL and bounds
+    :param budget: the rate budget of the key
+    :param bell: returns a number that changes with each webhook that came, and may raise `StoreError`; called in a
+        thread; None where no webhook can come
     """
 
-    watch: Watch
-    interval_seconds: float
-    ended: asyncio.Future[Execution]
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    settings: Settings
+    budget: Budget
+    bell: Callable[[], int] | None = None
 
-    def look(self, history: History, now: float) -> None:
-        """Take notice of a reading of the history."""
-        if self.ended.done():
-            return
-        try:
-            execution = self.context.run(self.watch.look, history, now)
-        except TechFlowError as error:
-            self.fail(error)
-        else:
-            if execution is not None:
-                self.ended.set_result(execution)
+    @property
+    def key(self) -> str:
+        """What connections have in common that share a poller."""
+        return budget_key(self.settings.base_url, self.settings.api_key)
 
-    def fail(self, error: TechFlowError) -> None:
-        """End the wait with the reason why it can't go on."""
-        if not self.ended.done():
-            self.ended.set_exception(error)
+
+Connect = Callable[[], Awaitable[Access]]
 
 
 class Poller:
-    """Reads the history of one connection while something waits.
+    """Reads the history of one API key while somebody observes it.
 
-    :param connect: looks the connection up; called once at the start, and again when the key is refused
+    :param access: how to reach TechFlow
+    :param connect: looks that up again when the key is refused
+    :param ended: called when the last observer has left and nothing is read any more
     """
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, access: Access, connect: Connect, ended: Callable[[], None] = lambda: None) -> None:
+        self._access = access
         self._connect = connect
-        self._waits: set[Wait] = set()
-        self._changed = asyncio.Event()
-        self._failures = 0
+        self._ended = ended
+        self._crowd = Crowd()
         self._task: asyncio.Task[None] | None = None
 
     async def wait(self, watch: Watch, interval_seconds: float) -> Execution:
@@ -87,119 +76,120 @@ class Poller:
         :raises TechFlowError: waiting makes no sense any more
         """
         wait = Wait(watch, interval_seconds, asyncio.get_running_loop().create_future())
-        self._waits.add(wait)
-        self._changed.set()
-        self._run_while_needed()
-        try:
+        with self.observed_by(wait):
             return await wait.ended
-        finally:
-            self._waits.discard(wait)
-            self._changed.set()
 
-    def _run_while_needed(self) -> None:
+    def observed_by(self, observer: Observer) -> AbstractContextManager[None]:
+        """Hand an observer each reading while the context lasts; the first one comes within its interval."""
         if self._task is None or self._task.done():
-            # In a context of its own, or what it logs would land in the log of the trigger that came first.
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._run(), context=contextvars.Context())
+            # In a context of its own, or what it logs would land in the log of the trigger that came first. It begins
+            # when this one lets go of the event loop, and finds the observer there.
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
+        return self._crowd.with_member(observer)
 
     async def _run(self) -> None:
         try:
-            settings, budget = await self._connect()
-            await self._poll(settings, budget)
+            await in_words("the execution history could not be read", self._poll())
         except TechFlowError as error:
-            await self._end_all(error)
-        except Exception as error:  # noqa: BLE001 - a wait must end with the reason, whatever a look-up raises
-            await self._end_all(TechFlowError(f"the connection could not be read: {type(error).__name__}: {error}"))
+            await self._crowd.end(error)
+        self._ended()
 
-    async def _end_all(self, reason: TechFlowError) -> None:
-        # Again until nobody is left, since a wait may join while the others are told.
-        while self._waits:
-            await self._serve(lambda wait: wait.fail(reason))
-
-    async def _poll(self, settings: Settings, budget: Budget) -> None:
-        """Look until nobody waits. A key that is refused is looked up once more, since it may have been changed."""
-        while self._waits:
-            async with AsyncClient(settings=_for_looks(settings), budget=budget, retry=LOOK_ONCE) as client:
+    async def _poll(self) -> None:
+        """Look until nobody observes. A refused key is looked up once more, since it may have been changed."""
+        while self._crowd:
+            access = self._access
+            settings = replace(access.settings, deadline_seconds=LOOK_SECONDS)
+            async with AsyncClient(settings=settings, budget=access.budget, retry=LOOK_ONCE) as client:
                 try:
-                    await self._look_while_needed(client)
+                    await _Looks(client, access.bell, self._crowd).look_while_needed()
                 except UnauthorizedError:
-                    fresh, budget = await self._connect()
-                    if fresh == settings:
+                    self._access = await self._connect()
+                    if self._access.settings == access.settings:
                         raise
                     log.info(
-                        "The API key was refused and has been changed in the connection; going on with the new one"
+                        "The API key was refused and has been changed in the connection: going on with the new one"
                     )
-                    settings = fresh
 
-    async def _look_while_needed(self, client: AsyncClient) -> None:
-        while self._waits:
-            await self._look(client)
-            await self._pause()
 
-    async def _look(self, client: AsyncClient) -> None:
+class _Looks:
+    """The looks of a poller through one client.
+
+    :param client: reads the history
+    :param bell: see `Access`
+    :param crowd: those who observe
+    """
+
+    def __init__(self, client: AsyncClient, bell: Callable[[], int] | None, crowd: Crowd) -> None:
+        self._client = client
+        self._bell = bell
+        self._crowd = crowd
+        self._clock = asyncio.get_running_loop().time
+        self._pages: PageMemory[Execution] = PageMemory(self._clock)
+        self._pace = Pace(self._clock())
+        self._joined = 0
+        self._rings = 0
+        self._deaf = False
+
+    async def look_while_needed(self) -> None:
+        """Look until nobody observes.
+
+        :raises TechFlowError: no look will succeed any more
+        """
+        rang = False
+        while self._crowd:
+            began = self._clock()
+            # What rang before is answered by this look, and what rings during it is not.
+            await self._hears_ring()
+            await self._look(rang=rang)
+            rang = await self._pause(began)
+
+    async def _look(self, *, rang: bool) -> None:
+        observers = self._crowd.present()
+        self._forget_unchanged_pages()
+        interest = Interest()
+        await serve(observers, lambda observer: observer.add_interest(interest))
         try:
-            executions = await client.collect(list_executions(RequestClass.POLL))
+            history = await self._client.executions.look(LOOK_SECONDS, interest, self._pages)
         except TechFlowError as error:
             if not passes(error):
                 raise
-            await self._miss(error)
+            missed = error
+            self._pace.failed(self._clock())
+            await serve(observers, lambda observer: observer.miss(missed))
             return
-        self._failures = 0
-        large = len(executions) > LARGE_HISTORY
-        history = await asyncio.to_thread(History, executions) if large else History(executions)
-        now = asyncio.get_running_loop().time()
-        await self._serve(lambda wait: wait.look(history, now))
+        now = self._clock()
+        news = await serve(observers, lambda observer: observer.look(history, now))
+        self._pace.looked(now, rang=rang, news=any(news))
 
-    async def _miss(self, error: TechFlowError) -> None:
-        self._failures += 1
-        words = str(error)
-        await self._serve(lambda wait: wait.context.run(_tell_failure, words))
+    def _forget_unchanged_pages(self) -> None:
+        # To those who joined since the last look began, what has not changed is new.
+        if self._joined != self._crowd.joined:
+            self._joined = self._crowd.joined
+            self._pages.clear()
 
-    async def _serve(self, act: Callable[[Wait], None]) -> None:
-        for served, wait in enumerate(tuple(self._waits), 1):
-            act(wait)
-            if served % WAITS_PER_TURN == 0:
-                await asyncio.sleep(0)
-        # Those whose wait is over leave before it is asked whether anybody still waits.
-        await asyncio.sleep(0)
-
-    async def _pause(self) -> None:
-        """Let the interval pass, unless the last wait leaves; a wait that joins may want a shorter one."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while self._waits:
-            self._changed.clear()
-            left = began + self._interval() - loop.time()
+    async def _pause(self, began: float) -> bool:
+        """Let the interval pass while somebody observes, and return whether a webhook cut it short."""
+        ended, budget = self._clock(), await self._client.ask(self._client.budget.snapshot)
+        while self._crowd:
+            left = self._pace.due(began, ended, self._crowd.interval_seconds, budget) - self._clock()
             if left <= 0:
-                return
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except TimeoutError:
-                return
+                return False
+            if await self._hears_ring():
+                await asyncio.sleep(max(0.0, self._pace.rung(began) - self._clock()))
+                return True
+            await self._crowd.changes_within(left if self._bell is None else min(left, BELL_SECONDS))
+        return False
 
-    def _interval(self) -> float:
-        wanted = min((wait.interval_seconds for wait in self._waits), default=0.0)
-        return backoff_seconds(max(wanted, SHORTEST_INTERVAL_SECONDS), self._failures)
-
-
-def _for_looks(settings: Settings) -> Settings:
-    return replace(settings, deadline_seconds=LOOK_SECONDS)
-
-
-def _tell_failure(words: str) -> None:
-    log.warning("A look at the execution history failed and is repeated: %s", words)
-
-
-# The one piece of module-level state: the pollers of each running event loop, by what they are shared by.
-_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
-
-
-def shared_poller(key: str, connect: Connect) -> Poller:
-    """Return the running loop's poller of a key, made when there is none.
-
-    :param key: what waits must have in common to share one
-    """
-    pollers = _pollers.setdefault(asyncio.get_running_loop(), {})
-    if key not in pollers:
-        pollers[key] = Poller(connect)
-    return pollers[key]
+    async def _hears_ring(self) -> bool:
+        """Return whether a webhook came since the last time."""
+        if self._bell is None:
+            return False
+        try:
+            rings = await self._client.ask(self._bell)
+        except StoreError as error:
+            if not self._deaf:
+                log.warning("Webhooks can't be heard of at present (%s); the looks go on without them", error)
+            self._deaf, self._pace.announced = True, 0
+            return False
+        rang, self._rings, self._deaf = rings != self._rings, rings, False
+        return rang

@@ -9,13 +9,10 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from techflow_provider.client import Settings, TechFlowError
+from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import Target, Watch
-from techflow_provider.hooks.budget import open_budget
-from techflow_provider.hooks.techflow import TechFlowHook
-from techflow_provider.state.budget import Budget
 from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
-from techflow_provider.triggers.poller import shared_poller
+from techflow_provider.triggers.sharing import shared_poller
 
 
 class TechFlowExecutionTrigger(BaseTrigger):
@@ -67,10 +64,10 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     async def _wait(self) -> WaitOver:
         watch = Watch(self.target)
-        poller = shared_poller(self.techflow_conn_id, self._connect)
         self.log.info("Waiting for %s; one look every %g s serves all waits", self.target, self.poll_interval)
         try:
             async with asyncio.timeout(self._seconds_left()):
+                poller = await shared_poller(self.techflow_conn_id)
                 execution = await poller.wait(watch, self.poll_interval)
         except TimeoutError:
             self.log.info("The time to wait for %s is over: %s", self.target, watch.last_seen)
@@ -80,10 +77,6 @@ class TechFlowExecutionTrigger(BaseTrigger):
             return WaitOver(error=error)
         self.log.info("Execution %s ended with status %r", execution.id, execution.status)
         return WaitOver(execution=execution)
-
-    async def _connect(self) -> tuple[Settings, Budget]:
-        connection = await TechFlowHook(self.techflow_conn_id).aget_techflow_connection()
-        return connection.settings, open_budget(connection)
 
     def _seconds_left(self) -> float | None:
         if self.deadline is None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
 
-from techflow_provider.client import Execution, ExecutionNotFoundError, Settings, UnauthorizedError
-from techflow_provider.client.history import Target, Watch
+from techflow_provider.client import Execution, ExecutionNotFoundError, Settings, TechFlowError, UnauthorizedError
+from techflow_provider.client.history import History, Interest, Target, Watch
 from techflow_provider.sandbox import Fault, Sandbox
-from techflow_provider.state.budget import Budget, LocalBudget
+from techflow_provider.state.budget import LocalBudget
+from techflow_provider.state.store import StoreError
+from techflow_provider.triggers import pace
 from techflow_provider.triggers import poller as module
-from techflow_provider.triggers.poller import Poller, shared_poller
+from techflow_provider.triggers.poller import Access, Poller
 
 KEY = "key-of-the-poller-tests"
 INTERVAL = 0.02
@@ -23,22 +25,31 @@ INTERVAL = 0.02
 
 @dataclass
 class Connections:
-    """Looks a connection up, counts how often, and can have its key changed."""
+    """Looks a connection up again, counts how often, and can have its key changed."""
 
     url: str
     keys: list[str] = field(default_factory=lambda: [KEY])
     looked_up: int = 0
+    bell: Callable[[], int] | None = None
 
-    async def __call__(self) -> tuple[Settings, Budget]:
+    def access(self) -> Access:
         key = self.keys[min(self.looked_up, len(self.keys) - 1)]
+        return Access(Settings(key, self.url), LocalBudget(100_000, 50_000), self.bell)
+
+    async def __call__(self) -> Access:
         self.looked_up += 1
-        return Settings(key, self.url), LocalBudget(100_000, 50_000)
+        return self.access()
+
+    def poller(self) -> Poller:
+        return Poller(self.access(), self)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let looks follow each other at once."""
-    monkeypatch.setattr(module, "SHORTEST_INTERVAL_SECONDS", INTERVAL)
+    monkeypatch.setattr(pace, "SHORTEST_INTERVAL_SECONDS", INTERVAL)
+    monkeypatch.setattr(pace, "SHORTEST_RUNG_SECONDS", INTERVAL)
+    monkeypatch.setattr(module, "BELL_SECONDS", INTERVAL)
 
 
 @pytest.fixture
@@ -60,12 +71,11 @@ def wait(poller: Poller, execution_id: str, appear_seconds: float = 60.0) -> asy
     return asyncio.ensure_future(poller.wait(Watch(Target(execution_id), appear_seconds), INTERVAL))
 
 
-async def test_all_waits_of_a_loop_share_one_poll_and_one_connection_look_up(served: Sandbox) -> None:
-    connect = Connections(served.base_url)
+async def test_one_poll_serves_all_waits(served: Sandbox) -> None:
+    poller = Connections(served.base_url).poller()
     ids = [served.start("wf_1").id for _ in range(50)]
-    waits = [wait(shared_poller("c", connect), each) for each in ids]
+    waits = [wait(poller, each) for each in ids]
     await looks(served, 3)
-    assert connect.looked_up == 1
     for each in ids:
         served.finish(each, outcome="completed")
     before = served.count(path="/executions")
@@ -75,8 +85,7 @@ async def test_all_waits_of_a_loop_share_one_poll_and_one_connection_look_up(ser
 
 
 async def test_a_poller_ends_with_its_last_wait_and_begins_again_with_the_next(served: Sandbox) -> None:
-    connect = Connections(served.base_url)
-    poller = shared_poller("c", connect)
+    poller = Connections(served.base_url).poller()
     first = wait(poller, served.start("wf_1").id)
     await looks(served, 1)
     first.cancel()
@@ -84,14 +93,13 @@ async def test_a_poller_ends_with_its_last_wait_and_begins_again_with_the_next(s
         await first
     assert poller._task is not None
     await poller._task
-    second = wait(shared_poller("c", connect), served.start("wf_1").id)
+    second = wait(poller, served.start("wf_1").id)
     await looks(served, 1)
-    assert connect.looked_up == 2
     second.cancel()
 
 
 async def test_a_wait_that_joins_while_the_others_are_told_of_an_error_is_told_too(served: Sandbox) -> None:
-    poller = shared_poller("c", Connections(served.base_url, keys=["another-key"]))
+    poller = Connections(served.base_url, keys=["another-key"]).poller()
 
     async def wait_again_after_an_error() -> list[type[BaseException]]:
         ends: list[type[BaseException]] = []
@@ -110,7 +118,7 @@ async def test_failing_looks_end_no_wait(served: Sandbox, caplog: pytest.LogCapt
     execution_id = served.start("wf_1").id
     for kind in ("status", "html", "truncated", "drop", "reset"):
         served.faults.add(Fault(kind, path="/executions", times=1))
-    waiting = wait(shared_poller("c", Connections(served.base_url)), execution_id)
+    waiting = wait(Connections(served.base_url).poller(), execution_id)
     with caplog.at_level(logging.WARNING):
         await looks(served, 7)
     assert not waiting.done()
@@ -121,21 +129,22 @@ async def test_failing_looks_end_no_wait(served: Sandbox, caplog: pytest.LogCapt
 
 async def test_a_refused_key_ends_every_wait_with_the_reason(served: Sandbox) -> None:
     connect = Connections(served.base_url, keys=["another-key"])
-    waits = [wait(shared_poller("c", connect), "ex_1") for _ in range(3)]
+    poller = connect.poller()
+    waits = [wait(poller, "ex_1") for _ in range(3)]
     ends = await asyncio.gather(*waits, return_exceptions=True)
     assert [type(end) for end in ends] == [UnauthorizedError] * 3
-    assert connect.looked_up == 2
+    assert connect.looked_up == 1
 
 
 async def test_a_key_that_was_changed_meanwhile_is_taken_up(served: Sandbox) -> None:
     execution = served.start("wf_1")
     served.finish(execution.id, outcome="completed")
     connect = Connections(served.base_url, keys=["old-key", KEY])
-    assert (await wait(shared_poller("c", connect), execution.id)).id == execution.id
+    assert (await wait(connect.poller(), execution.id)).id == execution.id
 
 
 async def test_an_execution_that_never_appears_ends_its_own_wait_alone(served: Sandbox) -> None:
-    poller = shared_poller("c", Connections(served.base_url))
+    poller = Connections(served.base_url).poller()
     missing, other = wait(poller, "ex_unknown", appear_seconds=0.0), wait(poller, served.start("wf_1").id)
     with pytest.raises(ExecutionNotFoundError):
         await missing
@@ -143,9 +152,73 @@ async def test_an_execution_that_never_appears_ends_its_own_wait_alone(served: S
     other.cancel()
 
 
-async def test_a_connection_that_cannot_be_read_ends_the_waits_in_words(served: Sandbox) -> None:
-    async def connect() -> tuple[Settings, Budget]:
-        raise KeyError("techflow_default")
+async def test_a_look_that_breaks_in_an_unknown_way_ends_every_wait_with_the_reason(served: Sandbox) -> None:
+    class Broken:
+        interval_seconds = INTERVAL
+        reason: TechFlowError | None = None
 
-    with pytest.raises(Exception, match="the connection could not be read: KeyError"):
-        await wait(shared_poller("c", connect), "ex_1")
+        def add_interest(self, interest: Interest) -> None:
+            raise KeyError("no interest")
+
+        def look(self, history: History, now: float) -> bool:
+            return False
+
+        def miss(self, error: TechFlowError) -> None:
+            self.reason = error
+
+        fail = miss
+
+    poller, broken = Connections(served.base_url).poller(), Broken()
+    with poller.observed_by(broken), pytest.raises(TechFlowError, match="history could not be read: KeyError"):
+        await wait(poller, "ex_1")
+    assert "no interest" in str(broken.reason)
+
+
+async def test_a_wait_that_joins_is_told_of_an_execution_that_another_one_knows_already(served: Sandbox) -> None:
+    served.etags = True
+    poller, execution_id = Connections(served.base_url).poller(), served.start("wf_1").id
+    first = wait(poller, execution_id)
+    await looks(served, 3)
+    watch = Watch(Target(execution_id), appear_seconds=0.0)
+    second = asyncio.ensure_future(poller.wait(watch, INTERVAL))
+    await looks(served, 3)
+    assert watch.told == "running"
+    served.finish(execution_id, outcome="completed")
+    assert (await first).id == (await second).id == execution_id
+
+
+async def test_a_history_that_has_not_changed_is_not_sent_again(served: Sandbox) -> None:
+    served.etags = True
+    execution_id = served.start("wf_1").id
+    waiting = wait(Connections(served.base_url).poller(), execution_id)
+    await looks(served, 5)
+    assert served.count(path="/executions", status=304) >= 3
+    served.finish(execution_id, outcome="completed")
+    assert (await waiting).ended
+
+
+async def test_a_bell_brings_a_look_at_once(served: Sandbox) -> None:
+    rings = [0]
+    execution_id = served.start("wf_1").id
+    poller = Connections(served.base_url, bell=lambda: rings[0]).poller()
+    waiting = asyncio.ensure_future(poller.wait(Watch(Target(execution_id)), 3600.0))
+    await looks(served, 1)
+    served.finish(execution_id, outcome="completed")
+    rings[0] += 1
+    async with asyncio.timeout(30):
+        assert (await waiting).ended
+
+
+async def test_a_bell_that_cannot_be_read_is_told_once_and_the_looks_go_on(
+    served: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bell() -> int:
+        raise StoreError("the store is gone")
+
+    execution_id = served.start("wf_1").id
+    with caplog.at_level(logging.WARNING):
+        waiting = wait(Connections(served.base_url, bell=bell).poller(), execution_id)
+        await looks(served, 5)
+        served.finish(execution_id, outcome="completed")
+        assert (await waiting).ended
+    assert caplog.text.count("Webhooks can't be heard of at present (the store is gone)") == 1

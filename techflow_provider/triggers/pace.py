@@ -1,0 +1,103 @@
+"""Decide when a poller looks next; arithmetic without clock or waiting.
+
+Waits say how often they would like a look. Polls in all get a fixed share of the rate limit, which the pollers of all
+triggerers divide among them. Commands that queue for the budget make the looks rarer, and so do webhooks that announce
+what the looks then find.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from techflow_provider.client.patience import backoff_seconds
+from techflow_provider.state.account import RequestClass
+from techflow_provider.state.bucket import MINUTE_SECONDS, POLL_SHARE
+from techflow_provider.state.snapshot import Snapshot
+
+# However eager the waits are, this keeps the looks of one poller under 20 a minute.
+SHORTEST_INTERVAL_SECONDS = 3.0
+# A look that a webhook asks for comes this soon after the last one, or waits for the shortest interval when such looks
+# come thick and fast.
+SHORTEST_RUNG_SECONDS = 1.0
+RUNG_LOOKS_A_MINUTE = 12
+# While webhooks announce every end, looks without one become this rare; they find what a webhook missed.
+LONGEST_ANNOUNCED_SECONDS = 30.0
+# After failures in a row looks become rarer by so much only: who waits wants to know soon after the server is back.
+LONGEST_BACKOFF = 2.0
+
+
+@dataclass(slots=True)
+class Pace:
+    """What one poller knows that decides when it looks next.
+
+    :param began: when it began
+    :param failures: looks in a row that failed
+    :param announced: looks in a row that found an end, each after a webhook
+    """
+
+    began: float
+    failures: int = 0
+    announced: int = 0
+    _looks: deque[float] = field(default_factory=deque, repr=False)
+
+    def failed(self, now: float) -> None:
+        """Note a look that failed."""
+        self._note(now)
+        self.failures += 1
+
+    def looked(self, now: float, *, rang: bool, news: bool) -> None:
+        """Note a look.
+
+        :param rang: whether a webhook asked for it
+        :param news: whether it brought something that was waited for
+        """
+        self._note(now)
+        self.failures = 0
+        if news:
+            self.announced = self.announced + 1 if rang else 0
+
+    def _note(self, now: float) -> None:
+        self._looks.append(now)
+        while self._looks[0] <= now - MINUTE_SECONDS:
+            self._looks.popleft()
+
+    def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot) -> float:
+        """Return when the next look is due.
+
+        :param began: when the last one began
+        :param ended: and when it ended; a slow server gets a rest
+        :param wanted_seconds: the shortest interval that an observer asks for
+        :param budget: how the budget stood then
+        """
+        interval = self.interval(wanted_seconds, budget, ended)
+        return max(began + interval, ended + min(interval, SHORTEST_INTERVAL_SECONDS))
+
+    def interval(self, wanted_seconds: float, budget: Snapshot, now: float) -> float:
+        """Return the time from one look's begin to the next one's.
+
+        :param wanted_seconds: the shortest interval that an observer asks for
+        :param budget: how the budget stands
+        """
+        interval = max(wanted_seconds, SHORTEST_INTERVAL_SECONDS, self._share_seconds(budget, now))
+        if budget.waiting:
+            interval *= 2
+        announced = min(interval * 2.0 ** min(self.announced, 30), LONGEST_ANNOUNCED_SECONDS)
+        interval = max(interval, announced)
+        return backoff_seconds(interval, self.failures, interval * LONGEST_BACKOFF)
+
+    def _share_seconds(self, budget: Snapshot, now: float) -> float:
+        """Return the interval at which all pollers of the key together use the polls' share of the limit."""
+        if now - self.began < MINUTE_SECONDS or not self._looks:
+            # The last minute's polls were partly those of pollers that this one replaces.
+            return 0.0
+        pollers = budget.used[RequestClass.POLL] / len(self._looks)
+        return MINUTE_SECONDS * pollers / (budget.requests_per_minute * POLL_SHARE)
+
+    def rung(self, last: float) -> float:
+        """Return the earliest time for a look that a webhook asks for.
+
+        :param last: when the last look began
+        """
+        soon = len(self._looks) < RUNG_LOOKS_A_MINUTE
+        return last + (SHORTEST_RUNG_SECONDS if soon else SHORTEST_INTERVAL_SECONDS)
