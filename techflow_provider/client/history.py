@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -112,6 +112,12 @@ class History:
             self._by_id[execution.id] = execution
             if execution.workflow_id is not None and execution.started_at is not None:
                 self._by_workflow.setdefault(execution.workflow_id, []).append(execution)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Execution]:
+        return iter(self._by_id.values())
 
     def find(self, target: Target) -> Execution | None:
         """Return the execution that is meant, or None when it is not listed."""
