@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +58,19 @@ def deadline_after(seconds: timedelta) -> str:
 
 
 def defer_until_ended(
-    task: BaseOperator, conn_id: str, target: Target, poll_interval: float, timeout: timedelta
+    task: BaseOperator,
+    conn_id: str,
+    target: Target,
+    *,
+    poll_interval: float,
+    timeout: timedelta,
+    success_statuses: Sequence[str] | None = None,
 ) -> None:
     """Defer a task until an execution has ended or the time for it is over; it resumes in `execute_complete`.
 
     :param poll_interval: seconds between two looks
     :param timeout: when the wait ends at the latest; the task's `execution_timeout` can end it sooner
+    :param success_statuses: the ends with which the trigger ends the task itself; None leaves all to the task
     :raises BaseException: Airflow's way to defer a task
     """
     from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
@@ -76,6 +83,7 @@ def defer_until_ended(
         started_after=target.started_after.isoformat() if target.started_after else None,
         poll_interval=poll_interval,
         deadline=deadline_after(bound),
+        success_statuses=None if success_statuses is None else list(success_statuses),
     )
     task.defer(trigger=trigger, method_name="execute_complete", timeout=bound + DEFERRAL_GRACE)
 
@@ -105,13 +113,18 @@ def ended_execution(
     raise timeout_error(over.timed_out.wanted, timeout, over.timed_out.last_seen)
 
 
-def check_ended(execution: Execution, allowed_statuses: tuple[str, ...] = ("completed",)) -> Execution:
+def ended_with(execution: Execution, statuses: Sequence[str]) -> bool:
+    """Whether an execution has one of some statuses: states (`completed`, `failed`) or the server's own words."""
+    words = {status_word(word) for word in statuses}
+    return bool(words & {execution.state.value, status_word(execution.status or "")})
+
+
+def check_ended(execution: Execution, allowed_statuses: Sequence[str] = ("completed",)) -> Execution:
     """Return an execution that ended as it should.
 
-    :param allowed_statuses: the ends that are a success: states (`completed`, `failed`) or the server's own words
+    :param allowed_statuses: the ends that are a success (see `ended_with`)
     :raises ExecutionFailedError: it ended otherwise
     """
-    words = {status_word(word) for word in allowed_statuses}
-    if words & {execution.state.value, status_word(execution.status or "")}:
+    if ended_with(execution, allowed_statuses):
         return execution
     raise ExecutionFailedError(execution.id, execution.workflow_id, execution.status or "", execution.error)

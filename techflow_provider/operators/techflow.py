@@ -337,7 +337,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     def _defer(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
         from techflow_provider.client.history import Target
 
-        defer_until_ended(self, self.techflow_conn_id, Target(execution_id), poll_interval, timeout)
+        defer_until_ended(
+            self, self.techflow_conn_id, Target(execution_id), poll_interval=poll_interval, timeout=timeout
+        )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""

@@ -129,6 +129,7 @@ class _Looks:
         self._joined = 0
         self._rings = 0
         self._deaf = False
+        self._missed = ""
 
     async def look_while_needed(self) -> None:
         """Look until nobody observes.
@@ -153,13 +154,19 @@ class _Looks:
         except TechFlowError as error:
             if not passes(error):
                 raise
-            missed = error
             self._pace.failed(self._clock())
-            await serve(observers, lambda observer: observer.miss(missed))
+            await self._tell_of_miss(observers, error)
             return
+        self._missed = ""
         now = self._clock()
         news = await serve(observers, lambda observer: observer.look(history, now))
         self._pace.looked(now, rang=rang, news=any(news))
+
+    async def _tell_of_miss(self, observers: tuple[Observer, ...], error: TechFlowError) -> None:
+        # Once while the same goes wrong: the server may be away for hours, and the waits may be many.
+        if str(error) != self._missed:
+            self._missed = str(error)
+            await serve(observers, lambda observer: observer.miss(error))
 
     def _forget_unchanged_pages(self) -> None:
         # To those who joined since the last look began, what has not changed is new.

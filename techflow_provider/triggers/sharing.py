@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -12,6 +13,8 @@ from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.triggers.observers import in_words
 from techflow_provider.triggers.poller import Access, Poller
+
+log = logging.getLogger(__name__)
 
 LookUp = Callable[[str], Awaitable[Access]]
 
@@ -50,7 +53,9 @@ class Sharing:
         return self._pollers[access.key]
 
     async def _read(self, conn_id: str) -> Access:
-        return await in_words(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
+        access = await in_words(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
+        log.info("Looked up the connection %r; one poll of %s serves all its waits", conn_id, access.settings.base_url)
+        return access
 
     def _forget(self, key: str) -> None:
         """Drop a poller that has ended, with its connections: they may be changed before somebody waits again."""

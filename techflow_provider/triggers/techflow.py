@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import Target, Watch
 from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
 from techflow_provider.triggers.sharing import shared_poller
+from techflow_provider.waiting import ended_with
 
 
 class TechFlowExecutionTrigger(BaseTrigger):
@@ -24,6 +25,8 @@ class TechFlowExecutionTrigger(BaseTrigger):
     :param started_after: ISO 8601, with a time zone
     :param poll_interval: seconds between two looks
     :param deadline: ISO 8601, with a time zone: when to give up; None never
+    :param success_statuses: the ends with which the trigger itself ends the task as a success, with the execution as
+        its result, and no worker is started; None leaves every end to the task
     :raises InvalidParameterError: neither or both of execution and workflow are given
     """
 
@@ -36,6 +39,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
         started_after: str | None = None,
         poll_interval: float = 5.0,
         deadline: str | None = None,
+        success_statuses: Sequence[str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
         self.techflow_conn_id = techflow_conn_id
@@ -44,13 +48,17 @@ class TechFlowExecutionTrigger(BaseTrigger):
         self.started_after = started_after
         self.poll_interval = poll_interval
         self.deadline = deadline
+        self.success_statuses = success_statuses
         self.target = Target(
             execution_id, workflow_id, datetime.fromisoformat(started_after) if started_after else None
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to go on."""
-        fields = ("techflow_conn_id", "execution_id", "workflow_id", "started_after", "poll_interval", "deadline")
+        fields = (
+            *("techflow_conn_id", "execution_id", "workflow_id", "started_after"),
+            *("poll_interval", "deadline", "success_statuses"),
+        )
         path = f"{TechFlowExecutionTrigger.__module__}.{TechFlowExecutionTrigger.__qualname__}"
         return path, {name: getattr(self, name) for name in fields}
 
@@ -60,7 +68,12 @@ class TechFlowExecutionTrigger(BaseTrigger):
         began = loop.time()
         over = await self._wait()
         await asyncio.sleep(max(0.0, began + FIRST_EVENT_SECONDS - loop.time()))
-        yield TriggerEvent(over.to_event())  # type: ignore[no-untyped-call]  # as above
+        yield self._event(over)
+
+    def _event(self, over: WaitOver) -> TriggerEvent:
+        if over.execution and self.success_statuses and ended_with(over.execution, self.success_statuses):
+            return TaskSuccessEvent(xcoms={"return_value": over.execution.to_dict()})
+        return TriggerEvent(over.to_event())  # type: ignore[no-untyped-call]  # as above
 
     async def _wait(self) -> WaitOver:
         watch = Watch(self.target)

@@ -33,8 +33,8 @@ def test_every_operator_and_every_mode_of_the_sensor_does_its_work(served: Sandb
     assert run.returned["update"] == workflow_id
     assert run.returned["get"]["description"] == "changed"
     assert [workflow["id"] for workflow in run.returned["list_workflows"]] == [workflow_id]
-    ends = [run.returned[mode] for mode in ("poke", "reschedule", "deferrable")]
-    assert ends[0] == ends[1] == ends[2]
+    ends = [run.returned[mode] for mode in ("poke", "reschedule", "deferrable", "from_trigger")]
+    assert ends == [ends[0]] * 4
     assert ends[0]["id"] == execution_id
     assert ends[0]["status"] == "completed"
     assert run.returned["first_since"]["id"] == execution_id

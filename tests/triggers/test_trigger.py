@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 
 import pytest
+
+from techflow_provider.client import Settings
+from techflow_provider.sandbox import Sandbox
+from techflow_provider.state.budget import LocalBudget
+from techflow_provider.triggers.poller import Access
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 
@@ -12,7 +19,12 @@ pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 @pytest.mark.parametrize(
     "fields",
     [
-        {"execution_id": "ex_1", "deadline": "2026-11-24T12:00:00+00:00", "poll_interval": 7.5},
+        {
+            "execution_id": "ex_1",
+            "deadline": "2026-11-24T12:00:00+00:00",
+            "poll_interval": 7.5,
+            "success_statuses": ["completed", "cancelled"],
+        },
         {"workflow_id": "wf_1", "started_after": "2026-11-24T12:00:00+00:00"},
     ],
 )
@@ -26,3 +38,40 @@ def test_every_field_survives_serialization(fields: dict[str, object]) -> None:
     assert again.serialize() == (path, kept)
     assert kept["techflow_conn_id"] == "other"
     assert fields.items() <= kept.items()
+
+
+def test_no_parameter_is_left_out_when_a_trigger_is_serialized() -> None:
+    from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
+
+    parameters = set(inspect.signature(TechFlowExecutionTrigger).parameters)
+    assert set(TechFlowExecutionTrigger("c", execution_id="ex_1").serialize()[1]) == parameters
+
+
+@pytest.mark.parametrize(
+    ("status", "success_statuses", "event"),
+    [
+        ("completed", ["completed"], "TaskSuccessEvent"),
+        ("failed", ["completed", "failed"], "TaskSuccessEvent"),
+        ("failed", ["completed"], "TriggerEvent"),
+        ("completed", None, "TriggerEvent"),
+    ],
+)
+async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
+    monkeypatch: pytest.MonkeyPatch, status: str, success_statuses: list[str] | None, event: str
+) -> None:
+    from techflow_provider.triggers import sharing, techflow
+
+    monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
+    sandbox = Sandbox(workflows_at_start={"wf_1": "one"}, execution_seconds=0, outcome=status)  # type: ignore[arg-type]
+
+    async def look_up(_: str) -> Access:
+        return Access(Settings(*sandbox.api_keys, sandbox.base_url), LocalBudget(100_000, 50_000))
+
+    with sandbox.serve():
+        sharing._loops[asyncio.get_running_loop()] = sharing.Sharing(look_up)
+        execution_id = sandbox.start("wf_1").id
+        trigger = techflow.TechFlowExecutionTrigger("c", execution_id=execution_id, success_statuses=success_statuses)
+        (came,) = [each async for each in trigger.run()]
+    assert type(came).__name__ == event
+    told = came.xcoms["return_value"] if event == "TaskSuccessEvent" else came.payload["execution"]
+    assert (told["id"], told["status"]) == (execution_id, status)

@@ -23,8 +23,16 @@ with DAG("every_operator", start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule
     update = TechFlowUpdateWorkflowOperator(task_id="update", workflow_id=create.output, description="changed")
     get = TechFlowGetWorkflowOperator(task_id="get", workflow_id=create.output)
     list_workflows = TechFlowListWorkflowsOperator(task_id="list_workflows", name="report of {{ ds }}")
-    start = TechFlowTriggerWorkflowOperator(task_id="start", workflow_id=create.output, payload={"day": "{{ ds }}"})
+    start = TechFlowTriggerWorkflowOperator(
+        # Long enough for the first sensor to wait for it.
+        task_id="start",
+        workflow_id=create.output,
+        payload={"day": "{{ ds }}", "sandbox": {"seconds": 3}},
+    )
     sensors = [
+        TechFlowExecutionSensor(
+            task_id="from_trigger", execution_id=start.output, deferrable=True, end_from_trigger=True
+        ),
         TechFlowExecutionSensor(task_id="poke", execution_id=start.output, deferrable=False, poke_interval=0.2),
         TechFlowExecutionSensor(
             task_id="reschedule", execution_id=start.output, deferrable=False, mode="reschedule", poke_interval=0.2

@@ -1,0 +1,150 @@
+"""What polling a long execution history does to an event loop, beside reading it in one go.
+
+A poller with 100 waits reads a history of N executions every few seconds while a ticker in the same loop notes by how
+much its latest tick was late: on the clock, which a busy machine adds to, and in CPU time of this process, all threads
+together, which it doesn't. "in one go" decodes and reads the same bytes whole, in a thread, as often; "nothing" is the
+ticker alone. The time is the CPU time of the process for one look, without the ticker's; the memory is what the
+resident size grew by at most.
+
+    python tests/benchmarks/history.py [--sizes 10000 100000] [--seconds 30]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import httpx
+
+from techflow_provider.client import Settings
+from techflow_provider.client.history import History, Target, Watch
+from techflow_provider.client.models import read_executions
+from techflow_provider.client.shapes import parse_json
+from techflow_provider.state.budget import LocalBudget
+from techflow_provider.triggers.poller import Access, Poller
+
+if TYPE_CHECKING:
+    from tests.benchmarks.server import KEY, served
+else:
+    from server import KEY, served
+
+WAITS = 100
+INTERVAL = 3.0
+ALLOWED_STALL_MS = 50
+TICK_SECONDS = 0.005
+# A tick alone takes no more.
+TICK_CPU_SECONDS = 0.0002
+
+
+async def poll(base_url: str, ids: list[str]) -> None:
+    """Wait for some executions in a poller until cancelled."""
+    access = Access(Settings(KEY, base_url), LocalBudget(100_000, 1000))
+
+    async def connect() -> Access:
+        return access
+
+    poller = Poller(access, connect)
+    await asyncio.gather(*(poller.wait(Watch(Target(each)), INTERVAL) for each in ids[:WAITS]))
+
+
+async def in_one_go(base_url: str, _: list[str]) -> None:
+    """Read the history as often, decoded and read whole, in a thread."""
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
+        while True:
+            began = time.monotonic()
+            response = await client.get(f"{base_url}/executions")
+            await asyncio.to_thread(lambda: History(read_executions(parse_json(response.content))))  # noqa: B023
+            await asyncio.sleep(max(0.0, began + INTERVAL - time.monotonic()))
+
+
+async def nothing(_: str, __: list[str]) -> None:
+    """Leave the loop to the ticker."""
+    await asyncio.sleep(3600)
+
+
+READERS: dict[str, Callable[[str, list[str]], Awaitable[None]]] = {
+    "nothing": nothing,
+    "poller": poll,
+    "in one go": in_one_go,
+}
+
+
+async def stalls(reader: str, base_url: str, ids: list[str], seconds: float) -> tuple[float, float, float]:
+    """Return the longest stall on the clock and in CPU time, in milliseconds, and the ticker's CPU time in seconds."""
+    task = asyncio.ensure_future(READERS[reader](base_url, ids))
+    # The first look makes the client, whose TLS context alone takes 20 ms once.
+    await asyncio.sleep(INTERVAL)
+    late = busy = ticking = 0.0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        began, spent, own = time.monotonic(), time.process_time(), time.thread_time()
+        await asyncio.sleep(TICK_SECONDS)
+        late = max(late, time.monotonic() - began - TICK_SECONDS)
+        busy = max(busy, time.process_time() - spent)
+        ticking += min(time.thread_time() - own, TICK_CPU_SECONDS)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return late * 1000, busy * 1000, ticking
+
+
+def measure(reader: str, base_url: str, ids: list[str], seconds: float, pipe: Any) -> None:
+    """Report the longest stalls in milliseconds, the CPU seconds, and the growth in MB."""
+    gc.collect()
+    before, spent = resident_mb(), time.process_time()
+    late, busy, ticking = asyncio.run(stalls(reader, base_url, ids, seconds))
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    pipe.send((late, busy, time.process_time() - spent - ticking, growth))
+
+
+def resident_mb() -> float:
+    """Return the resident size of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
+
+
+def main() -> int:
+    """Print the table; 1 when the poller holds the loop up for too long."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--seconds", type=float, default=30.0)
+    asked = parser.parse_args()
+    sys.stdout.write(f"longest stall allowed {ALLOWED_STALL_MS} ms, load {os.getloadavg()[0]:.2f}\n")
+    row("reader", "executions", "looks", "stall ms", "in CPU ms", "CPU ms a look", "memory MB")
+    worst, context = 0.0, multiprocessing.get_context("spawn")
+    for size in asked.sizes:
+        for reader in READERS:
+            with served(size, 3600, 7200, limit=100_000) as server:
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=measure, args=(reader, server.base_url, server.ids[-WAITS:], asked.seconds, theirs)
+                )
+                process.start()
+                late, busy, spent, growth = ours.recv()
+                process.join()
+                looks = sum(server.counts().values())
+            a_look = f"{spent / looks * 1000:.0f}" if looks else "-"
+            row(reader, size, looks, f"{late:.1f}", f"{busy:.1f}", a_look, f"{growth:.0f}")
+            worst = max(worst, busy) if reader == "poller" else worst
+    return 1 if worst > ALLOWED_STALL_MS else 0
+
+
+def row(*cells: object) -> None:
+    """Print a row of the table."""
+    widths = (10, 10, 6, 9, 9, 13, 9)
+    sys.stdout.write(" ".join(f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
