@@ -6,19 +6,17 @@ import sys
 from typing import Any
 
 from airflow.api.common.mark_tasks import set_state
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.utils.session import create_session
 
 
 def dag_of(dag_id: str) -> Any:
     """Return a DAG as the database has it."""
-    try:
-        from airflow.models.serialized_dag import SerializedDagModel
-        from airflow.utils.session import create_session
-
-        with create_session() as session:
-            row = SerializedDagModel.get(dag_id, session=session)
-            return row.dag
-    except ImportError as error:
-        raise SystemExit(f"the DAG can't be read: {error}") from error
+    with create_session() as session:
+        row = SerializedDagModel.get(dag_id, session=session)
+        if row is None:
+            raise SystemExit(f"there is no DAG {dag_id}")
+        return row.dag
 
 
 def main(dag_id: str, task_id: str, run_id: str, state: str) -> None:

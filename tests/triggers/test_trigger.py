@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+from typing import Any
 
 import pytest
 
@@ -65,13 +66,13 @@ async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
     sandbox = Sandbox(workflows_at_start={"wf_1": "one"}, execution_seconds=0, outcome=status)  # type: ignore[arg-type]
 
     async def look_up(_: str) -> Access:
-        return Access(Settings(*sandbox.api_keys, sandbox.base_url), LocalBudget(100_000, 50_000))
+        return Access(Settings(sandbox.api_keys[0], sandbox.base_url), LocalBudget(100_000, 50_000))
 
     with sandbox.serve():
         sharing._loops[asyncio.get_running_loop()] = sharing.Sharing(look_up)
         execution_id = sandbox.start("wf_1").id
         trigger = techflow.TechFlowExecutionTrigger("c", execution_id=execution_id, success_statuses=success_statuses)
-        (came,) = [each async for each in trigger.run()]
+        came: Any = await anext(trigger.run())
     assert type(came).__name__ == event
     told = came.xcoms["return_value"] if event == "TaskSuccessEvent" else came.payload["execution"]
     assert (told["id"], told["status"]) == (execution_id, status)
