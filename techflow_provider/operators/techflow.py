@@ -20,11 +20,14 @@ from techflow_provider.client.shapes import Json, quote
 from techflow_provider.waiting import (
     ADMISSION_SECONDS,
     DEFAULT_TIMEOUT,
+    DEFERRAL_GRACE,
     as_timedelta,
     check_ended,
+    deadline_after,
     default_poll_interval,
     defer_until_ended,
     ended_execution,
+    shorter,
 )
 
 if TYPE_CHECKING:
