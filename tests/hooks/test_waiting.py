@@ -1,0 +1,52 @@
+"""Waiting with the hook in plain Python, as `docs/waiting.md` shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from techflow_provider.client import ExecutionTimeoutError
+from techflow_provider.hooks.techflow import TechFlowHook
+from techflow_provider.sandbox import Sandbox
+
+pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "waiting.md"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a rate budget of its own."""
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+
+
+def test_the_documents_example_waits_for_all(techflow_sandbox: Sandbox, techflow_connection: str) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, DOCUMENT.name, "exec"), names)
+    techflow_sandbox.add_workflow("one", id="wf_1")
+    ids = [techflow_sandbox.start("wf_1").id for _ in range(3)]
+    ends = asyncio.run(names["await_all"](ids))
+    assert [each.id for each in ends] == ids
+    assert {each.status for each in ends} == {"completed"}
+
+
+async def test_a_wait_in_the_event_loop_ends_at_its_time_out(
+    techflow_sandbox: Sandbox, techflow_connection: str
+) -> None:
+    techflow_sandbox.plan(techflow_sandbox.add_workflow("endless", id="wf_1"), seconds=3600)
+    execution_id = techflow_sandbox.start("wf_1").id
+    with pytest.raises(ExecutionTimeoutError, match=r"did not end within 0\.\d+ s"):
+        await TechFlowHook().await_execution(execution_id, poll_interval=0.05, timeout=0.2)
+
+
+def test_a_synchronous_wait_returns_the_execution(techflow_sandbox: Sandbox, techflow_connection: str) -> None:
+    techflow_sandbox.add_workflow("one", id="wf_1")
+    execution_id = techflow_sandbox.start("wf_1").id
+    hook = TechFlowHook()
+    with hook.get_conn():
+        assert hook.wait_for_execution(execution_id, poll_interval=0.1, timeout=30).status == "completed"
