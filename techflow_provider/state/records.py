@@ -1,4 +1,4 @@
-"""What processes write down for each other beside the budget: intents, claims, deliveries seen, and the bell.
+"""What processes write down for each other beside the budget: intents, claims, deliveries seen, pollers, and the bell.
 
 An intent says that a task is about to start an execution, and later which one it is; a claim says to which task an
 execution belongs. Every method is one atomic operation on the store and may raise `StoreError`: unlike a budget,
@@ -16,6 +16,8 @@ from techflow_provider.state.store import Entry, Store, StoreError
 # Longer than any task that a record could matter to.
 RECORD_TTL_SECONDS = 30 * 24 * 3600.0
 DELIVERY_TTL_SECONDS = 24 * 3600.0
+# A poller says that it is there with each look, which are never further apart.
+POLLER_TTL_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Records:
         self._intents = f"{key}/intents"
         self._claims = f"{key}/claims"
         self._deliveries = f"{key}/deliveries"
+        self._pollers = f"{key}/pollers"
         self._bell = key
 
     def begin(self, intent: Intent) -> Intent:
@@ -119,6 +122,11 @@ class Records:
     def see_delivery(self, delivery_id: str, ttl_seconds: float = DELIVERY_TTL_SECONDS) -> bool:
         """Remember a webhook's delivery; False when it was seen before."""
         return self._store.swap(self._deliveries, delivery_id, None, "seen", ttl_seconds) is None
+
+    def attend(self, poller: str) -> int:
+        """Write down that a poller is there, and return how many were in the last two minutes."""
+        self._store.put(self._pollers, poller, "", POLLER_TTL_SECONDS)
+        return len(self._store.entries(self._pollers))
 
     def ring(self) -> int:
         """Let those who listen know that there may be news, and return the bell's count."""

@@ -11,7 +11,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from techflow_provider.client.patience import backoff_seconds
-from techflow_provider.state.account import RequestClass
 from techflow_provider.state.bucket import MINUTE_SECONDS, POLL_SHARE
 from techflow_provider.state.snapshot import Snapshot
 
@@ -31,12 +30,10 @@ LONGEST_BACKOFF = 2.0
 class Pace:
     """What one poller knows that decides when it looks next.
 
-    :param began: when it began
     :param failures: looks in a row that failed
     :param announced: looks in a row that found an end, each after a webhook
     """
 
-    began: float
     failures: int = 0
     announced: int = 0
     _looks: deque[float] = field(default_factory=deque, repr=False)
@@ -62,37 +59,29 @@ class Pace:
         while self._looks[0] <= now - MINUTE_SECONDS:
             self._looks.popleft()
 
-    def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot) -> float:
+    def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
         """Return when the next look is due.
 
         :param began: when the last one began
         :param ended: and when it ended; a slow server gets a rest
-        :param wanted_seconds: the shortest interval that an observer asks for
-        :param budget: how the budget stood then
         """
-        interval = self.interval(wanted_seconds, budget, ended)
+        interval = self.interval(wanted_seconds, budget, pollers)
         return max(began + interval, ended + min(interval, SHORTEST_INTERVAL_SECONDS))
 
-    def interval(self, wanted_seconds: float, budget: Snapshot, now: float) -> float:
+    def interval(self, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
         """Return the time from one look's begin to the next one's.
 
         :param wanted_seconds: the shortest interval that an observer asks for
         :param budget: how the budget stands
+        :param pollers: how many pollers share it
         """
-        interval = max(wanted_seconds, SHORTEST_INTERVAL_SECONDS, self._share_seconds(budget, now))
+        share = MINUTE_SECONDS * pollers / (budget.requests_per_minute * POLL_SHARE)
+        interval = max(wanted_seconds, SHORTEST_INTERVAL_SECONDS, share)
         if budget.waiting:
             interval *= 2
         announced = min(interval * 2.0 ** min(self.announced, 30), LONGEST_ANNOUNCED_SECONDS)
         interval = max(interval, announced)
         return backoff_seconds(interval, self.failures, interval * LONGEST_BACKOFF)
-
-    def _share_seconds(self, budget: Snapshot, now: float) -> float:
-        """Return the interval at which all pollers of the key together use the polls' share of the limit."""
-        if now - self.began < MINUTE_SECONDS or not self._looks:
-            # The last minute's polls were partly those of pollers that this one replaces.
-            return 0.0
-        pollers = budget.used[RequestClass.POLL] / len(self._looks)
-        return MINUTE_SECONDS * pollers / (budget.requests_per_minute * POLL_SHARE)
 
     def rung(self, last: float) -> float:
         """Return the earliest time for a look that a webhook asks for.

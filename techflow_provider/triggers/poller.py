@@ -40,11 +40,14 @@ class Access:
     :param budget: the rate budget of the key
     :param bell: returns a number that changes with each webhook that came, and may raise `StoreError`; called in a
         thread; None where no webhook can come
+    :param attend: tells the key's other pollers that this one is there, and returns how many there are; called in a
+        thread, and may raise `StoreError`; None where there can't be others
     """
 
     settings: Settings
     budget: Budget
     bell: Callable[[], int] | None = None
+    attend: Callable[[], int] | None = None
 
     @property
     def key(self) -> str:
@@ -101,7 +104,7 @@ class Poller:
             settings = replace(access.settings, deadline_seconds=LOOK_SECONDS)
             async with AsyncClient(settings=settings, budget=access.budget, retry=LOOK_ONCE) as client:
                 try:
-                    await _Looks(client, access.bell, self._crowd).look_while_needed()
+                    await _Looks(client, access, self._crowd).look_while_needed()
                 except UnauthorizedError:
                     self._access = await self._connect()
                     if self._access.settings == access.settings:
@@ -115,19 +118,21 @@ class _Looks:
     """The looks of a poller through one client.
 
     :param client: reads the history
-    :param bell: see `Access`
+    :param access: how it reaches TechFlow
     :param crowd: those who observe
     """
 
-    def __init__(self, client: AsyncClient, bell: Callable[[], int] | None, crowd: Crowd) -> None:
+    def __init__(self, client: AsyncClient, access: Access, crowd: Crowd) -> None:
         self._client = client
-        self._bell = bell
+        self._bell = access.bell
+        self._attend = access.attend
         self._crowd = crowd
         self._clock = asyncio.get_running_loop().time
         self._pages: PageMemory[Execution] = PageMemory(self._clock)
-        self._pace = Pace(self._clock())
+        self._pace = Pace()
         self._joined = 0
         self._rings = 0
+        self._pollers = 1
         self._deaf = False
         self._missed = ""
 
@@ -177,8 +182,10 @@ class _Looks:
     async def _pause(self, began: float) -> bool:
         """Let the interval pass while somebody observes, and return whether a webhook cut it short."""
         ended, budget = self._clock(), await self._client.ask(self._client.budget.snapshot)
+        await self._count_pollers()
         while self._crowd:
-            left = self._pace.due(began, ended, self._crowd.interval_seconds, budget) - self._clock()
+            due = self._pace.due(began, ended, self._crowd.interval_seconds, budget, self._pollers)
+            left = due - self._clock()
             if left <= 0:
                 return False
             if await self._hears_ring():
@@ -186,6 +193,15 @@ class _Looks:
                 return True
             await self._crowd.changes_within(left if self._bell is None else min(left, BELL_SECONDS))
         return False
+
+    async def _count_pollers(self) -> None:
+        if self._attend is None:
+            return
+        try:
+            self._pollers = max(1, await self._client.ask(self._attend))
+        except StoreError as error:
+            # Those that were there last are still the best guess, and the budget warns of its store.
+            log.debug("The pollers of the key can't be counted: %s", error)
 
     async def _hears_ring(self) -> bool:
         """Return whether a webhook came since the last time."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
+import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
-from techflow_provider.hooks.budget import open_budget
+from techflow_provider.hooks.budget import open_budget, open_state
 from techflow_provider.hooks.techflow import TechFlowHook
+from techflow_provider.state.records import Records
 from techflow_provider.triggers.observers import in_words
 from techflow_provider.triggers.poller import Access, Poller
 
@@ -22,7 +26,11 @@ LookUp = Callable[[str], Awaitable[Access]]
 async def look_up(conn_id: str) -> Access:
     """Look a connection up without blocking the event loop, and return what a poller needs of it."""
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
-    return Access(connection.settings, open_budget(connection))
+    access = Access(connection.settings, open_budget(connection))
+    store, _ = open_state()
+    # One triggerer is one process, and one poller of a key, however often that ends and begins again.
+    poller = f"{socket.gethostname()}/{os.getpid()}"
+    return replace(access, attend=partial(Records(store, access.key).attend, poller))
 
 
 class Sharing:

@@ -51,6 +51,14 @@ def test_a_settled_intent_is_no_longer_in_flight(records):
     assert (settled.execution_id, settled.in_flight) == ("ex-1", False)
 
 
+def test_pollers_are_counted_while_they_say_that_they_are_there(records, clock):
+    assert [records.attend("a"), records.attend("a"), records.attend("b")] == [1, 1, 2]
+    clock.advance(119)
+    assert records.attend("a") == 2
+    clock.advance(2)
+    assert records.attend("a") == 1
+
+
 def test_who_holds_an_old_version_changes_nothing(records):
     records.begin(INTENT)
     records.settle(INTENT, "ex-1")

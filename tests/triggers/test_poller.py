@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -222,3 +222,22 @@ async def test_a_bell_that_cannot_be_read_is_told_once_and_the_looks_go_on(
         served.finish(execution_id, outcome="completed")
         assert (await waiting).ended
     assert caplog.text.count("Webhooks can't be heard of at present (the store is gone)") == 1
+
+
+async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def attend() -> int:
+        asked.append(served.count(path="/executions"))
+        return 10**9
+
+    connect = Connections(served.base_url)
+    poller = Poller(replace(connect.access(), attend=attend), connect)
+    waiting = wait(poller, served.start("wf_1").id)
+    await looks(served, 1)
+    async with asyncio.timeout(30):
+        while not asked:  # noqa: ASYNC110 - it is asked in a thread
+            await asyncio.sleep(INTERVAL)
+    await asyncio.sleep(5 * INTERVAL)
+    assert served.count(path="/executions") == 1
+    waiting.cancel()
