@@ -159,6 +159,8 @@ class _Looks:
         except TechFlowError as error:
             if not passes(error):
                 raise
+            # A page that came before the failure was handed to nobody.
+            self._pages.clear()
             self._pace.failed(self._clock())
             await self._tell_of_miss(observers, error)
             return

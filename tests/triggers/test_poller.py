@@ -12,7 +12,7 @@ import pytest
 
 from techflow_provider.client import Execution, ExecutionNotFoundError, Settings, TechFlowError, UnauthorizedError
 from techflow_provider.client.history import History, Interest, Target, Watch
-from techflow_provider.sandbox import Fault, Sandbox
+from techflow_provider.sandbox import Fault, Record, Sandbox
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.store import StoreError
 from techflow_provider.triggers import pace
@@ -241,3 +241,22 @@ async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeyp
     await asyncio.sleep(5 * INTERVAL)
     assert served.count(path="/executions") == 1
     waiting.cancel()
+
+
+async def test_an_end_on_a_page_before_one_that_fails_is_not_lost(served: Sandbox) -> None:
+    served.etags, served.page_size = True, 1
+    served.start("wf_1")
+    on_first_page = served.start("wf_1").id
+    waiting = wait(Connections(served.base_url).poller(), on_first_page)
+    await looks(served, 4)
+    before = served.count(path="/executions", status=200)
+
+    def fail_the_next(record: Record) -> None:
+        if record.status == 200 and served.count(path="/executions", status=200) == before + 1:
+            served.faults.add(Fault(path="/executions", times=1))
+
+    served.on_request = fail_the_next
+    served.finish(on_first_page, outcome="completed")
+    async with asyncio.timeout(30):
+        assert (await waiting).ended
+    assert served.count(path="/executions", status=500) == 1
