@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -105,17 +105,16 @@ class Crowd:
         """The shortest interval that an observer would like; 0 when there is none."""
         return min((member.interval_seconds for member in self._members), default=0.0)
 
-    @contextlib.contextmanager
-    def with_member(self, observer: Observer) -> Iterator[None]:
-        """Let an observer belong to the crowd while the context lasts."""
+    def join(self, observer: Observer) -> None:
+        """Let an observer belong to the crowd."""
         self._members.add(observer)
         self.joined += 1
         self._changed.set()
-        try:
-            yield
-        finally:
-            self._members.discard(observer)
-            self._changed.set()
+
+    def leave(self, observer: Observer) -> None:
+        """Let an observer go."""
+        self._members.discard(observer)
+        self._changed.set()
 
     async def changes_within(self, seconds: float) -> None:
         """Wait until somebody joins or leaves, or the time is over."""

@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
@@ -79,16 +78,22 @@ class Poller:
         :raises TechFlowError: waiting makes no sense any more
         """
         wait = Wait(watch, interval_seconds, asyncio.get_running_loop().create_future())
-        with self.observed_by(wait):
+        self.join(wait)
+        try:
             return await wait.ended
+        finally:
+            self.leave(wait)
 
-    def observed_by(self, observer: Observer) -> AbstractContextManager[None]:
-        """Hand an observer each reading while the context lasts; the first one comes within its interval."""
+    def join(self, observer: Observer) -> None:
+        """Hand an observer each reading until it leaves; the first one comes within its interval."""
+        self._crowd.join(observer)
         if self._task is None or self._task.done():
-            # In a context of its own, or what it logs would land in the log of the trigger that came first. It begins
-            # when this one lets go of the event loop, and finds the observer there.
+            # In a context of its own, or what it logs would land in the log of the trigger that came first.
             self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
-        return self._crowd.with_member(observer)
+
+    def leave(self, observer: Observer) -> None:
+        """Hand an observer no further reading; nothing is read any more when it was the last."""
+        self._crowd.leave(observer)
 
     async def _run(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,9 @@ from techflow_provider.client.history import Target, Watch
 from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
 from techflow_provider.triggers.sharing import shared_poller
 from techflow_provider.waiting import ended_with
+
+# Not the trigger's own, of which each takes a kilobyte; where a line belongs is told by the context that logs it.
+log = logging.getLogger(__name__)
 
 
 class TechFlowExecutionTrigger(BaseTrigger):
@@ -77,18 +81,18 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     async def _wait(self) -> WaitOver:
         watch = Watch(self.target)
-        self.log.info("Waiting for %s; one look every %g s serves all waits", self.target, self.poll_interval)
+        log.info("Waiting for %s; one look every %g s serves all waits", self.target, self.poll_interval)
         try:
             async with asyncio.timeout(self._seconds_left()):
                 poller = await shared_poller(self.techflow_conn_id)
                 execution = await poller.wait(watch, self.poll_interval)
         except TimeoutError:
-            self.log.info("The time to wait for %s is over: %s", self.target, watch.last_seen)
+            log.info("The time to wait for %s is over: %s", self.target, watch.last_seen)
             return WaitOver(timed_out=TimedOut(str(self.target), watch.last_seen))
         except TechFlowError as error:
-            self.log.info("Waiting for %s ends: %s", self.target, error)
+            log.info("Waiting for %s ends: %s", self.target, error)
             return WaitOver(error=error)
-        self.log.info("Execution %s ended with status %r", execution.id, execution.status)
+        log.info("Execution %s ended with status %r", execution.id, execution.status)
         return WaitOver(execution=execution)
 
     def _seconds_left(self) -> float | None:

@@ -1,8 +1,9 @@
 """Whether one poll carries all waits of an event loop, beside what others do at the numbers they can carry.
 
 N deferred waits, each for an execution of its own, with the ends spread over a minute and a server that allows 100
-requests a minute. Server and waits have a process each; the CPU time is that of the waits' process. The memory is what
-the waits hold once the history has been read three times, in a run of its own.
+requests a minute. Server and waits have a process each. "all CPU" is the CPU time of the waits' process with the
+beginning and the end of each wait; "CPU" is that of waiting alone, and the memory is what a wait holds meanwhile: both
+are measured in runs of their own, once the history has been read.
 
     python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000] [--only ours each http]
 
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import statistics
@@ -23,8 +26,9 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +48,20 @@ FIRST_END = 10.0
 HTTP_SECONDS = 10.0
 EACH_WAITS = (10, 100, 1000)
 HTTP_WAITS = (1, 10)
-COLUMNS = ("what", "waits", "a minute", "429", "seen", "median s", "p99 s", "CPU s/min", "us/wait/min", "B/wait")
+COLUMNS = (
+    "what",
+    "waits",
+    "a minute",
+    "429",
+    "seen",
+    "median s",
+    "p99 s",
+    "all CPU s/min",
+    "CPU us/wait/min",
+    "B/wait",
+)
+# Looks during which the CPU time of waiting is measured.
+STEADY_LOOKS = 6
 
 
 @dataclass
@@ -55,12 +72,14 @@ class Report:
     :param cpu_seconds: CPU time of the process
     :param seconds: how long it took
     :param wait_bytes: memory of one wait
+    :param wait_cpu: microseconds of CPU time that one wait takes in a minute
     """
 
     latencies: list[float] = field(default_factory=list)
     cpu_seconds: float = 0.0
     seconds: float = 0.0
     wait_bytes: float = 0.0
+    wait_cpu: float = 0.0
 
 
 def trigger_of(base_url: str, state: str) -> Callable[[str], Any]:
@@ -139,13 +158,38 @@ async def until_over(waits: list[Coroutine[Any, Any, None]], until: float) -> No
 
 def note_end(report: Report, finished_at: str) -> None:
     """Note how long ago an execution ended."""
-    from datetime import UTC, datetime
-
     report.latencies.append((datetime.now(UTC) - datetime.fromisoformat(finished_at)).total_seconds())
 
 
-async def held(base_url: str, ids: list[str], until: float, report: Report) -> None:
+async def held(base_url: str, ids: list[str], _: float, report: Report) -> None:
     """Measure what the waits hold while they wait."""
+    await while_waiting(base_url, ids, lambda: memory(report, ids), tracemalloc.start)
+    tracemalloc.stop()
+
+
+async def memory(report: Report, ids: list[str]) -> None:
+    """Note the memory of one wait."""
+    gc.collect()
+    report.wait_bytes = tracemalloc.get_traced_memory()[0] / len(ids)
+
+
+async def steady(base_url: str, ids: list[str], _: float, report: Report) -> None:
+    """Measure what waiting takes while nothing ends."""
+    await while_waiting(base_url, ids, lambda: cpu(report, ids), lambda: None)
+
+
+async def cpu(report: Report, ids: list[str]) -> None:
+    """Note the CPU time of one wait."""
+    spent = time.process_time()
+    await asyncio.sleep(STEADY_LOOKS * INTERVAL)
+    minutes = STEADY_LOOKS * INTERVAL / 60
+    report.wait_cpu = (time.process_time() - spent) / minutes / len(ids) * 1e6
+
+
+async def while_waiting(
+    base_url: str, ids: list[str], act: Callable[[], Awaitable[None]], before: Callable[[], None]
+) -> None:
+    """Do something once all waits have been looked for."""
     with tempfile.TemporaryDirectory() as folder:
         make = trigger_of(base_url, f"{folder}/state.db")
 
@@ -156,35 +200,38 @@ async def held(base_url: str, ids: list[str], until: float, report: Report) -> N
         first = asyncio.ensure_future(wait(make("another")))
         await asyncio.sleep(INTERVAL)
         gc.collect()
-        tracemalloc.start()
+        before()
         tasks = [asyncio.ensure_future(wait(make(each))) for each in ids]
-        await asyncio.sleep(4 * INTERVAL)
-        gc.collect()
-        report.wait_bytes = tracemalloc.get_traced_memory()[0] / len(ids)
-        tracemalloc.stop()
+        await asyncio.sleep(3 * INTERVAL)
+        await act()
         for task in (first, *tasks):
             task.cancel()
         await asyncio.gather(first, *tasks, return_exceptions=True)
 
 
-def in_process(kind: str, base_url: str, ids: list[str], seconds: float) -> Report:
-    """Run waits in a process of their own."""
+@contextlib.contextmanager
+def process_of(kind: str) -> Iterator[Callable[[Served, float], Report]]:
+    """Start a process that is ready to run waits; give what runs them there, for at most some seconds."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=run, args=(kind, base_url, ids, seconds, queue))
+    ours_end, theirs_end = context.Pipe()
+    process = context.Process(target=run, args=(kind, theirs_end))
     process.start()
-    report: Report = queue.get()
-    process.join(10)
-    process.kill()
-    return report
+    ours_end.recv()
+
+    def start(server: Served, seconds: float) -> Report:
+        ours_end.send((server.base_url, server.ids, seconds))
+        report: Report = ours_end.recv()
+        return report
+
+    try:
+        yield start
+    finally:
+        process.join(10)
+        process.kill()
 
 
-def run(kind: str, base_url: str, ids: list[str], seconds: float, queue: Any) -> None:
+def run(kind: str, pipe: Any) -> None:
     """Run waits and report what came of them."""
-    import logging
-
-    import airflow.triggers.base
-
     import techflow_provider.triggers.techflow  # noqa: F401  # not part of what is measured
 
     logging.disable(logging.CRITICAL)
@@ -192,54 +239,58 @@ def run(kind: str, base_url: str, ids: list[str], seconds: float, queue: Any) ->
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    assert airflow.triggers.base
+    pipe.send("ready")
+    base_url, ids, seconds = pipe.recv()
     report, began, spent = Report(), time.time(), time.process_time()
     asyncio.run(KINDS[kind](base_url, ids, began + seconds, report))
     report.cpu_seconds, report.seconds = time.process_time() - spent, time.time() - began
-    queue.put(report)
+    pipe.send(report)
 
 
-KINDS = {"ours": ours, "each": each_polls, "http": http_sensor, "held": held}
+KINDS = {"ours": ours, "each": each_polls, "http": http_sensor, "held": held, "steady": steady}
 
 
 def measure(kind: str, count: int, spread: float) -> None:
     """Run one line and print it."""
     last = FIRST_END + spread
     if kind == "http":
-        with served(count, 3600, 3600) as server:
+        with process_of(kind) as start, served(count, 3600, 3600) as server:
             server.fault(kind="status", status=429)
-            report = in_process(kind, server.base_url, server.ids, HTTP_SECONDS)
-            show("HttpSensorTrigger", count, server, report)
+            report = start(server, HTTP_SECONDS)
+            show("HttpSensorTrigger", count, server.counts(), report)
         return
-    with served(count, FIRST_END, last) as server:
-        report = in_process(kind, server.base_url, server.ids, last + 30)
-        if kind == "ours":
-            with served(count, 3600, 3600) as still:
-                report.wait_bytes = in_process("held", still.base_url, still.ids, last).wait_bytes
-        show("one poll for all" if kind == "ours" else "one poll per wait", count, server, report)
+    with process_of(kind) as start, served(count, FIRST_END, last) as server:
+        report = start(server, last + 30)
+        counts = server.counts()
+    if kind == "ours":
+        with process_of("held") as start, served(count, 3600, 3600) as server:
+            report.wait_bytes = start(server, last).wait_bytes
+        with process_of("steady") as start, served(count, 3600, 3600) as server:
+            report.wait_cpu = start(server, last).wait_cpu
+    show("one poll for all" if kind == "ours" else "one poll per wait", count, counts, report)
 
 
-def show(what: str, count: int, server: Served, report: Report) -> None:
+def show(what: str, count: int, counts: dict[int | None, int], report: Report) -> None:
     """Print a line."""
-    counts, minutes = server.counts(), report.seconds / 60
-    ordered = sorted(report.latencies)
+    minutes, ordered = report.seconds / 60, sorted(report.latencies)
+    known = bool(ordered) and what != "HttpSensorTrigger"
     row(
         what,
         count,
         f"{sum(counts.values()) / minutes:.1f}",
         counts.get(429, 0),
         len(ordered),
-        f"{statistics.median(ordered):.2f}" if ordered else "-",
-        f"{ordered[len(ordered) * 99 // 100]:.2f}" if ordered else "-",
+        f"{statistics.median(ordered):.2f}" if known else "-",
+        f"{ordered[len(ordered) * 99 // 100]:.2f}" if known else "-",
         f"{report.cpu_seconds / minutes:.2f}",
-        f"{report.cpu_seconds / minutes / count * 1e6:.0f}",
+        f"{report.wait_cpu:.0f}" if report.wait_cpu else "-",
         f"{report.wait_bytes:.0f}" if report.wait_bytes else "-",
     )
 
 
 def row(*cells: object) -> None:
     """Print a row of the table."""
-    widths = (18, 6, 9, 7, 6, 9, 7, 10, 12, 7)
+    widths = (18, 6, 9, 7, 6, 9, 7, 13, 15, 7)
     sys.stdout.write(" ".join(f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n")
     sys.stdout.flush()
 
