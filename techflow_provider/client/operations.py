@@ -27,6 +27,7 @@ from techflow_provider.client.pages import PageMemory
 from techflow_provider.client.patience import backoff_seconds, bear
 from techflow_provider.client.settings import check_positive
 from techflow_provider.client.shapes import Json, quote
+from techflow_provider.client.slices import keep_all
 from techflow_provider.state.budget import RequestClass
 
 log = logging.getLogger(__name__)
@@ -152,16 +153,19 @@ def _look_for(watch: Watch, terms: Terms, deadline: float, failures: int) -> Con
 
 
 def look(
-    terms: Terms, within_seconds: float, interest: Interest, memory: PageMemory[Execution] | None = None
+    terms: Terms,
+    within_seconds: float,
+    interest: Interest | None = None,
+    memory: PageMemory[Execution] | None = None,
 ) -> Conversation[History]:
     """Read the execution history as a wait does: after the commands, and within a time (List Executions).
 
     :param within_seconds: how long to wait for a slot in the budget, and for further tries
-    :param interest: what is wanted of the history; the rest is left out
+    :param interest: what is wanted of the history; the rest is left out, nothing without it
     :param memory: the pages of the last look; what a server says is unchanged since is left out, too
     """
     settings = replace(terms.settings, deadline_seconds=min(max(within_seconds, 0.001), LONGEST_LOOK_SECONDS))
-    call = calls.list_executions(RequestClass.POLL, interest.skips)
+    call = calls.list_executions(RequestClass.POLL, interest.skips if interest else keep_all)
     return History((yield from collect(call, replace(terms, settings=settings), memory)))
 
 

@@ -155,10 +155,10 @@ class TechFlowHook(BaseHook):
         async with await self.aget_conn() as client:
             return await client.executions.wait(Target(execution_id), poll_interval, timeout)
 
-    def look(self, within_seconds: float, interest: Interest) -> History:
+    def look(self, within_seconds: float, interest: Interest | None = None) -> History:
         """Read the execution history as a wait does: after the commands, and within some seconds (List Executions).
 
-        :param interest: what is wanted of it
+        :param interest: what is wanted of it, everything without it
         """
         return self.get_conn().executions.look(within_seconds, interest)
 
