@@ -7,9 +7,10 @@ who wait join and leave, and the loop ends with the last of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
@@ -78,22 +79,27 @@ class Poller:
         :raises TechFlowError: waiting makes no sense any more
         """
         wait = Wait(watch, interval_seconds, asyncio.get_running_loop().create_future())
-        self.join(wait)
+        # Not by the context manager, of which each takes half a kilobyte.
+        self._join(wait)
         try:
             return await wait.ended
         finally:
-            self.leave(wait)
+            self._crowd.leave(wait)
 
-    def join(self, observer: Observer) -> None:
-        """Hand an observer each reading until it leaves; the first one comes within its interval."""
+    @contextlib.contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """Hand an observer each reading while the context lasts; the first one comes within its interval."""
+        self._join(observer)
+        try:
+            yield
+        finally:
+            self._crowd.leave(observer)
+
+    def _join(self, observer: Observer) -> None:
         self._crowd.join(observer)
         if self._task is None or self._task.done():
             # In a context of its own, or what it logs would land in the log of the trigger that came first.
             self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
-
-    def leave(self, observer: Observer) -> None:
-        """Hand an observer no further reading; nothing is read any more when it was the last."""
-        self._crowd.leave(observer)
 
     async def _run(self) -> None:
         try:

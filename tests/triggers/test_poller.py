@@ -169,10 +169,8 @@ async def test_a_look_that_breaks_in_an_unknown_way_ends_every_wait_with_the_rea
         fail = miss
 
     poller, broken = Connections(served.base_url).poller(), Broken()
-    poller.join(broken)
-    with pytest.raises(TechFlowError, match="history could not be read: KeyError"):
+    with poller.observed_by(broken), pytest.raises(TechFlowError, match="history could not be read: KeyError"):
         await wait(poller, "ex_1")
-    poller.leave(broken)
     assert "no interest" in str(broken.reason)
 
 
