@@ -17,6 +17,7 @@ from techflow_provider.client import (
     BudgetTimeoutError,
     NotFoundError,
     RateLimitError,
+    ResponseSizeError,
     RetryPolicy,
     ServerError,
     TransportError,
@@ -241,12 +242,13 @@ def test_without_a_slot_before_the_deadline_nothing_is_sent(near, sandbox, clock
     assert sandbox.count() == 1
 
 
-def test_an_answer_over_the_bound_is_refused(connect, sandbox):
+def test_an_answer_over_the_bound_is_refused_and_not_asked_for_again(connect, sandbox):
     sandbox.faults.add(Fault("huge", size=300_000))
     ask = connect(max_response_bytes=200_000)
-    with pytest.raises(TransportError, match=r"larger than the bound of 200000 bytes; it may have reached"):
+    with pytest.raises(ResponseSizeError, match=r"larger than the bound of 200000 bytes; it may have reached"):
         ask(COMMANDS["create"])
     assert len(sandbox.workflows) == sandbox.count() == 1
+    assert sandbox.count() == 1
 
 
 def test_the_bound_is_one_of_the_decoded_body(near):
