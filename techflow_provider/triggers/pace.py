@@ -32,10 +32,12 @@ class Pace:
 
     :param failures: looks in a row that failed
     :param announced: looks in a row that found an end, each after a webhook
+    :param expecting: whether a webhook came whose news are still to be found, since the history may be behind it
     """
 
     failures: int = 0
     announced: int = 0
+    expecting: bool = False
     _looks: deque[float] = field(default_factory=deque, repr=False)
 
     def failed(self, now: float) -> None:
@@ -51,6 +53,7 @@ class Pace:
         """
         self._note(now)
         self.failures = 0
+        self.expecting = rang and not news
         if news:
             self.announced = self.announced + 1 if rang else 0
 
@@ -79,8 +82,8 @@ class Pace:
         interval = max(wanted_seconds, SHORTEST_INTERVAL_SECONDS, share)
         if budget.waiting:
             interval *= 2
-        announced = min(interval * 2.0 ** min(self.announced, 30), LONGEST_ANNOUNCED_SECONDS)
-        interval = max(interval, announced)
+        if not self.expecting:
+            interval = max(interval, min(interval * 2.0 ** min(self.announced, 30), LONGEST_ANNOUNCED_SECONDS))
         return backoff_seconds(interval, self.failures, interval * LONGEST_BACKOFF)
 
     def rung(self, last: float) -> float:

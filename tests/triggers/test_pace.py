@@ -53,6 +53,15 @@ def test_looks_become_rarer_while_webhooks_announce_the_ends_and_frequent_again_
     assert intervals == [10.0, 20.0, LONGEST_ANNOUNCED_SECONDS, LONGEST_ANNOUNCED_SECONDS, 5.0]
 
 
+def test_a_ring_before_its_news_brings_one_more_look_at_the_usual_interval() -> None:
+    pace = Pace()
+    intervals = []
+    for rang, news in ((True, True), (True, False), (False, False)):
+        pace.looked(NOW, rang=rang, news=news)
+        intervals.append(pace.interval(5.0, budget(), 1))
+    assert intervals == [10.0, 5.0, 10.0]
+
+
 def test_rings_that_bring_nothing_earn_no_trust() -> None:
     pace = Pace()
     pace.looked(NOW, rang=True, news=False)
