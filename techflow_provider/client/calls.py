@@ -16,13 +16,14 @@ from urllib.parse import quote as percent_encode
 import httpx
 
 from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.models import Execution, Workflow, read_executions, read_workflows
+from techflow_provider.client.models import Execution, StatusWords, Workflow, read_executions, read_workflows
 from techflow_provider.client.shapes import Json, ShapeError, http_date, parse_json, quote
 from techflow_provider.client.slices import keep_all, parse_list
 from techflow_provider.state.budget import RequestClass
 
 T = TypeVar("T")
 Trigger = str | Mapping[str, Json]
+Query = Mapping[str, str] | tuple[tuple[str, str], ...]
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 JSON_HEADERS = {"content-type": "application/json"}
@@ -36,24 +37,27 @@ class Call(Generic[T]):
 
     :param method: HTTP method
     :param path: path below the base URL, percent-encoded
-    :param read: turns a 2xx response into the result; raises `ShapeError` for an implausible one
+    :param read: turns a 2xx response into the result, given what the status words of this TechFlow mean; raises
+        `ShapeError` for an implausible one
     :param content: the body's bytes
     :param headers: headers beside the standard ones
     :param params: the query
     :param request_class: whether a user asked for it or a wait polls
     :param url: an absolute URL in place of the path, for a further page
     :param unchanged: what a 304 stands for, when the headers ask on condition
+    :param any_status: whether an answer that is not a 2xx is read as well, in place of an error
     """
 
     method: Method
     path: str
-    read: Callable[[httpx.Response], T]
+    read: Callable[[httpx.Response, StatusWords], T]
     content: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    params: Mapping[str, str] | None = None
+    params: Query | None = None
     request_class: RequestClass = RequestClass.COMMAND
     url: str | None = None
     unchanged: T | None = None
+    any_status: bool = False
 
     @property
     def idempotent(self) -> bool:
@@ -92,7 +96,7 @@ class Start:
 
 def list_workflows() -> Call[Page[Workflow]]:
     """`GET /workflows` (List Workflows)."""
-    return Call("GET", "/workflows", _page_reader(read_workflows))
+    return Call("GET", "/workflows", _page_reader(lambda value, _: read_workflows(value)))
 
 
 def get_workflow(workflow_id: str) -> Call[Workflow]:
@@ -115,7 +119,7 @@ def replace_workflow(workflow: Workflow) -> Call[Workflow]:
     :raises InvalidParameterError: a field can't be written as JSON
     """
 
-    def read(response: httpx.Response) -> Workflow:
+    def read(response: httpx.Response, _: StatusWords) -> Workflow:
         value = parse_json(response.content) if response.content.strip() else {}
         return workflow if value == {} else Workflow.read(value)
 
@@ -125,7 +129,7 @@ def replace_workflow(workflow: Workflow) -> Call[Workflow]:
 
 def delete_workflow(workflow_id: str) -> Call[None]:
     """`DELETE /workflows/{workflow_id}` (Delete Workflow). The answer's body is not looked at."""
-    return Call("DELETE", _workflow_path(workflow_id), lambda _: None)
+    return Call("DELETE", _workflow_path(workflow_id), lambda _, __: None)
 
 
 def execute_workflow(workflow_id: str, payload: Mapping[str, Json] | None = None) -> Call[Start]:
@@ -135,10 +139,10 @@ def execute_workflow(workflow_id: str, payload: Mapping[str, Json] | None = None
     :raises InvalidParameterError: a parameter has an unusable value
     """
 
-    def read(response: httpx.Response) -> Start:
+    def read(response: httpx.Response, words: StatusWords) -> Start:
         answered_at = http_date(response.headers.get("date", "")) or datetime.now(UTC)
         empty = not response.content.strip()
-        execution = None if empty else Execution.read_started(parse_json(response.content), workflow_id)
+        execution = None if empty else Execution.read_started(parse_json(response.content), workflow_id, words)
         return Start(execution, answered_at - response.elapsed)
 
     path = f"{_workflow_path(workflow_id)}/execute"
@@ -163,18 +167,20 @@ def raw(
     method: Method,
     path: str,
     *,
-    params: Mapping[str, str] | None = None,
+    params: Query | None = None,
     content: bytes | None = None,
     headers: Mapping[str, str] | None = None,
+    any_status: bool = False,
 ) -> Call[httpx.Response]:
     """Any request below the base URL; the response is returned as it came.
 
+    :param any_status: whether an answer that is not a 2xx is returned as well, in place of an error
     :raises InvalidParameterError: the path is not one below the base URL
     """
     absolute = path if path.startswith("/") else f"/{path}"
     if any(part in (".", "..") for part in absolute.split("/")) or "://" in absolute or absolute[1:2] == "/":
         raise InvalidParameterError("endpoint", quote(path), "a path below the connection's base URL")
-    return Call(method, absolute, lambda response: response, content, headers or {}, params)
+    return Call(method, absolute, lambda response, _: response, content, headers or {}, params, any_status=any_status)
 
 
 def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page[T]] | None:
@@ -247,18 +253,18 @@ def _encode(parameter: str, value: Json) -> bytes:
         raise InvalidParameterError(parameter, str(error), "a value that JSON can hold") from error
 
 
-def _json_reader(read: Callable[[Json], T]) -> Callable[[httpx.Response], T]:
-    return lambda response: read(parse_json(response.content))
+def _json_reader(read: Callable[[Json], T]) -> Callable[[httpx.Response, StatusWords], T]:
+    return lambda response, _: read(parse_json(response.content))
 
 
 def _page_reader(
-    read: Callable[[Json], tuple[T, ...]], skips: Callable[[Json], bool] = keep_all
-) -> Callable[[httpx.Response], Page[T]]:
-    def read_page(response: httpx.Response) -> Page[T]:
+    read: Callable[[Json, StatusWords], tuple[T, ...]], skips: Callable[[Json], bool] = keep_all
+) -> Callable[[httpx.Response, StatusWords], Page[T]]:
+    def read_page(response: httpx.Response, words: StatusWords) -> Page[T]:
         value = parse_list(response.content, skips)
         linked = response.links.get("next", {}).get("url")
         following = value.get("next") if isinstance(value, dict) else None
         next_url = linked or (following if isinstance(following, str) and following else None)
-        return Page(read(value), next_url, response.headers)
+        return Page(read(value, words), next_url, response.headers)
 
     return read_page

@@ -216,10 +216,10 @@ def build_request(call: Call[T], settings: Settings) -> httpx.Request:
 def _conclude(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> T:
     if call.unchanged is not None and _is_unchanged(outcome):
         return call.unchanged
-    if not isinstance(outcome, httpx.Response) or not outcome.is_success:
+    if not isinstance(outcome, httpx.Response) or not (outcome.is_success or call.any_status):
         raise _failure(call, outcome, sent, settings)
     try:
-        return call.read(outcome)
+        return call.read(outcome, settings.status_words)
     except ShapeError as error:
         detail = _without_key(str(error), error.received, outcome.content, settings)
         # Not chained: the cause quotes the answer as it came.

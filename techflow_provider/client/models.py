@@ -40,6 +40,17 @@ RUNNING_WORDS = frozenset(
 )
 
 
+# The names under which each field of an execution may stand, the assumed one first.
+EXECUTION_NAMES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "execution_id"),
+    "workflow_id": ("workflow_id", "workflow"),
+    "status": ("status", "state"),
+    "started_at": ("started_at", "start_time", "created_at"),
+    "finished_at": ("finished_at", "ended_at", "completed_at", "end_time"),
+    "error": ("error", "error_message", "failure_reason"),
+}
+
+
 class ExecutionState(StrEnum):
     """Where an execution stands: the two ends that the reference's event names tell of, and everything before."""
 
@@ -54,17 +65,50 @@ def status_word(status: str) -> str:
     return word.removeprefix(EVENT_PREFIX)
 
 
+@dataclass(frozen=True, slots=True)
+class StatusWords:
+    """What the status words of one TechFlow mean: those that are usual, and further ones that go before them.
+
+    :param completed: further words for a completed execution, in the spelling of `status_word`
+    :param failed: further words for a failed one
+    """
+
+    completed: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+
+    @classmethod
+    def meaning(cls, status: str | None, state: ExecutionState) -> StatusWords:
+        """Return the words of a TechFlow in which a status stands for a state."""
+        word = frozenset({status_word(status or "")} - {""})
+        return cls(
+            completed=word if state is ExecutionState.COMPLETED else frozenset(),
+            failed=word if state is ExecutionState.FAILED else frozenset(),
+        )
+
+    def state(self, status: str | None) -> ExecutionState:
+        """Return the state that a status word stands for; a word that is not known means that it is still running."""
+        word = status_word(status or "")
+        if word in self.completed or (word in COMPLETED_WORDS and word not in self.failed):
+            return ExecutionState.COMPLETED
+        ended = word in self.failed or word in FAILED_WORDS
+        return ExecutionState.FAILED if ended else ExecutionState.RUNNING
+
+    def knows(self, status: str) -> bool:
+        """Whether the meaning of a status word is known."""
+        return self.state(status) is not ExecutionState.RUNNING or status_word(status) in RUNNING_WORDS
+
+
+USUAL_WORDS = StatusWords()
+
+
 def state_of(status: str | None) -> ExecutionState:
-    """Return the state that a status word stands for; a word that is not known means that it is still running."""
-    word = status_word(status or "")
-    if word in COMPLETED_WORDS:
-        return ExecutionState.COMPLETED
-    return ExecutionState.FAILED if word in FAILED_WORDS else ExecutionState.RUNNING
+    """Return the state that a status word usually stands for (see `StatusWords.state`)."""
+    return USUAL_WORDS.state(status)
 
 
 def is_known_status(status: str) -> bool:
-    """Whether the meaning of a status word is known."""
-    return status_word(status) in COMPLETED_WORDS | FAILED_WORDS | RUNNING_WORDS
+    """Whether the meaning of a status word is usually known (see `StatusWords.knows`)."""
+    return USUAL_WORDS.knows(status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +160,7 @@ class Execution:
     :param finished_at: when it ended, in UTC
     :param error: why it failed, in the server's words
     :param raw: all that the server sent
+    :param words: what its status words mean
     """
 
     id: str
@@ -125,47 +170,51 @@ class Execution:
     finished_at: datetime | None
     error: str | None
     raw: Mapping[str, Json] = field(repr=False)
+    words: StatusWords = field(default=USUAL_WORDS, repr=False, compare=False)
 
     @classmethod
-    def read(cls, value: Json) -> Execution:
+    def read(cls, value: Json, words: StatusWords = USUAL_WORDS) -> Execution:
         """Read an execution of the history.
 
+        :param words: what the status words mean
         :raises ShapeError: it has no id or no status, or a field has an implausible type
         """
-        execution = cls._read_fields(read_object(value, "an execution object"))
+        execution = cls._read_fields(read_object(value, "an execution object"), words)
         if execution.status is None:
             raise ShapeError("an execution with status", quote(value))
         return execution
 
     @classmethod
-    def read_started(cls, value: Json, workflow_id: str) -> Execution:
+    def read_started(cls, value: Json, workflow_id: str, words: StatusWords = USUAL_WORDS) -> Execution:
         """Read the answer to a start: an execution, bare or under `execution` or `data`, with or without a status.
 
+        :param words: what the status words mean
         :raises ShapeError: it has no id, it repeats the workflow's id, or a field has an implausible type
         """
         source = unwrap(value, "an execution object", "execution", "execution_id", "id")
         # `execution_id` first: beside it, an `id` could be the workflow's.
-        started = cls._read_fields(source, "execution_id", "id")
+        started = cls._read_fields(source, words, "execution_id", "id")
         if started.id == workflow_id:
             raise ShapeError("the id of an execution, not the workflow's own", quote(value))
         return started
 
     @classmethod
-    def _read_fields(cls, source: dict[str, Json], *id_names: str) -> Execution:
+    def _read_fields(cls, source: dict[str, Json], words: StatusWords, *id_names: str) -> Execution:
         return cls(
-            id=read_id(source, "an execution", *(id_names or ("id", "execution_id"))),
+            id=read_id(source, "an execution", *(id_names or EXECUTION_NAMES["id"])),
             workflow_id=_read_workflow_id(source),
-            status=read_text(source, "status", "state"),
-            started_at=read_time(source, "started_at", "start_time", "created_at"),
-            finished_at=read_time(source, "finished_at", "ended_at", "completed_at", "end_time"),
+            status=read_text(source, *EXECUTION_NAMES["status"]),
+            started_at=read_time(source, *EXECUTION_NAMES["started_at"]),
+            finished_at=read_time(source, *EXECUTION_NAMES["finished_at"]),
             error=_read_error(source),
             raw=source,
+            words=words,
         )
 
     @property
     def state(self) -> ExecutionState:
         """Where the execution stands, by its status word."""
-        return state_of(self.status)
+        return self.words.state(self.status)
 
     @property
     def ended(self) -> bool:
@@ -175,7 +224,7 @@ class Execution:
     @property
     def has_known_status(self) -> bool:
         """Whether the status word is one whose meaning is known; any other is taken as still running."""
-        return self.status is None or is_known_status(self.status)
+        return self.status is None or self.words.knows(self.status)
 
     def to_dict(self) -> dict[str, Json]:
         """Return the execution as JSON: what the server sent, with the known fields in place and times in ISO 8601."""
@@ -194,13 +243,13 @@ def _read_workflow_id(source: Mapping[str, Json]) -> str | None:
     nested = find(source, "workflow")
     if isinstance(nested, dict) and find(source, "workflow_id") is None:
         return read_id(nested, "a workflow", "id", "workflow_id")
-    if find(source, "workflow_id", "workflow") is None:
+    if find(source, *EXECUTION_NAMES["workflow_id"]) is None:
         return None
-    return read_id(source, "an execution", "workflow_id", "workflow")
+    return read_id(source, "an execution", *EXECUTION_NAMES["workflow_id"])
 
 
 def _read_error(source: Mapping[str, Json]) -> str | None:
-    error = find(source, "error", "error_message", "failure_reason")
+    error = find(source, *EXECUTION_NAMES["error"])
     if isinstance(error, dict):
         error = find(error, "message", "detail", "reason") or quote(error)
     return error if error is None or isinstance(error, str) else quote(error)
@@ -214,9 +263,10 @@ def read_workflows(value: Json) -> tuple[Workflow, ...]:
     return tuple(Workflow.read(item) for item in items(value, "a list of workflows", "workflows"))
 
 
-def read_executions(value: Json) -> tuple[Execution, ...]:
+def read_executions(value: Json, words: StatusWords = USUAL_WORDS) -> tuple[Execution, ...]:
     """Read the execution history: `{"executions": [...]}`, or a list under another usual name, or a bare one.
 
+    :param words: what the status words mean
     :raises ShapeError: there is no list, or an item is no execution
     """
-    return tuple(Execution.read(item) for item in items(value, "a list of executions", "executions"))
+    return tuple(Execution.read(item, words) for item in items(value, "a list of executions", "executions"))

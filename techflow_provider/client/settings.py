@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import httpx
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.client.shapes import quote, shorten
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
@@ -29,6 +30,7 @@ class Settings:
     :param deadline_seconds: bound of one call with all its waits and repetitions
     :param verify: whether to verify TLS certificates, or a path to a bundle of them
     :param proxy: URL of a proxy; None takes the environment's
+    :param status_words: further status words, where this TechFlow has such
     :raises InvalidParameterError: a value can't be used
     """
 
@@ -40,6 +42,7 @@ class Settings:
     deadline_seconds: float = 600.0
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
+    status_words: StatusWords = USUAL_WORDS
 
     def __post_init__(self) -> None:
         _check_api_key(self.api_key)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.models import StatusWords, status_word
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.shapes import quote
+from techflow_provider.hooks.dashboard import DEFAULT_DASHBOARD_URL, check_dashboard_url
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
 
 PROTOCOLS = ("http", "https")
@@ -37,12 +39,14 @@ class TechFlowConnection:
     :param settings: how to reach TechFlow
     :param requests_per_minute: the limit of requests that this deployment keeps (Rate Limiting)
     :param burst: requests that may leave at once after a pause
+    :param dashboard_url: template of the page of an execution in TechFlow's dashboard
     """
 
     conn_id: str
     settings: Settings = field(repr=False)
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     burst: int = DEFAULT_BURST
+    dashboard_url: str = DEFAULT_DASHBOARD_URL
 
     @classmethod
     def read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
@@ -65,12 +69,14 @@ class TechFlowConnection:
             timeout_seconds=_number(extra, "timeout", 30.0, 0.1, 3600),
             verify=_verify(extra.get("verify")),
             proxy=extra.get("proxy") or None,
+            status_words=_status_words(extra),
         )
         return cls(
             conn_id=connection.conn_id,
             settings=settings,
             requests_per_minute=int(_number(extra, "requests_per_minute", DEFAULT_REQUESTS_PER_MINUTE, 1, 100_000)),
             burst=int(_number(extra, "burst", DEFAULT_BURST, 1, 10_000)),
+            dashboard_url=check_dashboard_url(extra.get("dashboard_url") or DEFAULT_DASHBOARD_URL),
         )
 
 
@@ -107,6 +113,23 @@ def _number(extra: Mapping[str, Any], name: str, default: float, lowest: float, 
     if number is None or not lowest <= number <= highest:
         raise InvalidParameterError(name, quote(value), expected)
     return number
+
+
+def _status_words(extra: Mapping[str, Any]) -> StatusWords:
+    words = StatusWords(*(_words(extra, name) for name in ("completed_statuses", "failed_statuses")))
+    both = sorted(words.completed & words.failed)
+    if both:
+        raise InvalidParameterError("failed_statuses", f"{both[0]!r}", "words that are not in completed_statuses too")
+    return words
+
+
+def _words(extra: Mapping[str, Any], name: str) -> frozenset[str]:
+    """Return status words in one spelling, from a list or from text with commas between them."""
+    value = extra.get(name) or []
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise InvalidParameterError(name, quote(value), "status words as a list, or as text with commas between them")
+    return frozenset(map(status_word, parts)) - {""}
 
 
 def _verify(value: object) -> bool | str:

@@ -1,11 +1,13 @@
 """The connection's form, written once: as data for Airflow 3.2 and later, as widgets for the versions before.
 
-It imports nothing, since the provider's metadata is read by every Airflow process.
+It imports nothing but the standard library, since the provider's metadata is read by every Airflow process.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from techflow_provider.hooks.dashboard import DEFAULT_DASHBOARD_URL
 
 # JSON schemas of the fields in the connection's extra.
 EXTRA_FIELDS: dict[str, dict[str, Any]] = {
@@ -33,6 +35,24 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "label": "Proxy",
         "description": "URL of an HTTP proxy; empty takes the environment's. It may hold a password, so it is masked.",
         "schema": {"type": ["string", "null"], "format": "password"},
+    },
+    "completed_statuses": {
+        "label": "Further words for completed",
+        "description": "Status words, with commas between them, that mean that an execution completed, beside the "
+        "usual ones.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "failed_statuses": {
+        "label": "Further words for failed",
+        "description": "Status words, with commas between them, that mean that an execution failed, beside the "
+        "usual ones.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "dashboard_url": {
+        "label": "Dashboard URL",
+        "description": "The page of an execution in TechFlow's dashboard; {execution_id} and {workflow_id} stand for "
+        "the ids.",
+        "schema": {"type": ["string", "null"], "default": DEFAULT_DASHBOARD_URL},
     },
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,20 +12,28 @@ import httpx
 from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 from airflow.providers.common.compat.sdk import BaseHook
 
-from techflow_provider.client import AsyncClient, Client, Execution, InvalidParameterError, TechFlowError, Workflow
-from techflow_provider.client.calls import Call, Method, Trigger, raw
+from techflow_provider.client import (
+    AsyncClient,
+    Client,
+    Execution,
+    InvalidParameterError,
+    RetryPolicy,
+    TechFlowError,
+    Workflow,
+)
+from techflow_provider.client.calls import Method, Trigger
+from techflow_provider.client.diagnosis import diagnose, uses_proxy
 from techflow_provider.client.history import History, Interest, Target
-from techflow_provider.client.shapes import Json, quote
+from techflow_provider.client.shapes import Json
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
+from techflow_provider.hooks.requests import RunOptions, raw_call
 
 # A connection's test answers a person who waits for it.
 TEST_SECONDS = 15.0
-# What HttpHook takes as extra options beside those that are honoured here.
-IGNORED_OPTIONS = frozenset(
-    {"stream", "allow_redirects", "cert", "proxies", "verify", "max_redirects", "check_response"}
-)
+# And is told at once what the first answer was.
+ASK_ONCE = RetryPolicy(max_attempts=1)
 
 
 class TechFlowHook(BaseHook):
@@ -173,50 +180,32 @@ class TechFlowHook(BaseHook):
         """Send any request below the base URL, as `HttpHook.run` does, with the connection's key and budget.
 
         :param endpoint: path below the base URL
-        :param data: for GET and DELETE the query, else the body: a dict is sent as a form
+        :param data: for GET the query, else the body: a dict is sent as a form
         :param headers: further headers
-        :param extra_options: `timeout` in seconds; HttpHook's other options belong to the connection here
+        :param extra_options: `timeout` in seconds, `verify` as in the connection, `check_response=False` to get an
+            answer that is no 2xx in place of an error; what the connection decides, and what would send the key
+            elsewhere, is refused
         :param json: a body to send as JSON
-        :raises TechFlowError: every answer but a 2xx, and every way in which none came
+        :raises TechFlowError: every answer but a 2xx, and every way in which none came; `InvalidParameterError` for an
+            option that can't be honoured
         """
-        return self._client_for(extra_options or {}).send(_raw_call(self.method, endpoint or "/", data, headers, json))
-
-    def _client_for(self, options: Mapping[str, Any]) -> Client:
-        unknown = sorted(set(options) - IGNORED_OPTIONS - {"timeout"})
-        if unknown:
-            raise InvalidParameterError("extra_options", f"the key {unknown[0]!r}", "timeout")
-        if "timeout" not in options:
-            return self.get_conn()
-        settings = replace(self.connection.settings, timeout_seconds=options["timeout"])
-        return Client(settings=settings, budget=self.get_conn().budget)
+        options = RunOptions.read(extra_options or {})
+        call = raw_call(self.method, endpoint or "/", data, headers, json, any_status=not options.check_response)
+        settings = options.change(self.connection.settings)
+        if settings == self.connection.settings:
+            return self.get_conn().send(call)
+        with Client(settings=settings, budget=self.get_conn().budget) as client:
+            return client.send(call)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Read the list of workflows once, and say in words what came of it."""
+        """Read the list of workflows once, and say in words what came of it, and what to do."""
         try:
             settings = replace(self.connection.settings, deadline_seconds=TEST_SECONDS)
-            with Client(settings=settings, budget=open_budget(self.connection)) as client:
+        except InvalidParameterError as error:
+            return False, str(diagnose(error))
+        try:
+            with Client(settings=settings, budget=open_budget(self.connection), retry=ASK_ONCE) as client:
                 count = len(client.workflows.list())
         except TechFlowError as error:
-            return False, str(error)
+            return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
         return True, f"TechFlow answered at {settings.base_url}: the API key sees {count} workflows"
-
-
-def _raw_call(
-    method: Method,
-    endpoint: str,
-    data: Mapping[str, Any] | str | bytes | None,
-    headers: Mapping[str, str] | None,
-    body: Json,
-) -> Call[httpx.Response]:
-    sent = dict(headers or {})
-    if body is not None:
-        sent.setdefault("content-type", "application/json")
-        return raw(method, endpoint, content=json.dumps(body).encode(), headers=sent)
-    if method in ("GET", "DELETE") and isinstance(data, Mapping):
-        return raw(method, endpoint, params={name: str(value) for name, value in data.items()}, headers=sent)
-    if isinstance(data, Mapping):
-        sent.setdefault("content-type", "application/x-www-form-urlencoded")
-        return raw(method, endpoint, content=str(httpx.QueryParams(dict(data))).encode(), headers=sent)
-    if data is not None and not isinstance(data, str | bytes):
-        raise InvalidParameterError("data", quote(data), "a dict, text or bytes")
-    return raw(method, endpoint, content=data.encode() if isinstance(data, str) else data, headers=sent)

@@ -6,12 +6,12 @@ An event crosses a process border and a database, so it is plain JSON and is che
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from techflow_provider.client import errors
 from techflow_provider.client.errors import TechFlowError, UnexpectedResponseError
-from techflow_provider.client.models import Execution
+from techflow_provider.client.models import Execution, ExecutionState, StatusWords
 from techflow_provider.client.shapes import Json, ShapeError, quote
 
 # An event that fires right after the deferral can overtake the scheduler's own note of it, and the task then fails.
@@ -51,9 +51,10 @@ class WaitOver:
         return self.execution
 
     def to_event(self) -> dict[str, Json]:
-        """Return the event's payload: `execution`, `timed_out`, or `error` with a class and its arguments."""
+        """Return the payload: `execution` and its `state`, `timed_out`, or `error` with a class and its arguments."""
         if self.execution is not None:
-            return {"execution": self.execution.to_dict()}
+            # With the state, since the task that is resumed need not know this TechFlow's further status words.
+            return {"execution": self.execution.to_dict(), "state": self.execution.state.value}
         if self.error is not None:
             return {"error": {"class": type(self.error).__name__, "args": list(self.error.args)}}
         return {"timed_out": asdict(self.timed_out) if self.timed_out is not None else None}
@@ -67,12 +68,12 @@ class WaitOver:
         given: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
         try:
             if isinstance(given.get("execution"), Mapping):
-                return cls(execution=Execution.read(dict(given["execution"])))
+                return cls(execution=_execution(dict(given["execution"]), given.get("state")))
             if isinstance(given.get("error"), Mapping):
                 return cls(error=_error(given["error"]))
             if isinstance(given.get("timed_out"), Mapping):
                 return cls(timed_out=TimedOut(**given["timed_out"]))
-        except (ShapeError, TypeError) as error:
+        except (ShapeError, TypeError, ValueError) as error:
             raise _unreadable(event) from error
         raise _unreadable(event)
 
@@ -91,6 +92,13 @@ def check_admitted(event: Any) -> None:
         return
     over = WaitOver.from_event(event)
     raise over.error or _unreadable(event)
+
+
+def _execution(told: dict[str, Json], state: object) -> Execution:
+    execution = Execution.read(told)
+    if state is None:
+        return execution
+    return replace(execution, words=StatusWords.meaning(execution.status, ExecutionState(str(state))))
 
 
 def _error(told: Mapping[str, Any]) -> TechFlowError:

@@ -1,0 +1,96 @@
+"""Where a user's TechFlow differs from what is assumed, the connection's extra corrects it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from techflow_provider.client import ExecutionState, InvalidParameterError
+from techflow_provider.client.models import Execution, StatusWords
+from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.dashboard import dashboard_link
+from techflow_provider.hooks.techflow import TechFlowHook
+from techflow_provider.sandbox import Sandbox
+from techflow_provider.triggers.events import WaitOver
+
+KEY = "key-of-the-correction-tests"
+
+
+def read(**extra: Any) -> TechFlowConnection:
+    known = {"conn_id": "c", "host": None, "schema": None, "port": None, "password": KEY}
+    return TechFlowConnection.read(SimpleNamespace(**known), extra)
+
+
+@pytest.mark.parametrize("written", [["Done", "execution.ALL GOOD"], "Done, execution.ALL GOOD,", "done,all-good"])
+def test_further_words_come_as_a_list_or_as_text(written):
+    words = read(completed_statuses=written).settings.status_words
+    assert words.completed == {"done", "all_good"}
+    assert words.state("Execution.done") is ExecutionState.COMPLETED
+
+
+def test_a_further_word_goes_before_the_usual_meaning():
+    words = read(failed_statuses="complete", completed_statuses="cancelled").settings.status_words
+    assert words.state("complete") is ExecutionState.FAILED
+    assert words.state("cancelled") is ExecutionState.COMPLETED
+    assert words.state("failed") is ExecutionState.FAILED
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"completed_statuses": 3}, "extra completed_statuses: expected status words as a list"),
+        ({"failed_statuses": ["a", 1]}, "extra failed_statuses: expected status words as a list"),
+        (
+            {"failed_statuses": "over", "completed_statuses": "Over"},
+            "extra failed_statuses: expected words that are not",
+        ),
+        ({"dashboard_url": "dashboard.techflow.com"}, "extra dashboard_url: expected a URL such as"),
+        ({"dashboard_url": "javascript:alert(1)"}, "extra dashboard_url: expected a URL such as"),
+        ({"dashboard_url": "https://x.test/{id}"}, "extra dashboard_url: expected a URL such as"),
+        ({"dashboard_url": "https://{workflow_id}.test/"}, "extra dashboard_url: expected a URL such as"),
+        ({"dashboard_url": "https://x.test/{execution_id.__class__}"}, "extra dashboard_url: expected a URL such as"),
+        ({"dashboard_url": "https://x.test/{execution_id"}, "extra dashboard_url: expected a URL such as"),
+        ({"dashboard_url": 5}, "extra dashboard_url: expected a URL such as"),
+    ],
+)
+def test_a_correction_that_cannot_be_used_is_named(extra, said):
+    with pytest.raises(InvalidParameterError) as caught:
+        read(**extra)
+    assert said in str(caught.value)
+
+
+def test_the_link_holds_the_ids_as_parts_of_a_path():
+    template = read().dashboard_url
+    assert dashboard_link(template, execution_id="ex/1?") == "https://dashboard.techflow.com/executions/ex%2F1%3F"
+    own = read(dashboard_url="https://x.test/{workflow_id}/runs/{execution_id}").dashboard_url
+    assert dashboard_link(own, execution_id="ex_1", workflow_id="wf_1") == "https://x.test/wf_1/runs/ex_1"
+    assert dashboard_link(own, execution_id="ex_1") is None
+
+
+@pytest.mark.parametrize("state", list(ExecutionState))
+def test_an_event_carries_what_its_status_means(state):
+    words = StatusWords(frozenset({"done"}), frozenset({"broken"}))
+    status = {"completed": "Done", "failed": "broken", "running": "queued"}[state]
+    execution = Execution.read({"id": "ex_1", "status": status}, words)
+    event = json.loads(json.dumps(WaitOver(execution=execution).to_event()))
+    assert WaitOver.from_event(event).ended.state is state
+
+
+def test_a_wait_ends_on_a_further_word(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    sandbox = Sandbox(api_keys=(KEY,), execution_seconds=0.01, status_words={"completed": "all done"})
+    workflow_id = sandbox.add_workflow("Nightly")
+    with sandbox.serve() as url:
+        extra = {"completed_statuses": ["all done"], "burst": 50}
+        connection = {"conn_type": "techflow", "host": url, "password": KEY, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
+        hook = TechFlowHook()
+        started = hook.trigger_workflow(workflow_id)
+        execution = hook.wait_for_execution(started.id, poll_interval=0.05, timeout=20)
+        assert (execution.status, execution.state) == ("all done", ExecutionState.COMPLETED)
+        assert [each.id for each in hook.list_executions(status="completed")] == [started.id]
+        hook.get_conn().close()
