@@ -31,6 +31,8 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": EXTRA_FIELDS,
             }
         ],
+        # Read by Airflow 3.2 and later.
+        "cli": ["techflow_provider.cli.get_airflow_commands"],
         "config": {
             "techflow": {
                 "description": "Settings of the TechFlow provider.",

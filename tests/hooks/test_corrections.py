@@ -82,10 +82,10 @@ def test_an_event_carries_what_its_status_means(state):
 
 def test_a_wait_ends_on_a_further_word(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    sandbox = Sandbox(api_keys=(KEY,), execution_seconds=0.01, status_words={"completed": "all done"})
+    sandbox = Sandbox(api_keys=(KEY,), limit=10_000, execution_seconds=0.01, status_words={"completed": "all done"})
     workflow_id = sandbox.add_workflow("Nightly")
     with sandbox.serve() as url:
-        extra = {"completed_statuses": ["all done"], "burst": 50}
+        extra = {"completed_statuses": ["all done"], "requests_per_minute": 10_000, "burst": 1000}
         connection = {"conn_type": "techflow", "host": url, "password": KEY, "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
         hook = TechFlowHook()

@@ -1,0 +1,153 @@
+"""What the commands print, for people and for programs, and their exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+import techflow_provider
+from techflow_provider.client import Execution
+from techflow_provider.commands.executions import Progress
+from techflow_provider.sandbox import Fault
+
+pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("default")]
+
+
+def test_workflows_are_listed_as_a_table_and_as_json(served, techflow):
+    done = techflow("workflows", "list")
+    assert (done.code, done.out.splitlines()[0].split()) == (0, ["ID", "NAME", "STATUS", "DESCRIPTION"])
+    assert done.out.splitlines()[1].split() == ["wf_1", "Nightly", "active"]
+    assert [each["id"] for each in techflow("workflows", "list", "-o", "json").json] == ["wf_1"]
+    assert techflow("workflows", "list", "--name", "other").out == "none\n"
+
+
+def test_a_workflow_is_created_shown_updated_and_deleted(served, techflow):
+    created = techflow("workflows", "create", "Weekly", "--trigger", "manual", "--output", "json").json
+    assert (created["name"], created["triggers"]) == ("Weekly", ["manual"])
+    assert techflow("workflows", "update", created["id"], "--description", "on Mondays").code == 0
+    assert "on Mondays" in techflow("workflows", "get", created["id"]).out
+    assert techflow("workflows", "delete", created["id"]).out == f"deleted {created['id']}\n"
+    assert techflow("workflows", "get", created["id"]).code == 1
+
+
+def test_a_start_is_told_and_its_end_waited_for(served, techflow):
+    started = techflow("trigger", "wf_1", "--payload", '{"day": 1}', "--output", "json")
+    assert (started.code, started.json["workflow_id"], started.json["state"]) == (0, "wf_1", "running")
+    waited = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--output", "json")
+    assert (waited.code, waited.json["state"]) == (0, "completed")
+    assert f"started execution {waited.json['id']}" in waited.err
+    listed = techflow("executions", "--workflow-id", "wf_1", "--limit", "1", "--output", "json").json
+    assert [each["id"] for each in listed] == [waited.json["id"]]
+
+
+def test_an_execution_that_fails_has_exit_code_1(served, techflow):
+    served.plan("wf_1", outcome="failed", error="disk full")
+    done = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02")
+    assert done.code == 1
+    assert "disk full" in done.out
+
+
+def test_an_execution_that_still_runs_has_exit_code_3(served, techflow):
+    served.plan("wf_1", seconds=3600)
+    done = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--timeout", "0.1")
+    assert (done.code, done.out) == (3, "")
+    assert "it goes on in TechFlow" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("workflows", "update", "wf_1"),
+        ("trigger", "wf_1", "--payload", "[1]"),
+        ("trigger", "wf_1", "--payload", "{"),
+        ("workflows", "list", "--conn-id", "nowhere"),
+        ("executions", "--limit", "0"),
+        ("trigger", "wf_1", "--timeout", "-1"),
+        ("nonsense",),
+        ("workflows",),
+        (),
+    ],
+)
+def test_what_cannot_be_used_has_exit_code_2(served, techflow, arguments):
+    done = techflow(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err
+
+
+def test_a_connection_of_another_type_is_named(techflow, connect):
+    connect("http://127.0.0.1:1", conn_type="http")
+    done = techflow("budget")
+    assert done.code == 2
+    assert "'techflow_default' of the type 'http'" in done.err
+
+
+def test_names_cannot_move_the_cursor(served, techflow):
+    served.add_workflow("evil\x1b[2Jname", id="wf_2")
+    assert "\x1b" not in techflow("workflows", "list").out
+    assert "\x1b" not in techflow("workflows", "get", "wf_2").out
+
+
+def test_the_budget_is_shown_and_costs_nothing(served, techflow, home):
+    techflow("workflows", "list")
+    asked = served.count()
+    shown = techflow("budget", "--output", "json").json
+    assert shown["used_last_minute"] == {"command": 1, "poll": 0}
+    assert (shown["requests_per_minute"], shown["shared"], shown["cooldown_seconds"]) == (10_000, True, 0)
+    assert shown["store"] == str(home / "techflow" / "state.db")
+    text = techflow("budget").out
+    assert "used in the last minute  1 of 10000: commands 1, polls 0" in text
+    assert served.count() == asked
+
+
+def test_a_pause_after_a_429_is_shown_in_the_budget(served, techflow):
+    served.faults.add(Fault("status", status=429, retry_after="20"))
+    techflow("doctor")
+    assert 0 < techflow("budget", "--output", "json").json["cooldown_seconds"] <= 20
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_a_terminal_is_told_how_long_it_has_been():
+    times = iter([0.0, 5.0, 10.0])
+    progress = Progress(Terminal(), lambda: next(times), lambda _: None)
+    progress.begin(Execution.read({"id": "ex_1", "status": "running"}))
+    progress.sleep(5)
+    progress.sleep(5)
+    progress.end()
+    assert progress.stream.getvalue().split("\r")[-1] == "execution ex_1 has not ended after 10 s \n"  # type: ignore[attr-defined]
+
+
+def test_the_module_that_airflows_own_command_line_imports_loads_nothing_else():
+    code = (
+        "import sys, techflow_provider.cli; print(*sorted(m for m in sys.modules if 'techflow' in m or m == 'httpx'))"
+    )
+    root = techflow_provider.__path__[0] + "/.."
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["techflow_provider", "techflow_provider.cli"]
+
+
+def test_airflow_gets_the_same_commands(served, capsys):
+    config = pytest.importorskip("airflow.cli.cli_config")
+    from techflow_provider.cli import COMMANDS, get_airflow_commands
+
+    (group,) = get_airflow_commands()
+    assert isinstance(group, config.GroupCommand)
+    assert [each.name for each in group.subcommands] == [each.name for each in COMMANDS]
+    from argparse import ArgumentParser
+
+    budget = next(each for each in group.subcommands if each.name == "budget")
+    parser = ArgumentParser()
+    for argument in budget.args:
+        argument.add_to_parser(parser)
+    budget.func(parser.parse_args(["--output", "json"]))
+    assert json.loads(capsys.readouterr().out)["requests_per_minute"] == 10_000
