@@ -18,7 +18,7 @@ def get_provider_info() -> dict[str, Any]:
         "integrations": [
             {"integration-name": INTEGRATION, "external-doc-url": "https://techflow.com", "tags": ["service"]}
         ],
-        "operators": _modules("operators"),
+        "operators": _modules("operators", "techflow", "http"),
         "sensors": _modules("sensors"),
         "hooks": _modules("hooks"),
         "triggers": _modules("triggers"),
@@ -31,6 +31,7 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": EXTRA_FIELDS,
             }
         ],
+        "extra-links": ["techflow_provider.links.techflow.TechFlowLink"],
         # Read by Airflow 3.2 and later.
         "cli": ["techflow_provider.cli.get_airflow_commands"],
         "config": {
@@ -42,8 +43,9 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _modules(layer: str) -> list[dict[str, Any]]:
-    return [{"integration-name": INTEGRATION, "python-modules": [f"techflow_provider.{layer}.techflow"]}]
+def _modules(layer: str, *names: str) -> list[dict[str, Any]]:
+    modules = [f"techflow_provider.{layer}.{name}" for name in names or ("techflow",)]
+    return [{"integration-name": INTEGRATION, "python-modules": modules}]
 
 
 POLL_INTERVAL = {

@@ -17,6 +17,7 @@ from techflow_provider.client.errors import (
     RateLimitError,
 )
 from techflow_provider.client.shapes import Json, quote
+from techflow_provider.links.techflow import TechFlowLink, keep_link
 from techflow_provider.waiting import (
     ADMISSION_SECONDS,
     DEFAULT_TIMEOUT,
@@ -265,6 +266,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     template_fields = ("workflow_id", "payload", *TechFlowOperator.template_fields)
     template_fields_renderers: ClassVar[dict[str, str]] = {"payload": "json"}
+    operator_extra_links = (TechFlowLink(),)
 
     def __init__(
         self,
@@ -304,6 +306,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         timeout, interval = self._checked()
         self._started = started = self._start()
         self.log.info("Started execution %s of workflow %s", started.id, self.workflow_id)
+        keep_link(self.hook, started.id, self.workflow_id, started.status)
         if not self.wait_for_completion:
             return started.id
         if started.ended:
@@ -350,9 +353,17 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         return self._finish(ended_execution(self, event, timeout, _timeout_error))
 
     def _finish(self, execution: Execution) -> str:
+        self._started = execution
+        keep_link(self.hook, execution.id, self.workflow_id, execution.status)
         check_ended(execution)
         self.log.info("Execution %s completed", execution.id)
         return execution.id
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return what OpenLineage is told about the execution."""
+        from techflow_provider.lineage import execution_lineage
+
+        return execution_lineage(self.hook, self._started)
 
     def on_kill(self) -> None:
         """Say which execution goes on."""

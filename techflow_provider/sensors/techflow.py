@@ -30,6 +30,7 @@ from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, Target, Wat
 from techflow_provider.client.patience import bear
 from techflow_provider.client.shapes import Json, in_seconds, quote
 from techflow_provider.compat import first_reschedule_date
+from techflow_provider.links.techflow import TechFlowLink, keep_link
 from techflow_provider.waiting import (
     as_timedelta,
     check_ended,
@@ -78,6 +79,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     template_fields: Sequence[str] = ("execution_id", "workflow_id", "started_after", "techflow_conn_id")
     ui_color = "#e6f1f2"
+    operator_extra_links = (TechFlowLink(),)
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self.end_from_trigger = end_from_trigger
         self.techflow_conn_id = techflow_conn_id
         self._own_interval = poke_interval is not None
+        self._ended: Execution | None = None
 
     @cached_property
     def hook(self) -> TechFlowHook:
@@ -115,6 +118,8 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the way that was chosen; what is over already ends the task at once."""
+        if self.execution_id:
+            keep_link(self.hook, self.execution_id)
         if not self.deferrable:
             # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
             return unwrap(BaseSensorOperator.execute)(self, context)
@@ -176,7 +181,15 @@ class TechFlowExecutionSensor(BaseSensorOperator):
                 raise AirflowSkipException(str(error)) from error
             raise
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Return what OpenLineage is told about the execution."""
+        from techflow_provider.lineage import execution_lineage
+
+        return execution_lineage(self.hook, self._ended)
+
     def _conclude(self, execution: Execution) -> dict[str, Json]:
+        self._ended = execution
+        keep_link(self.hook, execution.id, execution.workflow_id, execution.status)
         try:
             check_ended(execution, self.allowed_statuses)
         except ExecutionFailedError as error:

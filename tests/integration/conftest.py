@@ -36,11 +36,12 @@ os.environ.update(
 
 @dataclass(frozen=True)
 class Run:
-    """What a DAG run left: its state, and by task the state and what it returned."""
+    """What a DAG run left: its state, and by task the state, what it returned and its link."""
 
     state: str
     tasks: dict[str, str] = field(default_factory=dict)
     returned: dict[str, Any] = field(default_factory=dict)
+    links: dict[str, str | None] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="session")

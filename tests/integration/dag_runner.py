@@ -24,9 +24,9 @@ def find(dag_id: str) -> Any:
     return bag.dags[dag_id]
 
 
-def returned(ti: Any) -> Any:
-    """Return what a task pushed as its result."""
-    return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index)
+def pushed(ti: Any, key: str = "return_value") -> Any:
+    """Return what a task pushed, by default as its result."""
+    return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=key)
 
 
 def main(dag_id: str, result: str) -> None:
@@ -43,7 +43,8 @@ def main(dag_id: str, result: str) -> None:
     left = {
         "state": str(getattr(run.state, "value", run.state)),
         "tasks": {names[ti]: str(getattr(ti.state, "value", ti.state)) for ti in tasks},
-        "returned": {names[ti]: returned(ti) for ti in tasks},
+        "returned": {names[ti]: pushed(ti) for ti in tasks},
+        "links": {names[ti]: pushed(ti, "techflow_link") for ti in tasks},
     }
     Path(result).write_text(json.dumps(left, default=str))
 
