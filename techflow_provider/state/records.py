@@ -128,6 +128,10 @@ class Records:
         self._store.put(self._pollers, poller, "", POLLER_TTL_SECONDS)
         return len(self._store.entries(self._pollers))
 
+    def delivery_ages(self) -> list[float]:
+        """Return the ages of the deliveries that are remembered, in seconds."""
+        return [entry.age_seconds for entry in self._store.entries(self._deliveries)]
+
     def ring(self) -> int:
         """Let those who listen know that there may be news, and return the bell's count."""
         return self._store.ring(self._bell)

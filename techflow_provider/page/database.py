@@ -1,0 +1,151 @@
+"""What the page reads in Airflow's database and in the shared state: a few bounded queries, and no call to TechFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.models.connection import Connection
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
+from airflow.models.xcom import XComModel
+from airflow.secrets.environment_variables import EnvironmentVariablesBackend
+from airflow.utils.session import create_session
+from airflow.utils.state import TaskInstanceState
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.models import StatusWords
+from techflow_provider.commands.session import CONNECTION_TYPE, look_up
+from techflow_provider.hooks.budget import open_budget, open_state
+from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.links.techflow import EXECUTION_KEY
+from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
+from techflow_provider.state.records import Records
+from techflow_provider.state.store import StoreError, budget_key
+
+MOST_WAITS = 50
+MOST_EXECUTIONS = 50
+ENVIRONMENT_PREFIX = "AIRFLOW_CONN_"
+TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
+SENSOR = "TechFlowExecutionSensor"
+IN_WORKER = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
+
+
+def gather(may_see_connection: Callable[[str], bool], dag_ids: Collection[str]) -> Content:
+    """Return what a user may see.
+
+    :param may_see_connection: whether the user may read a connection
+    :param dag_ids: the DAGs that the user may read
+    """
+    with create_session() as session:
+        known = {conn_id: _connection(conn_id) for conn_id in _connection_ids(session) if may_see_connection(conn_id)}
+        waits, more = _waits(session, dag_ids)
+        executions = _executions(session, dag_ids, {name: words for name, (_, words) in known.items()})
+    return Content(datetime.now(UTC), tuple(view for view, _ in known.values()), waits, executions, more)
+
+
+def _connection_ids(session: Session) -> list[str]:
+    stored = session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONNECTION_TYPE))
+    # A secrets backend can't list what it has; the environment can.
+    backend = EnvironmentVariablesBackend()
+    named = [
+        name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)
+    ]
+    found = [name for name in named if _type_of(backend, name) == CONNECTION_TYPE]
+    return sorted({*stored, *found})
+
+
+def _type_of(backend: EnvironmentVariablesBackend, conn_id: str) -> str | None:
+    try:
+        connection = backend.get_connection(conn_id)
+    except ValueError:
+        # Another connection's variable may hold anything.
+        return None
+    return connection.conn_type if connection else None
+
+
+def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
+    try:
+        content = look_up(conn_id)
+        budget = open_budget(content).snapshot()
+    except InvalidParameterError as error:
+        return ConnectionView(conn_id, problem=str(error)), StatusWords()
+    problem: str | None = None
+    deliveries: tuple[float, ...] = ()
+    try:
+        deliveries = _deliveries(content)
+    except StoreError as error:
+        problem = str(error)
+    view = ConnectionView(
+        conn_id,
+        content.settings.base_url,
+        budget,
+        problem,
+        getattr(content, "webhook_secret", None) is not None,
+        deliveries,
+    )
+    return view, content.settings.status_words
+
+
+def _deliveries(content: TechFlowConnection) -> tuple[float, ...]:
+    store, _ = open_state()
+    key = budget_key(content.settings.base_url, content.settings.api_key)
+    return tuple(sorted(Records(store, key).delivery_ages()))
+
+
+def _waits(session: Session, dag_ids: Collection[str]) -> tuple[tuple[WaitView, ...], int]:
+    """Return the longest waits, and how many more there are."""
+    in_triggerer = and_(TaskInstance.state == TaskInstanceState.DEFERRED, Trigger.classpath == TRIGGER)
+    in_worker = and_(TaskInstance.state.in_(IN_WORKER), TaskInstance.operator == SENSOR)
+    mine = and_(or_(in_triggerer, in_worker), TaskInstance.dag_id.in_(dag_ids))
+    began = func.coalesce(Trigger.created_date, TaskInstance.start_date)
+    joined = select(TaskInstance, Trigger).outerjoin(Trigger, TaskInstance.trigger_id == Trigger.id).where(mine)
+    total = session.scalar(select(func.count()).select_from(joined.subquery())) or 0
+    rows = session.execute(joined.order_by(began).limit(MOST_WAITS)).all()
+    return tuple(_wait(ti, trigger) for ti, trigger in rows), max(0, total - len(rows))
+
+
+def _wait(ti: TaskInstance, trigger: Trigger | None) -> WaitView:
+    task = _task(ti.dag_id, ti.task_id, ti.map_index)
+    if trigger is None:
+        return WaitView(task, "an execution", "worker", ti.start_date or datetime.now(UTC))
+    wanted = trigger.kwargs
+    execution, workflow = wanted.get("execution_id"), wanted.get("workflow_id")
+    words = f"execution {execution}" if execution else f"the next execution of workflow {workflow}"
+    return WaitView(task, words, "triggerer", trigger.created_date)
+
+
+def _executions(
+    session: Session, dag_ids: Collection[str], words: Mapping[str, StatusWords]
+) -> tuple[ExecutionView, ...]:
+    columns = (XComModel.dag_id, XComModel.task_id, XComModel.map_index, XComModel.timestamp, XComModel.value)
+    mine = and_(XComModel.key == EXECUTION_KEY, XComModel.dag_id.in_(dag_ids))
+    rows = session.execute(select(*columns).where(mine).order_by(XComModel.timestamp.desc()).limit(MOST_EXECUTIONS))
+    views = (_execution(row, words) for row in rows)
+    return tuple(view for view in views if view is not None)
+
+
+def _execution(row: Any, words: Mapping[str, StatusWords]) -> ExecutionView | None:
+    told = _object(row.value)
+    conn_id, status = told.get("conn_id"), told.get("status")
+    meaning = words.get(conn_id if isinstance(conn_id, str) else "", StatusWords())
+    state = meaning.state(status if isinstance(status, str) else None)
+    return execution_view(told, _task(row.dag_id, row.task_id, row.map_index), state, row.timestamp)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return an XCom's value when it is an object; Airflow keeps it as JSON, or as text that holds JSON."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _task(dag_id: str, task_id: str, map_index: int) -> str:
+    return f"{dag_id} / {task_id}{f' [{map_index}]' if map_index >= 0 else ''}"

@@ -1,0 +1,29 @@
+"""The page in Airflow's API server: one route, for users who may read connections."""
+
+from typing import Annotated, Any
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails
+from airflow.api_fastapi.core_api.security import get_user, requires_access_connection
+from airflow.models.connection import Connection
+from fastapi import Depends, FastAPI
+from fastapi.responses import HTMLResponse
+
+from techflow_provider.page.database import gather
+from techflow_provider.page.render import render
+
+# A FastAPI application describes itself to everybody unless it is told not to.
+app = FastAPI(title="TechFlow page", openapi_url=None, docs_url=None, redoc_url=None)
+
+
+@app.get("/", dependencies=[Depends(requires_access_connection("GET"))])
+def page(user: Annotated[Any, Depends(get_user)]) -> HTMLResponse:
+    """Show what the user may see."""
+    manager: Any = get_auth_manager()
+
+    def may_see(conn_id: str) -> bool:
+        details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
+        return bool(manager.is_authorized_connection(method="GET", details=details, user=user))
+
+    html, headers = render(gather(may_see, manager.get_authorized_dag_ids(user=user)))
+    return HTMLResponse(html, headers=headers)
