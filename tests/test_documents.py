@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from techflow_provider import __version__
+from techflow_provider.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 EXAMPLES = sorted((ROOT / "dags_examples").glob("*.py"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES, *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 IMPORT_ROWS = re.findall(r"^\| `(techflow_provider[\w.]*)` \| ([^|]*) \|", README, re.MULTILINE)
 IMPORTS = [(module, name) for module, names in IMPORT_ROWS for name in re.findall(r"`(\w+)`", names)]
@@ -75,6 +79,69 @@ def test_an_example_imports_public_names_alone(path):
     ours = {(each.module, name.name) for each in imports for name in each.names if "techflow" in (each.module or "")}
     public = {*IMPORTS, ("techflow_provider.client", "Execution"), ("techflow_provider.client", "ExecutionState")}
     assert ours <= public
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=example_name)
+def test_a_link_to_a_file_leads_to_one(path):
+    targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=example_name)
+def test_a_test_that_is_named_exists(path):
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", path.read_text()):
+        assert f"def {name}" in (ROOT / file).read_text()
+
+
+@pytest.mark.airflow
+@pytest.mark.filterwarnings("ignore")
+def test_a_guides_dag_is_one():
+    pytest.importorskip("airflow.providers.http")
+    for path in GUIDES:
+        for block in blocks(path, "python"):
+            names: dict[str, object] = {}
+            exec(compile(block, path.name, "exec"), names)
+            assert names["dag"]
+
+
+@pytest.mark.airflow
+@pytest.mark.filterwarnings("default")
+def test_the_guides_commands_run(tmp_path, monkeypatch, capsys):
+    from techflow_provider.cli import main
+
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    sandbox = Sandbox(workflows_at_start={"wf_123": "Nightly"}, execution_seconds=0.01, limit=10_000)
+    lines = [line for block in blocks(ROOT / "docs" / "command-line.md", "sh") for line in block.splitlines()]
+    with sandbox.serve() as url:
+        extra = {"requests_per_minute": 10_000, "burst": 1000}
+        connection = {"conn_type": "techflow", "host": url, "password": sandbox.api_keys[0], "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
+        for line in lines:
+            program, *arguments = shlex.split(line.removeprefix("python -m "))
+            quick = ["--poll-interval", "0.05"] if arguments[0] == "trigger" else []
+            assert (program, main([*arguments, *quick])) == ("techflow_provider", 0), capsys.readouterr()
+    assert len(lines) >= 8
+
+
+@pytest.mark.airflow
+@pytest.mark.filterwarnings("ignore")
+def test_the_guides_connections_are_read(monkeypatch):
+    from airflow.models.connection import Connection
+
+    from techflow_provider.hooks.connection import TechFlowConnection
+
+    found = [shlex.split(block)[1].partition("=")[2] for block in blocks(ROOT / "docs" / "connection.md", "sh")]
+    for value in found:
+        monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", value)
+        connection = Connection.get_connection_from_secrets("techflow_default")
+        content = TechFlowConnection.read(connection, connection.extra_dejson)
+        assert content.settings.base_url == "https://api.techflow.com/v2"
+        assert (content.settings.api_key, content.requests_per_minute) == ("YOUR_API_KEY", 80)
+    assert len(found) == 2
 
 
 def test_every_operator_of_the_package_is_in_the_readme():

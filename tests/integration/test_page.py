@@ -1,0 +1,197 @@
+"""The TechFlow page: who may see it, what it shows, and that nothing in it is taken for markup."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.plugins_manager import AirflowPlugin
+
+from techflow_provider.client.models import ExecutionState
+from techflow_provider.hooks.techflow import TechFlowHook
+from techflow_provider.page.content import ConnectionView, Content, WaitView, bars, duration, execution_view
+from techflow_provider.page.plugin import TechFlowPagePlugin
+from techflow_provider.page.render import render
+from techflow_provider.sandbox import Sandbox
+from techflow_provider.state.budget import RequestClass
+from techflow_provider.state.snapshot import Slice, Snapshot
+
+pytestmark = [
+    pytest.mark.airflow,
+    # Airflow and its FastAPI warn about themselves when they are imported; ours would still fail the test.
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.filterwarnings("error:::techflow_provider"),
+]
+has_menu = pytest.mark.skipif(not hasattr(AirflowPlugin, "external_views"), reason="this Airflow has no external views")
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(1)>\"'"
+
+
+class Seen(HTMLParser):
+    """Collects what a browser would make of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: list[str | None] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [value for name, value in attrs if name == "href"]
+
+
+def snapshot(**changes: Any) -> Snapshot:
+    used = {RequestClass.COMMAND: 3, RequestClass.POLL: 1}
+    none = dict.fromkeys(used, 0)
+    values = {
+        "requests_per_minute": 100,
+        "burst": 6,
+        "used": used,
+        "free": 5,
+        "next_slot_seconds": none,
+        "cooldown_seconds": 0.0,
+        "waiting": 0,
+        "history": (Slice(10, none), Slice(0, used)),
+        "store": "file",
+        "shared": True,
+    }
+    return Snapshot(**{**values, **changes})
+
+
+def content(name: str = "x", **told: object) -> Content:
+    execution = execution_view(
+        {"id": name, "workflow_id": name, "status": name, **told}, name, ExecutionState.FAILED, NOW
+    )
+    return Content(
+        NOW,
+        (ConnectionView(name, f"https://{name}", snapshot(cooldown_seconds=9.0, shared=False), name, True, (5.0,)),),
+        (WaitView(name, name, "triggerer", NOW - timedelta(hours=2, seconds=61)),),
+        (execution,) if execution else (),
+        more_waits=3,
+    )
+
+
+def test_nothing_that_came_from_elsewhere_becomes_markup():
+    seen = Seen(render(content(EVIL))[0])
+    assert not {"script", "img"} & seen.tags
+    assert not [name for name in seen.attributes if name.startswith("on") or name == "style"]
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "JaVaScRiPt:alert(1)", " javascript:x", 5])
+def test_an_address_that_is_no_web_page_is_no_link(url):
+    assert Seen(render(content(url=url))[0]).links == [""]
+
+
+def test_the_browser_may_load_nothing_but_the_pages_own_style():
+    html, headers = render(content())
+    policy = headers["content-security-policy"]
+    nonce = policy.split("'nonce-")[1].split("'")[0]
+    assert policy.startswith("default-src 'none'; style-src 'nonce-")
+    assert f'<style nonce="{nonce}">' in html
+    assert nonce not in render(content())[0]
+    assert headers["cache-control"] == "no-store"
+
+
+def test_it_tells_of_pauses_waits_and_webhooks():
+    html = render(content())[0]
+    for words in ("<strong>4 of 100</strong>", "Pause:", "Not shared:", "2 h 1 min", "and 3 more", "the last 5 s ago"):
+        assert words in html
+
+
+def test_an_empty_page_says_so():
+    html = render(Content(NOW, (), (), ()))[0]
+    for words in ("no connection of the type techflow", "No task waits", "No task has started"):
+        assert words in html
+
+
+def test_the_highest_bar_fills_the_chart():
+    low, high = bars(snapshot().history)
+    assert (low.commands + low.polls, high.commands, high.polls) == (0, 45.0, 15.0)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-1, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (90061, "1 d 1 h")])
+def test_a_duration_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("told", [{}, {"id": 5}, {"id": ""}])
+def test_what_is_no_execution_is_left_out(told):
+    assert execution_view(told, "t", ExecutionState.RUNNING, NOW) is None
+
+
+def test_an_older_airflow_gets_no_application(monkeypatch):
+    monkeypatch.delattr(AirflowPlugin, "external_views", raising=False)
+    assert TechFlowPagePlugin().fastapi_apps == []
+
+
+@pytest.fixture
+def open_page(airflow_home: Path, served: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Ask for the page as a user with a role, or as nobody."""
+    monkeypatch.setenv(
+        "AIRFLOW__API_AUTH__JWT_SECRET", "secret-of-the-page-tests-0123456789-0123456789-0123456789-01234"
+    )
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from fastapi.testclient import TestClient
+
+    manager: Any = create_auth_manager()
+    (mounted,) = TechFlowPagePlugin().fastapi_apps
+    with TestClient(mounted["app"]) as client:
+
+        def ask(role: str | None, path: str = "/") -> Any:
+            if role is None:
+                return client.get(path)
+            token = manager.generate_jwt(SimpleAuthManagerUser(username="me", role=role))
+            return client.get(path, headers={"authorization": f"Bearer {token}"})
+
+        yield ask
+
+
+@has_menu
+def test_only_who_may_read_connections_gets_the_page(open_page):
+    assert [open_page(role).status_code for role in (None, "viewer", "user", "op", "admin")] == [
+        401,
+        403,
+        403,
+        200,
+        200,
+    ]
+    assert [open_page("admin", path).status_code for path in ("/openapi.json", "/docs", "/redoc")] == [404, 404, 404]
+
+
+@has_menu
+def test_it_shows_the_connections_budget_and_asks_techflow_nothing(open_page, served, monkeypatch):
+    hook = TechFlowHook()
+    hook.list_workflows()
+    hook.get_conn().close()
+    broken = {"conn_type": "techflow", "password": "key-of-a-broken-one", "host": "ftp://x"}
+    monkeypatch.setenv("AIRFLOW_CONN_BROKEN_ONE", json.dumps(broken))
+    monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", json.dumps({"conn_type": "http", "password": "key-of-another"}))
+    answer = open_page("admin")
+    assert "<h3>techflow_default</h3>" in answer.text
+    assert "<strong>1 of 10000</strong>" in answer.text
+    assert "broken_one" in answer.text
+    assert "another</h3>" not in answer.text
+    assert "key-of-" not in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert served.count() == 1
+
+
+@has_menu
+def test_it_shows_what_tasks_wrote_down_to_who_may_see_their_dag(open_page, run_dag, served):
+    for number in (1, 2):
+        served.add_workflow(f"Workflow {number}", id=f"wf_{number}")
+    run = run_dag("links")
+    html = open_page("admin").text
+    assert run.returned["both"] in html
+    assert "links / start [1]" in html
+    assert "completed" in html
