@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +12,6 @@ from techflow_provider.state.snapshot import Snapshot
 
 # Below this a skew is what a network and a date without fractions make of nothing.
 SKEW_WARNING_SECONDS = 30.0
-SINGLE_HOST_EXECUTORS = frozenset({"LocalExecutor", "SequentialExecutor", "DebugExecutor"})
 OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
 
 
@@ -82,17 +81,15 @@ def store(shown: str, trouble: str | None) -> Finding:
     return Finding("state", Verdict.PROBLEM, trouble, remedy)
 
 
-def spread(executor: str, *, in_file: bool) -> Finding:
+def spread(executors: Sequence[str], *, in_file: bool) -> Finding:
     """Judge whether the state reaches all hosts that run tasks.
 
-    :param executor: `[core] executor`
+    :param executors: those that may run tasks on several hosts
     :param in_file: whether the state is a file of this host
     """
-    names = [each.strip().rsplit(":", 1)[-1].rsplit(".", 1)[-1] for each in executor.split(",")]
-    others = [name for name in names if name not in SINGLE_HOST_EXECUTORS]
-    if not others or not in_file:
-        return Finding("hosts", Verdict.OK, f"{executor} runs tasks where the state can be reached")
-    said = f"{', '.join(others)} may run tasks on several hosts, and the state is a file of this one"
+    if not executors or not in_file:
+        return Finding("hosts", Verdict.OK, "the state can be reached from where tasks run")
+    said = f"{' and '.join(executors)} may run tasks on several hosts, and the state is a file of this one"
     remedy = "Set [techflow] state_url = redis://…, or give each host its part of requests_per_minute."
     return Finding("hosts", Verdict.WARNING, said, remedy)
 

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from airflow.providers.common.compat.sdk import conf
-
 from techflow_provider import __version__
 from techflow_provider.client import Client, InvalidParameterError, RetryPolicy, TechFlowError
 from techflow_provider.client.calls import raw
@@ -25,9 +23,8 @@ from techflow_provider.commands.checks import Finding, Verdict
 from techflow_provider.commands.learn import learn
 from techflow_provider.commands.report import Report, table
 from techflow_provider.commands.session import look_up
-from techflow_provider.hooks.budget import open_budget, open_state
+from techflow_provider.hooks.budget import is_for_one_host, open_budget, open_state, spreading_executors
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.store import Store, StoreError
 
 # Somebody waits for the answer.
@@ -92,7 +89,7 @@ def _state_findings() -> Iterator[Finding]:
         yield checks.store("", str(error))
         return
     yield checks.store(store.shown, _trouble(store))
-    yield checks.spread(conf.get("core", "executor"), in_file=isinstance(store, SqliteStore))
+    yield checks.spread(spreading_executors(), in_file=is_for_one_host())
 
 
 def _trouble(store: Store) -> str | None:

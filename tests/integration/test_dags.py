@@ -92,7 +92,7 @@ def test_a_deferrable_task_waits_for_its_slot_in_the_triggerer(
     from techflow_provider.hooks.connection import TechFlowConnection
 
     served.add_workflow("report", id="wf_1")
-    extra = {"requests_per_minute": 30, "burst": 1}
+    extra: dict[str, Any] = {"requests_per_minute": 30, "burst": 1}
     monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", connection_to(served.base_url, **extra))
     budget = open_budget(TechFlowConnection("techflow_default", Settings(KEY, served.base_url), **extra))
     for _ in range(12):
