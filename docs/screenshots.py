@@ -1,0 +1,112 @@
+"""Make the pictures of the guides: screenshots.py AIRFLOW_URL FOLDER [TASK].
+
+It needs selenium, pillow, Chromium and a running Airflow 3, and opens the TechFlow page, light, dark and narrow, the
+form of a connection, and the page of a task, such as `/dags/…/tasks/…/details`, as whoever the browser is logged in as
+(the simple auth manager with `simple_auth_manager_all_admins` logs everybody in).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+WIDE, NARROW, HEIGHT = 1000, 400, 900
+SECONDS = 120
+
+
+class Browser:
+    """A headless Chromium.
+
+    :param url: Airflow's
+    :param folder: where the pictures go
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        options = webdriver.ChromeOptions()
+        for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+            options.add_argument(flag)
+        self.driver = webdriver.Chrome(options=options)
+        self.driver.set_page_load_timeout(SECONDS)
+        self._url = url.rstrip("/")
+        self._folder = folder
+
+    def look(self, width: int, scheme: str) -> None:
+        """Set the window's width in pixels, and whether it is `light` or `dark`."""
+        size = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def open(self, path: str) -> None:
+        """Open one of Airflow's pages."""
+        self.driver.get(f"{self._url}{path}")
+
+    def find(self, xpath: str) -> WebElement:
+        """Return the first element that can be seen, once there is one."""
+
+        def seen(driver: webdriver.Chrome) -> WebElement | None:
+            found = driver.find_elements(By.XPATH, xpath)
+            return next((each for each in found if each.is_displayed()), None)
+
+        element: WebElement = WebDriverWait(self.driver, SECONDS).until(seen)
+        return element
+
+    def keep(self, name: str) -> None:
+        """Write what is to be seen to a small file."""
+        path = self._folder / f"{name}.png"
+        self.driver.save_screenshot(str(path))
+        picture = Image.open(path).convert("RGB")
+        smaller = picture.resize((picture.width * 7 // 10, picture.height * 7 // 10))
+        smaller.quantize(64).save(path, optimize=True)
+
+
+def page(browser: Browser) -> None:
+    """Show the TechFlow page."""
+    for name, width, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("narrow", NARROW, "light")):
+        browser.look(width, scheme)
+        browser.open("/techflow-page/")
+        browser.find("//h2[text()='Executions']")
+        browser.keep(f"page-{name}")
+
+
+def form(browser: Browser) -> None:
+    """Show the form of a connection of the type `techflow`."""
+    browser.look(WIDE, "light")
+    browser.open("/connections")
+    browser.find("//button[contains(., 'Add Connection')]").click()
+    browser.find("//input[@name='connection_id']").send_keys("techflow_default")
+    browser.find("//input[@role='combobox']").send_keys("TechFlow")
+    browser.find("//*[@role='option'][contains(., 'TechFlow')]").click()
+    browser.find("//input[@name='password']").send_keys("YOUR_API_KEY")
+    browser.keep("connection-form")
+
+
+def link(browser: Browser, task: str) -> None:
+    """Show the link of a task, whose page is given by its path."""
+    browser.look(WIDE, "light")
+    browser.open(task)
+    browser.find("//a[contains(., 'Open in TechFlow')]")
+    browser.keep("link")
+
+
+def main(url: str, folder: str, task: str | None = None) -> None:
+    """Make all of them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    browser = Browser(url, Path(folder))
+    try:
+        page(browser)
+        form(browser)
+        if task:
+            link(browser, task)
+    finally:
+        browser.driver.quit()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
