@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 
+def has_api_server() -> bool:
+    """Whether Airflow serves its UI by FastAPI and schedules by assets, as it does since version 3."""
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+
+    return AIRFLOW_V_3_0_PLUS
+
+
 def first_reschedule_date(context: Context) -> datetime | None:
     """Return when a rescheduled sensor looked first in this try, or None at its first look."""
     ti: Any = context["ti"]

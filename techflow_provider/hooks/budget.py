@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import Stats, conf
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
+from techflow_provider.state.records import Records
 from techflow_provider.state.store import StateUrlError, Store, budget_key, open_store
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,15 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
     if is_for_one_host():
         warn_of_hosts(store.shown)
     return MeteredBudget(connection, store, spare)
+
+
+def open_records(connection: TechFlowConnection) -> Records:
+    """Return what the users of a connection's API key write down for each other.
+
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
+    store, _ = open_state()
+    return Records(store, budget_key(connection.settings.base_url, connection.settings.api_key))
 
 
 def open_state() -> tuple[Store, Store]:

@@ -14,6 +14,7 @@ from techflow_provider.client.models import StatusWords, status_word
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.shapes import quote
 from techflow_provider.hooks.dashboard import DEFAULT_DASHBOARD_URL, check_dashboard_url
+from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
 
 PROTOCOLS = ("http", "https")
@@ -40,6 +41,7 @@ class TechFlowConnection:
     :param requests_per_minute: the limit of requests that this deployment keeps (Rate Limiting)
     :param burst: requests that may leave at once after a pause
     :param dashboard_url: template of the page of an execution in TechFlow's dashboard
+    :param webhook_secret: what webhooks prove themselves with; None where none are received
     """
 
     conn_id: str
@@ -47,6 +49,7 @@ class TechFlowConnection:
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     burst: int = DEFAULT_BURST
     dashboard_url: str = DEFAULT_DASHBOARD_URL
+    webhook_secret: WebhookSecret | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
@@ -77,6 +80,7 @@ class TechFlowConnection:
             requests_per_minute=int(_number(extra, "requests_per_minute", DEFAULT_REQUESTS_PER_MINUTE, 1, 100_000)),
             burst=int(_number(extra, "burst", DEFAULT_BURST, 1, 10_000)),
             dashboard_url=check_dashboard_url(extra.get("dashboard_url") or DEFAULT_DASHBOARD_URL),
+            webhook_secret=WebhookSecret(extra["webhook_secret"]) if extra.get("webhook_secret") else None,
         )
 
 

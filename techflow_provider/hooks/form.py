@@ -54,6 +54,11 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "the ids.",
         "schema": {"type": ["string", "null"], "default": DEFAULT_DASHBOARD_URL},
     },
+    "webhook_secret": {
+        "label": "Webhook secret",
+        "description": "16 characters or more, or whsec_ and a key; empty receives no webhooks.",
+        "schema": {"type": ["string", "null"], "format": "password"},
+    },
 }
 
 FORM_BEHAVIOUR: dict[str, Any] = {
