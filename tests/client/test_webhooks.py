@@ -1,0 +1,141 @@
+"""A genuine delivery is told from a forged one, and any body is read as a hint."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from techflow_provider.client import InvalidParameterError
+from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
+
+NOW = 1_700_000_000
+BODY = b'{"event": "execution.completed"}'
+# The example of the Standard Webhooks specification's reference libraries.
+KNOWN_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+KNOWN_ID = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+KNOWN_TIMESTAMP = 1614265330
+KNOWN_BODY = b'{"test": 2432232314}'
+KNOWN_SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+SECRET = WebhookSecret("correct horse battery".replace(" ", "-"))
+OTHER = WebhookSecret("another-secret-0123456789")
+
+
+def signed(secret: WebhookSecret = SECRET, at: int | str = NOW, **changes: Any) -> Delivery:
+    """A delivery with a right signature, and then with something changed."""
+    headers = {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": secret.sign("msg_1", at, BODY)}
+    body = changes.pop("body", BODY)
+    return Delivery({**headers, **{f"webhook-{name}": value for name, value in changes.items()}}, body)
+
+
+def test_it_signs_as_the_specifications_reference_does() -> None:
+    assert WebhookSecret(KNOWN_SECRET).sign(KNOWN_ID, KNOWN_TIMESTAMP, KNOWN_BODY) == KNOWN_SIGNATURE
+
+
+def test_a_right_signature_or_a_right_token_is_enough() -> None:
+    assert SECRET.authenticates(signed(), NOW)
+    assert SECRET.authenticates(Delivery(body=BODY, token=SECRET.text), NOW)
+
+
+@pytest.mark.parametrize("seconds", [-300, 0, 300])
+def test_clocks_may_differ_by_five_minutes(seconds: int) -> None:
+    assert SECRET.authenticates(signed(at=NOW + seconds), NOW)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Delivery(body=BODY),
+        Delivery(body=BODY, token=""),
+        Delivery(body=BODY, token=OTHER.text),
+        Delivery(body=BODY, token=SECRET.text[:-1]),
+        Delivery(body=BODY, token="\ud800é"),
+        signed(OTHER),
+        signed(at=NOW - 301),
+        signed(at=NOW + 301),
+        signed(at="-1"),
+        signed(at="٣" * 10),
+        signed(at="9" * 500),
+        signed(timestamp=str(NOW + 1)),
+        signed(id="msg_2"),
+        signed(id=""),
+        signed(id="x" * 1000),
+        signed(body=BODY + b" "),
+        signed(signature=""),
+        signed(signature="v1,"),
+        signed(signature=SECRET.sign("msg_1", NOW, BODY).replace("v1,", "v1a,")),
+        signed(signature="v1,\ud800é"),
+        signed(signature=" ".join(["v1,AAAA"] * 10 + [SECRET.sign("msg_1", NOW, BODY)])),
+    ],
+)
+def test_a_forged_delivery_is_not_accepted(forged: Delivery) -> None:
+    assert not SECRET.authenticates(forged, NOW)
+
+
+def test_one_right_signature_among_several_is_enough() -> None:
+    signatures = f"{OTHER.sign('msg_1', NOW, BODY)} v2,unknown {SECRET.sign('msg_1', NOW, BODY)}"
+    assert SECRET.authenticates(signed(signature=signatures), NOW)
+
+
+@given(body=st.binary(max_size=200), delivery_id=st.text(min_size=1, max_size=50), other=st.binary(max_size=200))
+def test_a_signature_is_of_one_body_alone(body: bytes, delivery_id: str, other: bytes) -> None:
+    headers = {"webhook-id": delivery_id, "webhook-timestamp": str(NOW)}
+    headers["webhook-signature"] = SECRET.sign(delivery_id, NOW, body)
+    assert SECRET.authenticates(Delivery(headers, body), NOW)
+    assert SECRET.authenticates(Delivery(headers, other), NOW) == (other == body)
+
+
+def test_a_plus_sign_in_a_token_may_have_been_read_as_a_space() -> None:
+    secret = WebhookSecret("whsec_" + base64.b64encode(b"\xfb" * 24).decode())
+    assert "+" in secret.text
+    assert secret.is_token(secret.text.replace("+", " "))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "short", "with a space inside it", "grün-0123456789-0123", "whsec_no!base64!!!", 7]
+)
+def test_a_secret_that_cannot_be_used_is_refused_and_not_shown(text: Any) -> None:
+    with pytest.raises(InvalidParameterError) as caught:
+        WebhookSecret(text)
+    assert not text or str(text) not in str(caught.value)
+
+
+def test_a_secret_is_not_shown() -> None:
+    assert SECRET.text not in repr(SECRET)
+    assert SECRET.text not in repr(Delivery(token=SECRET.text))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"event": "execution.completed", "execution_id": "exec_1", "workflow_id": "wf_1"},
+        {"type": "execution.completed", "data": {"execution_id": "exec_1", "workflow_id": "wf_1"}},
+        {"eventType": "execution.completed", "data": {"execution": {"id": "exec_1"}, "workflow": {"id": "wf_1"}}},
+    ],
+)
+def test_plausible_bodies_are_read_as_hints(body: Any) -> None:
+    assert Hint.read(json.dumps(body).encode()) == Hint("execution.completed", "wf_1", "exec_1")
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b'"x"', b"[" * 60_000, b'{"event": "other", "execution": 7}'])
+def test_any_other_body_hints_at_nothing(body: bytes) -> None:
+    assert Hint.read(body) == Hint()
+
+
+@given(st.binary(max_size=300))
+def test_no_body_breaks_the_reading(body: bytes) -> None:
+    Hint.read(body)
+
+
+def test_a_repetition_is_known_by_its_id_or_by_an_event_that_happens_once() -> None:
+    def body(event: str) -> bytes:
+        return json.dumps({"event": event, "execution_id": "exec_1", "workflow_id": "wf_1"}).encode()
+
+    assert Delivery({"webhook-id": "msg_1"}, body("workflow.updated")).id == "msg_1"
+    assert Delivery(body=body("execution.failed")).id == "execution.failed exec_1"
+    assert Delivery(body=body("workflow.updated")).id is None
+    assert Delivery().id is None
