@@ -15,8 +15,22 @@ if TYPE_CHECKING:
     from techflow_provider.sandbox.sandbox import Sandbox
     from techflow_provider.sandbox.settings import SettingError
     from techflow_provider.sandbox.state import Event, Execution, Plan
+    from techflow_provider.sandbox.webhooks import WebhookDelivery, Webhooks
 
-__all__ = ["Clock", "Event", "Execution", "Fault", "Faults", "ManualClock", "Plan", "Record", "Sandbox", "SettingError"]
+__all__ = [
+    "Clock",
+    "Event",
+    "Execution",
+    "Fault",
+    "Faults",
+    "ManualClock",
+    "Plan",
+    "Record",
+    "Sandbox",
+    "SettingError",
+    "WebhookDelivery",
+    "Webhooks",
+]
 
 HOMES = {
     "Clock": "clock",
@@ -29,6 +43,8 @@ HOMES = {
     "Record": "record",
     "Sandbox": "sandbox",
     "SettingError": "settings",
+    "WebhookDelivery": "webhooks",
+    "Webhooks": "webhooks",
 }
 
 

@@ -10,6 +10,7 @@ from techflow_provider.sandbox.faults import Fault
 from techflow_provider.sandbox.messages import Answer, ApiError, Json, Object, Request, json_answer, read_body
 from techflow_provider.sandbox.settings import SettingError
 from techflow_provider.sandbox.state import Plan
+from techflow_provider.sandbox.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from techflow_provider.sandbox.sandbox import Sandbox
@@ -27,7 +28,7 @@ def control(sandbox: Sandbox, request: Request) -> Answer:
         return ApiError(400, str(error)).answer()
 
 
-def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: PLR0911  # one return a call
+def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  # one case a call
     if not request.local:
         raise ApiError(403, "the control API answers requests from this machine only")
     parts = request.target.partition("?")[0].removeprefix(CONTROL_PREFIX).split("/")
@@ -43,6 +44,14 @@ def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: PLR0911  # one 
         case "DELETE", ["faults"]:
             sandbox.faults.clear()
             return {"faults": []}
+        case "POST", ["webhooks"]:
+            sandbox.webhooks = Webhooks.read(_fields(request))
+            return {"events": list(sandbox.webhooks.events)}
+        case "DELETE", ["webhooks"]:
+            sandbox.webhooks = None
+            return {"events": []}
+        case "GET", ["deliveries"]:
+            return {"deliveries": [_plain(delivery) for delivery in sandbox.deliveries]}
         case "POST", ["plan"]:
             return _plan(sandbox, _fields(request))
         case "POST", ["executions", execution_id, "finish"]:

@@ -33,6 +33,7 @@ from techflow_provider.sandbox.settings import Outcome, Settings
 from techflow_provider.sandbox.sockets import serve
 from techflow_provider.sandbox.state import Event, Execution, Plan, State
 from techflow_provider.sandbox.transport import SandboxTransport
+from techflow_provider.sandbox.webhooks import Outbox, WebhookDelivery, Webhooks
 
 DOCUMENTED_BASE_URL = "https://api.techflow.com/v2"
 
@@ -59,6 +60,8 @@ class Sandbox(Settings):
 
         self.faults = Faults(self.seed)
         self._ledger = Ledger()
+        self._outbox = Outbox(self.seed)
+        self._told = 0
         self._windows: dict[str, Window] = {}
         self._origin = self.clock.monotonic()
         self._state = State(self.clock, new_id, Plan(self.execution_seconds, self.outcome))
@@ -88,6 +91,28 @@ class Sandbox(Settings):
         """All changes so far, under the names of the webhook events."""
         with self._lock:
             return self._state.events
+
+    @property
+    def deliveries(self) -> tuple[WebhookDelivery, ...]:
+        """The webhooks that were answered, that got no answer, and that were lost, in the order of their ends."""
+        with self._lock:
+            return self._outbox.kept()
+
+    def due_webhooks(self) -> list[tuple[Webhooks, WebhookDelivery]]:
+        """Return the webhooks whose time has come, for the sender."""
+        with self._lock:
+            now = self.clock.monotonic()
+            events = self._state.events_since(self._told)
+            self._told += len(events)
+            if self.webhooks is not None:
+                for event in events:
+                    self._outbox.add(self.webhooks, event, now)
+            return self._outbox.due(now)
+
+    def keep_delivery(self, delivery: WebhookDelivery) -> None:
+        """Remember what became of a webhook, for the sender."""
+        with self._lock:
+            self._outbox.keep(delivery)
 
     def add_workflow(self, name: str, *, id: str | None = None, **fields: Json) -> str:  # noqa: A002  # the field's name
         """Create a workflow without a request and return its id.

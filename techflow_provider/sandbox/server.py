@@ -15,6 +15,7 @@ from typing import get_args
 from techflow_provider.sandbox.record import Record
 from techflow_provider.sandbox.sandbox import Sandbox
 from techflow_provider.sandbox.settings import Algorithm, ExecuteAnswer, Outcome, RetryAfter, SettingError
+from techflow_provider.sandbox.webhooks import Proof, Webhooks
 
 DEFAULT_PORT = 8765
 LAST_PORT = 65535
@@ -30,6 +31,8 @@ FLAGS = {
     "period_seconds": "--period",
     "history_lag_seconds": "--history-lag",
     "workflows_at_start": "--workflow",
+    **{name: f"--webhook-{name.partition('_')[0]}" for name in ("url", "secret", "proof", "delay_seconds")},
+    **{name: f"--webhook-{name.partition('_')[0]}" for name in ("jitter_seconds", "loss", "duplicates", "forged")},
 }
 
 
@@ -86,7 +89,9 @@ def _tell(record: Record) -> None:
 
 def _greeting(sandbox: Sandbox, url: str) -> str:
     host = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    connection = json.dumps({"conn_type": "techflow", "host": host, "password": sandbox.api_keys[0]})
+    secret = sandbox.webhooks.secret if sandbox.webhooks else None
+    extra = {"extra": {"webhook_secret": secret}} if secret else {}
+    connection = json.dumps({"conn_type": "techflow", "host": host, "password": sandbox.api_keys[0], **extra})
     rate = f"{sandbox.limit} requests in {sandbox.period_seconds:g} seconds ({sandbox.algorithm})"
     return "\n".join(
         [
@@ -114,7 +119,23 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         etags=options.etags,
         execute_answer=options.execute_answer,
         workflows_at_start={id_: name or id_ for id_, _, name in workflows if id_},
+        webhooks=_webhooks(options),
         seed=options.seed,
+    )
+
+
+def _webhooks(options: argparse.Namespace) -> Webhooks | None:
+    if options.webhook_url is None:
+        return None
+    return Webhooks(
+        options.webhook_url,
+        secret=options.webhook_secret,
+        proof=options.webhook_proof,
+        delay_seconds=options.webhook_delay,
+        jitter_seconds=options.webhook_jitter,
+        loss=options.webhook_loss,
+        duplicates=options.webhook_duplicates,
+        forged=options.webhook_forged,
     )
 
 
@@ -164,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no line per request")
     _add_limit(parser)
     _add_executions(parser)
+    _add_webhooks(parser)
     return parser
 
 
@@ -186,6 +208,18 @@ def _add_executions(parser: argparse.ArgumentParser) -> None:
     add("--etags", action="store_true", help="send ETag and respect If-None-Match")
     add("--execute-answer", default="execution", help="answer to a start", metavar="|".join(get_args(ExecuteAnswer)))
     add("--seed", type=_whole_number, help="makes ids and chance reproducible")
+
+
+def _add_webhooks(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("webhooks").add_argument
+    add("--webhook-url", metavar="URL", help="send the six documented events there (default: send none)")
+    add("--webhook-secret", metavar="SECRET", help="what they prove themselves with")
+    add("--webhook-proof", default="signature", help="sign, or put it into the URL", metavar="|".join(get_args(Proof)))
+    add("--webhook-delay", type=_number, default=0.0, metavar="SECONDS", help="how late each is")
+    add("--webhook-jitter", type=_number, default=0.0, metavar="SECONDS", help="how much later at random")
+    add("--webhook-loss", type=_number, default=0.0, metavar="CHANCE", help="of one that is never sent")
+    add("--webhook-duplicates", type=_number, default=0.0, metavar="CHANCE", help="of one that is sent twice")
+    add("--webhook-forged", type=_number, default=0.0, metavar="CHANCE", help="of one that a forged one follows")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from techflow_provider.sandbox.clock import Clock
+
+if TYPE_CHECKING:
+    from techflow_provider.sandbox.webhooks import Webhooks
 
 Algorithm = Literal["fixed_window", "sliding_log", "sliding_counter", "token_bucket", "gcra"]
 Outcome = Literal["completed", "failed"]
@@ -60,6 +63,7 @@ class Settings:
     :param times: how instants are written
     :param status_words: other words for the statuses `running`, `completed`, `failed`, and `active` of a workflow
     :param workflows_at_start: workflows that exist from the beginning, as id and name
+    :param webhooks: where webhooks are sent to while the sandbox is served; can be changed at any time
     :param seed: makes ids and the chance of faults reproducible
     :param clock: the time that the sandbox lives in
     :raises SettingError: a value can't be used
@@ -82,6 +86,7 @@ class Settings:
     times: Times = "iso"
     status_words: Mapping[str, str] = field(default_factory=dict)
     workflows_at_start: Mapping[str, str] = field(default_factory=dict)
+    webhooks: Webhooks | None = None
     seed: int | None = None
     clock: Clock = field(default_factory=Clock)
 

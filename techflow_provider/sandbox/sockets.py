@@ -17,6 +17,7 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 
 from techflow_provider.sandbox.messages import PREFIX, ApiError, Delivery, Pause, Request
+from techflow_provider.sandbox.sender import Sender
 
 if TYPE_CHECKING:
     from techflow_provider.sandbox.sandbox import Sandbox
@@ -239,7 +240,7 @@ def is_local(host: str) -> bool:
 
 @contextmanager
 def serve(sandbox: Sandbox, host: str, port: int) -> Iterator[str]:
-    """Serve a sandbox while the context lasts, which gives the base URL.
+    """Serve a sandbox and send its webhooks while the context lasts, which gives the base URL.
 
     :raises OSError: the port is taken
     """
@@ -248,9 +249,12 @@ def serve(sandbox: Sandbox, host: str, port: int) -> Iterator[str]:
     before, sandbox.base_url = sandbox.base_url, f"http://{shown}:{server.server_address[1]}{PREFIX}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": GLANCE_SECONDS}, daemon=True)
     thread.start()
+    sender = Sender(sandbox.due_webhooks, sandbox.keep_delivery, sandbox.clock.now)
+    sender.start()
     try:
         yield sandbox.base_url
     finally:
         sandbox.base_url = before
+        sender.stop()
         server.stop()
         thread.join(LONGEST_STOP_SECONDS)

@@ -134,6 +134,11 @@ class State:
         self._settle()
         return tuple(self._events)
 
+    def events_since(self, count: int) -> list[Event]:
+        """Return what has happened after so many events."""
+        self._settle()
+        return self._events[count:]
+
     def workflows(self) -> list[Object]:
         """Return copies of all workflows, oldest first."""
         return copy.deepcopy(list(self._workflows.values()))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """Run the command and give its process and the Airflow connection that it prints."""
     command = [*COMMAND, "--port", "0", *arguments]
     with subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=-1, stderr=-1) as process:
@@ -30,11 +31,11 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, 
             process.kill()
 
 
-def read_connection(process: subprocess.Popen[str]) -> dict[str, str]:
+def read_connection(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("export AIRFLOW_CONN_TECHFLOW_DEFAULT="):
-            connection: dict[str, str] = json.loads(line.partition("=")[2].strip().strip("'"))
+            connection: dict[str, Any] = json.loads(line.partition("=")[2].strip().strip("'"))
             return connection
     raise AssertionError("the command printed no connection")
 
@@ -73,6 +74,16 @@ def test_its_options_reach_the_sandbox_and_it_can_be_quiet():
     assert [(each["id"], each["name"]) for each in listed] == [("wf_a", "A"), ("wf_b", "wf_b")]
     assert (refused.status_code, "retry-after" in refused.headers, other.status_code) == (429, False, 200)
     assert (code, out) == (0, "Stopped after 3 requests.\n")
+
+
+def test_it_sends_webhooks_and_prints_their_secret_with_the_connection():
+    options = ["--webhook-url", "http://127.0.0.1:9/hook", "--webhook-secret", "secret-of-the-command"]
+    with running(*options) as (_, connection), httpx.Client(base_url=connection["host"]) as client:
+        deliveries = []
+        while not deliveries:
+            deliveries = client.get("/../_sandbox/deliveries").json()["deliveries"]
+    assert connection["extra"] == {"webhook_secret": "secret-of-the-command"}
+    assert [(each["event"], each["error"]) for each in deliveries] == [("workflow.created", "ConnectError")]
 
 
 def test_a_taken_port_is_named():

@@ -1,0 +1,176 @@
+"""The sandbox tells of its six events, and loses, repeats, delays and forges what it is told to."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
+from techflow_provider.sandbox import ManualClock, Sandbox, SettingError, WebhookDelivery, Webhooks
+
+SECRET = "secret-of-the-sandbox-tests"
+SIX = [
+    *("workflow.created", "workflow.updated", "workflow.deleted"),
+    *("execution.started", "execution.completed", "execution.failed"),
+]
+
+
+@dataclass
+class Listener:
+    """Receives webhooks and keeps them."""
+
+    url: str
+    received: list[Delivery] = field(default_factory=list)
+    status: int = 200
+
+    def events(self) -> list[str | None]:
+        return [Hint.read(each.body).event for each in self.received]
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            token = parse_qs(urlsplit(self.path).query).get("token", [None])[0]
+            kept.received.append(Delivery({name.lower(): value for name, value in self.headers.items()}, body, token))
+            self.send_response(kept.status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    kept = Listener(f"http://127.0.0.1:{server.server_address[1]}/hook")
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield kept
+    server.shutdown()
+    server.server_close()
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Wait until something is the case, or fail."""
+    deadline = time.monotonic() + 10
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def settled(sandbox: Sandbox, count: int) -> tuple[WebhookDelivery, ...]:
+    until(lambda: len(sandbox.deliveries) >= count)
+    return sandbox.deliveries
+
+
+def six_events(sandbox: Sandbox, clock: ManualClock) -> None:
+    workflow_id = sandbox.add_workflow("n")
+    headers = {"authorization": f"Bearer {sandbox.api_keys[0]}"}
+    with httpx.Client(base_url=sandbox.base_url, headers=headers) as client:
+        client.put(f"/workflows/{workflow_id}", json={"name": "m"})
+        sandbox.start(workflow_id)
+        sandbox.plan(workflow_id, outcome="failed")
+        sandbox.start(workflow_id)
+        clock.advance(5)
+        client.delete(f"/workflows/{workflow_id}")
+
+
+@pytest.mark.parametrize("proof", ["signature", "token"])
+def test_all_six_events_are_told_with_a_proof_that_the_client_accepts(sandbox, clock, listener, proof):
+    sandbox.webhooks = Webhooks(listener.url, secret=SECRET, proof=proof)
+    with sandbox.serve():
+        six_events(sandbox, clock)
+        deliveries = settled(sandbox, 7)
+    assert sorted(set(listener.events())) == sorted(SIX)
+    assert all(WebhookSecret(SECRET).authenticates(each, time.time()) for each in listener.received)
+    assert {each.status for each in deliveries} == {200}
+    assert {each.event for each in deliveries} == set(SIX)
+
+
+def test_a_forged_webhook_is_not_accepted_and_a_duplicate_is_known_by_its_id(sandbox, clock, listener):
+    sandbox.webhooks = Webhooks(listener.url, secret=SECRET, duplicates=1, forged=1)
+    with sandbox.serve():
+        sandbox.add_workflow("n")
+        deliveries = settled(sandbox, 3)
+    assert sorted(each.fate for each in deliveries) == ["duplicate", "forged", "genuine"]
+    accepted = [each for each in listener.received if WebhookSecret(SECRET).authenticates(each, time.time())]
+    assert len(accepted) == 2
+    assert len({each.id for each in accepted}) == 1
+
+
+def test_lost_webhooks_are_shown_and_not_sent(sandbox, listener):
+    sandbox.webhooks = Webhooks(listener.url, loss=1)
+    with sandbox.serve():
+        sandbox.add_workflow("n")
+        (delivery,) = settled(sandbox, 1)
+    assert (delivery.fate, delivery.sent_at, listener.received) == ("lost", None, [])
+
+
+def test_webhooks_come_late_and_in_another_order(sandbox, clock, listener):
+    sandbox.webhooks = Webhooks(listener.url, delay_seconds=5, jitter_seconds=20)
+    with sandbox.serve():
+        ids = [sandbox.add_workflow(f"n{number}") for number in range(10)]
+        until(lambda: sandbox._told == 10)
+        assert sandbox.deliveries == ()
+        for _ in range(25):
+            clock.advance(1)
+            until(lambda: not sandbox._outbox._waiting or sandbox._outbox._waiting[0][0] > clock.monotonic())
+        deliveries = settled(sandbox, 10)
+    assert sorted(each.workflow_id for each in deliveries) == sorted(ids)
+    assert [each.workflow_id for each in deliveries] != ids
+
+
+def test_a_receiver_that_is_not_there_is_shown(sandbox):
+    sandbox.webhooks = Webhooks("http://127.0.0.1:9/hook", events=["workflow.created"])
+    with sandbox.serve():
+        sandbox.add_workflow("n")
+        (delivery,) = settled(sandbox, 1)
+    assert (delivery.status, delivery.error) == (None, "ConnectError")
+
+
+def test_another_process_sets_webhooks_and_sees_the_deliveries(sandbox, listener):
+    with sandbox.serve() as url, httpx.Client(base_url=url.replace("/v2", "/_sandbox/")) as control:
+        assert control.post("webhooks", json={"url": listener.url, "secret": SECRET}).json() == {"events": SIX}
+        workflow_id = sandbox.add_workflow("n")
+        settled(sandbox, 1)
+        (delivery,) = control.get("deliveries").json()["deliveries"]
+        assert (delivery["event"], delivery["workflow_id"], delivery["status"]) == (
+            "workflow.created",
+            workflow_id,
+            200,
+        )
+        assert control.delete("webhooks").json() == {"events": []}
+        assert control.post("webhooks", json={"url": "nowhere"}).status_code == 400
+        assert SECRET not in json.dumps(control.get("state").json())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": "ftp://x"},
+        {"url": 7},
+        {"url": "http://x", "secret": ""},
+        {"url": "http://x", "secret": "whsec_!"},
+        {"url": "http://x", "proof": "none"},
+        {"url": "http://x", "events": ["workflow.started"]},
+        {"url": "http://x", "loss": 2},
+        {"url": "http://x", "delay_seconds": -1},
+        {"url": "http://x", "unknown": 1},
+        {},
+    ],
+)
+def test_webhooks_that_cannot_be_sent_are_refused(fields):
+    with pytest.raises(SettingError):
+        Webhooks.read(fields)
+
+
+def test_a_secret_is_not_shown():
+    assert SECRET not in repr(Webhooks("http://x", secret=SECRET))
