@@ -19,6 +19,14 @@ def has_api_server() -> bool:
     return AIRFLOW_V_3_0_PLUS
 
 
+def event_trigger_base() -> type[Any]:
+    """Return the base class of triggers that schedule DAGs, or before Airflow 3, which has none, of all triggers."""
+    from airflow.triggers import base
+
+    found: type[Any] = getattr(base, "BaseEventTrigger", base.BaseTrigger)
+    return found
+
+
 def first_reschedule_date(context: Context) -> datetime | None:
     """Return when a rescheduled sensor looked first in this try, or None at its first look."""
     ti: Any = context["ti"]

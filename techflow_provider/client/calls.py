@@ -94,9 +94,11 @@ class Start:
     sent_at: datetime
 
 
-def list_workflows() -> Call[Page[Workflow]]:
+def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Workflow]]:
     """`GET /workflows` (List Workflows)."""
-    return Call("GET", "/workflows", _page_reader(lambda value, _: read_workflows(value)))
+    return Call(
+        "GET", "/workflows", _page_reader(lambda value, _: read_workflows(value)), request_class=request_class
+    )
 
 
 def get_workflow(workflow_id: str) -> Call[Workflow]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
-from techflow_provider.client.models import Execution, is_known_status, status_word
+from techflow_provider.client.models import Execution, Workflow, is_known_status, status_word
 from techflow_provider.client.shapes import Json, find, quote
 
 log = logging.getLogger(__name__)
@@ -53,12 +53,13 @@ class Target:
 
 
 class Interest:
-    """What some waits want to know of the history, so that the rest of a long one need not be read.
+    """What some observers want to know of the history, so that the rest of a long one need not be read.
 
     :param everything: whether every execution is of interest, whatever is added
     """
 
     def __init__(self, *, everything: bool = False) -> None:
+        self.wants_workflows = False
         self._everything = everything
         self._told: dict[str, str | None] = {}
         self._workflows: set[str] = set()
@@ -82,6 +83,15 @@ class Interest:
         """Add every execution."""
         self._everything = True
 
+    def add_list_of_workflows(self) -> None:
+        """Add what the history doesn't tell: the workflows."""
+        self.wants_workflows = True
+
+    @property
+    def wants_history(self) -> bool:
+        """Whether anything of the history itself is of interest."""
+        return bool(self._everything or self._told or self._workflows)
+
     def skips(self, item: Json) -> bool:
         """Whether an execution, as it came, is surely of no interest; what can't be told at a glance is not skipped."""
         if self._everything or not isinstance(item, dict):
@@ -103,9 +113,11 @@ class History:
     """The execution history of one look, or what was of interest in it, indexed for many look-ups.
 
     :param executions: what `GET /executions` listed, in any order
+    :param workflows: what `GET /workflows` listed at the same time, where somebody wanted it
     """
 
-    def __init__(self, executions: Iterable[Execution]) -> None:
+    def __init__(self, executions: Iterable[Execution], workflows: tuple[Workflow, ...] | None = None) -> None:
+        self.workflows = workflows
         self._by_id: dict[str, Execution] = {}
         self._by_workflow: dict[str, list[Execution]] = {}
         for execution in executions:

@@ -112,13 +112,17 @@ class KnownExecutions:
             if execution.ended and execution.finished_at is not None:
                 ends[execution.id] = execution.finished_at
         news.sort(key=lambda each: each.at or _LONG_AGO)
-        return news, KnownExecutions(states, self.ended_before)._without_old(ends)
+        return news, replace(self, states=states).without_old(ends)
 
     def _is_old(self, execution: Execution) -> bool:
         ended = execution.finished_at if execution.ended else None
         return self.ended_before is not None and ended is not None and ended < self.ended_before
 
-    def _without_old(self, ends: Mapping[str, datetime]) -> KnownExecutions:
+    def without_old(self, ends: Mapping[str, datetime]) -> KnownExecutions:
+        """Return the same without the executions that ended long before the latest.
+
+        :param ends: when executions ended, by id
+        """
         before = max(ends.values(), default=_LONG_AGO + REMEMBERED) - REMEMBERED
         if self.ended_before is not None and before <= self.ended_before:
             return self

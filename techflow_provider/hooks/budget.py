@@ -85,6 +85,15 @@ def open_records(connection: TechFlowConnection) -> Records:
     return Records(store, budget_key(connection.settings.base_url, connection.settings.api_key))
 
 
+def open_lookouts(connection: TechFlowConnection) -> Records:
+    """Return where those who watch for events write: a place that a new API key for the connection leaves as it is.
+
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
+    store, _ = open_state()
+    return Records(store, budget_key(connection.settings.base_url, f"connection {connection.conn_id}"))
+
+
 def open_state() -> tuple[Store, Store]:
     """Return the store that `[techflow] state_url` names, and the one of this host for when it can't be used.
 

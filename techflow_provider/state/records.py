@@ -1,4 +1,4 @@
-"""What processes write down for each other beside the budget: intents, claims, deliveries seen, pollers, and the bell.
+"""What processes write down for each other beside the budget: intents, claims, webhooks, watchers, pollers, the bell.
 
 An intent says that a task is about to start an execution, and later which one it is; a claim says to which task an
 execution belongs. Every method is one atomic operation on the store and may raise `StoreError`: unlike a budget,
@@ -62,6 +62,7 @@ class Records:
         self._claims = f"{key}/claims"
         self._deliveries = f"{key}/deliveries"
         self._pollers = f"{key}/pollers"
+        self._lookouts = f"{key}/lookouts"
         self._bell = key
 
     def begin(self, intent: Intent) -> Intent:
@@ -131,6 +132,14 @@ class Records:
     def delivery_ages(self) -> list[float]:
         """Return the ages of the deliveries that are remembered, in seconds."""
         return [entry.age_seconds for entry in self._store.entries(self._deliveries)]
+
+    def lookout(self, watcher: str) -> Entry | None:
+        """Return what a watcher of events has written down."""
+        return self._store.get(self._lookouts, watcher)
+
+    def replace_lookout(self, watcher: str, present: str | None, following: str) -> bool:
+        """Write down what a watcher of events knows; False when another process did so since."""
+        return self._store.swap(self._lookouts, watcher, present, following, RECORD_TTL_SECONDS) == present
 
     def ring(self) -> int:
         """Let those who listen know that there may be news, and return the bell's count."""

@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
-from techflow_provider.client.history import Interest, Watch
+from techflow_provider.client.calls import list_workflows
+from techflow_provider.client.history import History, Interest, Watch
 from techflow_provider.client.pages import PageMemory
 from techflow_provider.client.patience import passes
-from techflow_provider.state.budget import Budget
+from techflow_provider.state.budget import Budget, RequestClass
 from techflow_provider.state.store import StoreError, budget_key
 from techflow_provider.triggers.observers import Crowd, Observer, Wait, in_words, serve
 from techflow_provider.triggers.pace import Pace
@@ -166,7 +167,7 @@ class _Looks:
         interest = Interest()
         await serve(observers, lambda observer: observer.add_interest(interest))
         try:
-            history = await self._client.executions.look(LOOK_SECONDS, interest, self._pages)
+            history = await self._read(interest)
         except TechFlowError as error:
             if not passes(error):
                 raise
@@ -185,6 +186,17 @@ class _Looks:
         if str(error) != self._missed:
             self._missed = str(error)
             await serve(observers, lambda observer: observer.miss(error))
+
+    async def _read(self, interest: Interest) -> History:
+        # The workflows first: when they can't be read, nothing of the history must count as handed over.
+        workflows = None
+        if interest.wants_workflows:
+            workflows = tuple(await self._client.collect(list_workflows(RequestClass.POLL)))
+        if not interest.wants_history:
+            return History((), workflows)
+        history = await self._client.executions.look(LOOK_SECONDS, interest, self._pages)
+        history.workflows = workflows
+        return history
 
     def _forget_unchanged_pages(self) -> None:
         # To those who joined since the last look began, what has not changed is new.

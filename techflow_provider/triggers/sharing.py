@@ -8,13 +8,11 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from weakref import WeakKeyDictionary
 
-from techflow_provider.hooks.budget import open_budget, open_state
+from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.techflow import TechFlowHook
-from techflow_provider.state.records import Records
 from techflow_provider.triggers.observers import in_words
 from techflow_provider.triggers.poller import Access, Poller
 
@@ -26,11 +24,12 @@ LookUp = Callable[[str], Awaitable[Access]]
 async def look_up(conn_id: str) -> Access:
     """Look a connection up without blocking the event loop, and return what a poller needs of it."""
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
-    access = Access(connection.settings, open_budget(connection))
-    store, _ = open_state()
+    records = open_records(connection)
     # One triggerer is one process, and one poller of a key, however often that ends and begins again.
-    poller = f"{socket.gethostname()}/{os.getpid()}"
-    return replace(access, attend=partial(Records(store, access.key).attend, poller))
+    attend = partial(records.attend, f"{socket.gethostname()}/{os.getpid()}")
+    # Without a secret no webhook is received, and the bell never rings.
+    bell = None if connection.webhook_secret is None else records.bell
+    return Access(connection.settings, open_budget(connection), bell, attend)
 
 
 class Sharing:

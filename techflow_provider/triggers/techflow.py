@@ -14,7 +14,10 @@ from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import Target, Watch
 from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
 from techflow_provider.triggers.sharing import shared_poller
+from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 from techflow_provider.waiting import ended_with
+
+__all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 
 # Not the trigger's own, of which each takes a kilobyte; where a line belongs is told by the context that logs it.
 log = logging.getLogger(__name__)

@@ -79,7 +79,7 @@ def test_its_options_reach_the_sandbox_and_it_can_be_quiet():
 def test_it_sends_webhooks_and_prints_their_secret_with_the_connection():
     options = ["--webhook-url", "http://127.0.0.1:9/hook", "--webhook-secret", "secret-of-the-command"]
     with running(*options) as (_, connection), httpx.Client(base_url=connection["host"]) as client:
-        deliveries = []
+        deliveries: list[dict[str, Any]] = []
         while not deliveries:
             deliveries = client.get("/../_sandbox/deliveries").json()["deliveries"]
     assert connection["extra"] == {"webhook_secret": "secret-of-the-command"}

@@ -1,0 +1,1 @@
+"""Assets of the TechFlow provider, for Airflow 3."""
