@@ -1,0 +1,88 @@
+"""Webhooks wake waits and run DAGs in a real Airflow: how fast, and what loss, repetition and a kill -9 do to them."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from techflow_provider.compat import has_api_server
+from tests.deployment.airflow_deployment import until
+from tests.deployment.webhooks import Airflow, airflow, end_one_by_one, start_waits
+
+COUNT = 52
+PAUSE_SECONDS = 4.0
+
+
+def report(what: str, run: Airflow, began: float, *figures: object) -> None:
+    """Print what came of a run."""
+    minutes = (time.time() - began) / 60
+    polls = run.sandbox.count(path="/executions") + run.sandbox.count(path="/workflows")
+    refused = run.sandbox.count(status=429)
+    print(f"\n{what}: {'; '.join(map(str, figures))}; requests={polls} in {minutes:.1f} min, 429={refused}")  # noqa: T201
+
+
+def test_webhooks_wake_waits_within_a_second_at_the_median() -> None:
+    with airflow(["webhook_waits"]) as run:
+        ids = start_waits(run, COUNT)
+        run.send()
+        began = time.time()
+        event, success = end_one_by_one(run, ids, PAUSE_SECONDS)
+        statuses = {each.status for each in run.sandbox.deliveries}
+        report("webhooks", run, began, event, success, f"answers={statuses}")
+    assert statuses == {200}
+    assert event.median <= 1.0
+
+
+def test_polling_at_the_default_interval_for_comparison() -> None:
+    with airflow(["webhook_waits"]) as run:
+        ids = start_waits(run, COUNT)
+        began = time.time()
+        event, success = end_one_by_one(run, ids, PAUSE_SECONDS)
+        report("polling", run, began, event, success)
+
+
+def test_every_wait_ends_right_when_webhooks_are_lost_late_repeated_and_in_another_order() -> None:
+    with airflow(["webhook_waits"]) as run:
+        ids = start_waits(run, COUNT)
+        run.send(loss=0.3, delay_seconds=0.5, jitter_seconds=5.0, duplicates=0.3, forged=0.3)
+        began = time.time()
+        event, success = end_one_by_one(run, ids, PAUSE_SECONDS)
+        fates = sorted((each.fate, each.status) for each in run.sandbox.deliveries)
+        report("lost, late, repeated, reordered, forged", run, began, event, success)
+        print({fate: fates.count(fate) for fate in dict.fromkeys(fates)})  # noqa: T201
+    assert len(event.seconds) == COUNT
+
+
+@pytest.mark.skipif(not has_api_server(), reason="Airflow 2 schedules no DAG by events")
+def test_each_event_runs_its_dag_once_through_a_kill_of_the_triggerer() -> None:
+    with airflow(["webhook_events"]) as run:
+        run.running.await_dags("on_completed", "on_created")
+        until(lambda: run.sandbox.count(path="/executions") >= 1, 120, "the first look")
+        time.sleep(60)
+        idle = run.sandbox.count()
+        time.sleep(60)
+        print(f"\nrequests in a minute in which nothing happens: {run.sandbox.count() - idle}")  # noqa: T201
+        run.send()
+        for number in range(50):
+            run.sandbox.finish(run.sandbox.start("wf_1").id, outcome="completed")
+            run.sandbox.add_workflow(f"w{number}")
+            if number == 25:
+                run.running.programs["triggerer"].kill()
+            if number == 28:
+                run.running.programs["triggerer"].start()
+            time.sleep(4)
+        until(lambda: _runs(run) == {"on_completed": 50, "on_created": 50} or None, 240, f"all runs; {_runs(run)}")
+        time.sleep(20)
+        rows = run.running.query("SELECT extra FROM asset_event ORDER BY id")
+    payloads = [json.loads(row[0])["payload"] for row in rows]
+    completed = [each["execution"]["id"] for each in payloads if "execution" in each]
+    created = [each["workflow"]["id"] for each in payloads if "workflow" in each]
+    print(f"asset events: {len(completed)} ends of {len(set(completed))}, {len(created)} of {len(set(created))}")  # noqa: T201
+    assert len(set(completed)) == len(set(created)) == 50
+
+
+def _runs(run: Airflow) -> dict[str, int]:
+    rows = run.running.query("SELECT dag_id, count(*) FROM dag_run WHERE state = 'success' GROUP BY dag_id")
+    return {dag_id: int(count) for dag_id, count in rows}
