@@ -13,13 +13,14 @@ import pytest
 
 from techflow_provider import __version__
 from techflow_provider.sandbox import Sandbox
+from techflow_provider.sandbox.server import _parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 EXAMPLES = sorted((ROOT / "dags_examples").glob("*.py"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES, *sorted((ROOT / "docs").glob("*.md"))]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES, *GUIDES]
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 IMPORT_ROWS = re.findall(r"^\| `(techflow_provider[\w.]*)` \| ([^|]*) \|", README, re.MULTILINE)
 IMPORTS = [(module, name) for module, names in IMPORT_ROWS for name in re.findall(r"`(\w+)`", names)]
@@ -60,6 +61,26 @@ def test_the_licence_is_the_whole_apache_2():
     licence = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=example_name)
+def test_a_how_tos_python_compiles_and_imports_what_there_is(path):
+    for block in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        compile(block, path.name, "exec")
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("techflow_provider"):
+                pytest.importorskip("airflow")
+                assert all(hasattr(importlib.import_module(node.module or ""), name.name) for name in node.names)
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=example_name)
+def test_a_how_to_calls_the_sandboxs_command_as_it_is(path):
+    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    for line in lines:
+        command, *arguments = shlex.split(line)
+        if command == "techflow-sandbox":
+            assert _parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=example_name)

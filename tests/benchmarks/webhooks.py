@@ -21,11 +21,16 @@ from collections import Counter
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from tests.benchmarks.load import redis_server
+
+if TYPE_CHECKING:
+    from tests.benchmarks.load import redis_server
+else:
+    from load import redis_server
 
 KEY = "key-of-the-benchmark"
 SECRET = "secret-of-the-benchmark"

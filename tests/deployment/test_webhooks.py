@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from techflow_provider.compat import has_api_server
-from tests.deployment.airflow_deployment import until
-from tests.deployment.webhooks import Airflow, airflow, end_one_by_one, start_waits
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from tests.deployment.airflow_deployment import until
+    from tests.deployment.webhook_deployment import Airflow, airflow, end_one_by_one, start_waits
+else:
+    from airflow_deployment import until
+    from webhook_deployment import Airflow, airflow, end_one_by_one, start_waits
 
 COUNT = 52
 PAUSE_SECONDS = 4.0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from techflow_provider.assets.techflow import techflow_asset
@@ -39,3 +43,13 @@ def test_an_event_that_is_not_documented_is_named_when_the_dag_is_parsed() -> No
 def test_airflow_2_says_that_it_needs_airflow_3() -> None:
     with pytest.raises(NotImplementedError, match="needs Airflow 3"):
         techflow_asset("execution.completed")
+
+
+@pytest.mark.skipif(not has_api_server(), reason="Airflow 2 has no assets with watchers")
+def test_the_how_tos_dag_is_scheduled_on_its_asset() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "webhooks.md", "exec"), names)
+    asset = names["dag"].timetable.asset_condition
+    assert asset.name == "techflow techflow_default execution.completed wf_123"

@@ -11,11 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from tests.deployment.airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
+
+if TYPE_CHECKING:
+    from tests.deployment.airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
+else:
+    from airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
 
 DAGS = Path(__file__).with_name("dags")
 SECRET = "secret-of-the-deployment-tests"
