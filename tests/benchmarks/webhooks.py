@@ -44,6 +44,7 @@ outer.mount("/techflow", app)
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=2048)
 uvicorn.Server(uvicorn.Config(outer, log_level="error")).run(sockets=[listener])
 """
+STAGES = ("polling", "webhooks", "lossy", "forged", "genuine")
 FLOOD = 10_000
 FLOOD_SECONDS = 10.0
 CALLERS = 40
@@ -114,7 +115,7 @@ async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> str:
     return f"{shown([ends[each] - ended[each] for each in ids])}  {rate:.0f} requests a minute, {refused} refused"
 
 
-async def flood(sandbox: Sandbox, url: str, pid: int, headers: dict[str, str] | None = None, token: str = "") -> str:
+async def flood(sandbox: Sandbox, url: str, pid: int, token: str) -> str:
     """Send deliveries as fast as 1,000 a second while something waits, and return what they cost."""
     ends: dict[str, float] = {}
     waiting = asyncio.create_task(wait_for(sandbox.start("wf_1").id, ends))
@@ -126,7 +127,7 @@ async def flood(sandbox: Sandbox, url: str, pid: int, headers: dict[str, str] | 
         for number in range(first, FLOOD, CALLERS):
             await asyncio.sleep(began + number * FLOOD_SECONDS / FLOOD - time.monotonic())
             body = json.dumps({"event": "workflow.updated", "workflow_id": f"wf_{number}"})
-            response = await client.post(f"{url}?token={token}" if token else url, content=body, headers=headers)
+            response = await client.post(f"{url}?token={token}" if token else url, content=body)
             statuses[response.status_code] += 1
 
     async with httpx.AsyncClient(timeout=60) as client:
@@ -141,7 +142,7 @@ async def flood(sandbox: Sandbox, url: str, pid: int, headers: dict[str, str] | 
     )
 
 
-async def measure(name: str, homes: tuple[Path, Path], count: int, pause_seconds: float) -> None:
+async def measure(name: str, homes: tuple[Path, Path], options: argparse.Namespace) -> None:
     """Print the figures of one place of the state."""
     sandbox = Sandbox(api_keys=(KEY,), execution_seconds=float("inf"), workflows_at_start={"wf_1": "one"})
     with sandbox.serve() as base_url:
@@ -149,16 +150,20 @@ async def measure(name: str, homes: tuple[Path, Path], count: int, pause_seconds
         os.environ["AIRFLOW_CONN_BENCH"] = json.dumps({**connection, "extra": {"webhook_secret": SECRET}})
         os.environ["AIRFLOW_HOME"] = str(homes[1])
         with receiver(homes[0]) as (url, pid):
-            print(f"{name}: polling          {await latency(sandbox, count, pause_seconds)}", flush=True)
-            sandbox.webhooks = Webhooks(url, secret=SECRET)
-            print(f"{name}: webhooks         {await latency(sandbox, count, pause_seconds)}", flush=True)
-            sandbox.webhooks = Webhooks(
-                url, secret=SECRET, loss=0.3, delay_seconds=0.5, jitter_seconds=5, duplicates=0.3, forged=0.3
-            )
-            print(f"{name}: lossy webhooks   {await latency(sandbox, count, pause_seconds)}", flush=True)
+            sent = {
+                "polling": None,
+                "webhooks": Webhooks(url, secret=SECRET),
+                "lossy": Webhooks(
+                    url, secret=SECRET, loss=0.3, delay_seconds=0.5, jitter_seconds=5, duplicates=0.3, forged=0.3
+                ),
+            }
+            for stage, sandbox.webhooks in sent.items():
+                if stage in options.stages:
+                    print(f"{name}: {stage:15} {await latency(sandbox, options.count, options.pause)}", flush=True)
             sandbox.webhooks = None
-            print(f"{name}: 10,000 forged    {await flood(sandbox, url, pid)}", flush=True)
-            print(f"{name}: 10,000 genuine   {await flood(sandbox, url, pid, token=SECRET)}", flush=True)
+            for stage, token in {"forged": "", "genuine": SECRET}.items():
+                if stage in options.stages:
+                    print(f"{name}: 10,000 {stage:8} {await flood(sandbox, url, pid, token)}", flush=True)
 
 
 def main() -> None:
@@ -167,17 +172,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--pause", type=float, default=4.0)
     parser.add_argument("--only", choices=("sqlite", "redis"))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one"), Path(folder, "two")
         if options.only != "redis":
-            asyncio.run(measure("sqlite", (one, one), options.count, options.pause))
+            asyncio.run(measure("sqlite", (one, one), options))
         if options.only != "sqlite":
             with redis_server() as url:
                 if url is None:
                     return
                 os.environ["AIRFLOW__TECHFLOW__STATE_URL"] = url
-                asyncio.run(measure("redis ", (one, two), options.count, options.pause))
+                asyncio.run(measure("redis ", (one, two), options))
 
 
 if __name__ == "__main__":
