@@ -19,7 +19,7 @@ def techflow_asset(
     techflow_conn_id: str = "techflow_default",
     name: str | None = None,
     poll_interval: float = 15.0,
-    spacing: float = 3.0,
+    spacing: float = 5.0,
 ) -> Asset:
     """Return an asset that is updated by each event; the update's extra holds the execution or workflow as it was read.
 

@@ -57,7 +57,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
         events: str | Iterable[str],
         workflow_id: str | None = None,
         poll_interval: float = 15.0,
-        spacing: float = 3.0,
+        spacing: float = 5.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
         self.techflow_conn_id = techflow_conn_id

@@ -70,7 +70,7 @@ def test_each_event_runs_its_dag_once_through_a_kill_of_the_triggerer() -> None:
     with airflow(["webhook_events"]) as run:
         run.running.await_dags("on_completed", "on_created")
         until(lambda: run.sandbox.count(path="/executions") >= 1, 120, "the first look")
-        time.sleep(60)
+        time.sleep(20)
         idle = run.sandbox.count()
         time.sleep(60)
         print(f"\nrequests in a minute in which nothing happens: {run.sandbox.count() - idle}")  # noqa: T201
@@ -80,17 +80,22 @@ def test_each_event_runs_its_dag_once_through_a_kill_of_the_triggerer() -> None:
             run.sandbox.add_workflow(f"w{number}")
             if number == 25:
                 run.running.programs["triggerer"].kill()
-            if number == 28:
+                time.sleep(5)
                 run.running.programs["triggerer"].start()
             time.sleep(4)
-        until(lambda: _runs(run) == {"on_completed": 50, "on_created": 50} or None, 240, f"all runs; {_runs(run)}")
+        until(lambda: min(_runs(run).values(), default=0) >= 50, 600, "all runs")
+        # Long enough for more, if there were any.
         time.sleep(20)
+        runs = _runs(run)
         rows = run.running.query("SELECT extra FROM asset_event ORDER BY id")
     payloads = [json.loads(row[0])["payload"] for row in rows]
     completed = [each["execution"]["id"] for each in payloads if "execution" in each]
     created = [each["workflow"]["id"] for each in payloads if "workflow" in each]
-    print(f"asset events: {len(completed)} ends of {len(set(completed))}, {len(created)} of {len(set(created))}")  # noqa: T201
+    # One that was told right before the kill is told again, since Airflow may not have kept it.
+    print(f"updates: {len(completed)} and {len(created)}; runs: {runs}")  # noqa: T201
     assert len(set(completed)) == len(set(created)) == 50
+    assert max(len(completed), len(created)) <= 51
+    assert runs == {"on_completed": len(completed), "on_created": len(created)}
 
 
 def _runs(run: Airflow) -> dict[str, int]:
