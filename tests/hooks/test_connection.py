@@ -68,6 +68,7 @@ def test_numbers_are_accepted_as_the_texts_that_forms_send() -> None:
         ({}, {"requests_per_minute": 0}, "extra requests_per_minute: expected a number from 1 to 100000"),
         ({}, {"burst": True}, "extra burst: expected"),
         ({}, {"timeout": -1}, "extra timeout: expected"),
+        ({}, {"webhook_secret": "short"}, "extra webhook_secret: expected 16 characters or more"),
         ({}, {"verify": 3}, "extra verify: expected true, false or the path"),
     ],
 )
@@ -81,3 +82,11 @@ def test_neither_the_key_nor_the_proxys_password_is_shown() -> None:
     shown = repr(read({"proxy": "http://user:proxy-secret@proxy.example:3128"}))
     assert KEY not in shown
     assert "proxy-secret" not in shown
+
+
+def test_a_webhook_secret_is_read_and_not_shown() -> None:
+    connection = read({"webhook_secret": "a-secret-of-some-length"})
+    assert connection.webhook_secret is not None
+    assert connection.webhook_secret.is_token("a-secret-of-some-length")
+    assert "a-secret-of-some-length" not in repr(connection)
+    assert read({"webhook_secret": ""}).webhook_secret is None

@@ -257,6 +257,21 @@ async def test_a_record_that_cannot_be_read_begins_anew(served: Sandbox, caplog:
     assert "Watching begins anew" in caplog.text
 
 
+async def test_nothing_is_told_while_it_cannot_be_written_down(served: Sandbox, tmp_path: Path) -> None:
+    state = tmp_path / "techflow"
+    async with telling("execution.completed", served) as told:
+        await confirmed(told)
+        # A file in the place of the folder, in which nothing can be kept.
+        state.rename(tmp_path / "away")
+        state.touch()
+        served.finish(served.start("wf_1").id)
+        await looks(served, 5)
+        assert told.payloads == []
+        state.unlink()
+        (tmp_path / "away").rename(state)
+        await told.count(1)
+
+
 def test_a_lookout_is_read_as_it_was_written() -> None:
     assert Lookout.read(Lookout().to_text()) == Lookout()
     for text in ("", "[]", "{}", '{"executions": 7, "workflows": null, "pending": [], "count": 0}'):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.compat import has_api_server
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
+from techflow_provider.state.store import open_store
 from techflow_provider.webhooks import receiver as module
 from techflow_provider.webhooks.receiver import Receiver, Subscriber
 
@@ -152,6 +154,21 @@ def test_a_replay_is_accepted_and_does_not_ring_again(served: Served) -> None:
 def test_one_connections_delivery_is_not_a_repetition_of_anothers(served: Served) -> None:
     assert served.post("one", **signature()) == served.post("two", **signature(secret=OTHER)) == 200
     assert served.bells.rung() == 2
+
+
+def test_a_delivery_that_cannot_be_passed_on_is_to_be_sent_again(served: Served, tmp_path: Path) -> None:
+    # A folder is no file of state.
+    served.bells.records["one"] = Records(open_store(str(tmp_path)), "one")
+    assert served.post("one", **signature()) == 503
+
+
+def test_more_deliveries_than_are_worked_on_are_to_be_sent_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_api_server():
+        pytest.skip("the web server of Airflow 2 has a bound of its own: its workers")
+    monkeypatch.setattr("techflow_provider.webhooks.fastapi.MOST_AT_ONCE", 0)
+    assert served.post("one", **signature()) == 503
 
 
 def test_only_a_post_is_answered(served: Served) -> None:
