@@ -96,9 +96,7 @@ class Start:
 
 def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Workflow]]:
     """`GET /workflows` (List Workflows)."""
-    return Call(
-        "GET", "/workflows", _page_reader(lambda value, _: read_workflows(value)), request_class=request_class
-    )
+    return Call("GET", "/workflows", _page_reader(lambda value, _: read_workflows(value)), request_class=request_class)
 
 
 def get_workflow(workflow_id: str) -> Call[Workflow]:
