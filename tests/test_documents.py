@@ -77,7 +77,7 @@ def test_a_how_tos_python_compiles_and_imports_what_there_is(path):
 def test_a_how_to_calls_the_sandboxs_command_as_it_is(path):
     blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    for line in lines:
+    for line in filter(None, lines):
         command, *arguments = shlex.split(line)
         if command == "techflow-sandbox":
             assert _parser().parse_args(arguments)
@@ -126,7 +126,7 @@ def test_a_guides_dag_is_one():
         for block in blocks(path, "python"):
             names: dict[str, object] = {}
             exec(compile(block, path.name, "exec"), names)
-            assert names["dag"]
+            assert names.get("dag") or "DAG(" not in block
 
 
 @pytest.mark.airflow
