@@ -69,7 +69,7 @@ def _findings(conn_id: str) -> Iterator[Finding]:
     with suppress(InvalidParameterError):
         # A state_url that can't be used was told above.
         yield checks.budget(open_budget(connection).snapshot())
-    yield checks.webhooks(receives=getattr(connection, "webhook_secret", None) is not None)
+    yield checks.webhooks(receives=connection.webhook_secret is not None)
 
 
 def _installed() -> dict[str, str]:

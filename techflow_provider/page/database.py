@@ -21,12 +21,10 @@ from sqlalchemy.orm import Session
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import StatusWords
 from techflow_provider.commands.session import CONNECTION_TYPE, look_up
-from techflow_provider.hooks.budget import open_budget, open_state
-from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.links.techflow import EXECUTION_KEY
 from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
-from techflow_provider.state.records import Records
-from techflow_provider.state.store import StoreError, budget_key
+from techflow_provider.state.store import StoreError
 
 MOST_WAITS = 50
 MOST_EXECUTIONS = 50
@@ -78,7 +76,7 @@ def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
     problem: str | None = None
     deliveries: tuple[float, ...] = ()
     try:
-        deliveries = _deliveries(content)
+        deliveries = tuple(sorted(open_records(content).delivery_ages()))
     except StoreError as error:
         problem = str(error)
     view = ConnectionView(
@@ -86,16 +84,10 @@ def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
         content.settings.base_url,
         budget,
         problem,
-        getattr(content, "webhook_secret", None) is not None,
+        content.webhook_secret is not None,
         deliveries,
     )
     return view, content.settings.status_words
-
-
-def _deliveries(content: TechFlowConnection) -> tuple[float, ...]:
-    store, _ = open_state()
-    key = budget_key(content.settings.base_url, content.settings.api_key)
-    return tuple(sorted(Records(store, key).delivery_ages()))
 
 
 def _waits(session: Session, dag_ids: Collection[str]) -> tuple[tuple[WaitView, ...], int]:
