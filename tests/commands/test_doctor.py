@@ -101,6 +101,13 @@ def test_the_rate_limit_is_used_up(served, techflow):
     assert verdicts(done)["budget"] == "warning"
 
 
+def test_a_receiver_that_is_on_is_told(served, connect, techflow):
+    connect(served.base_url, webhook_secret="secret-of-the-webhooks")
+    done = techflow("doctor", "--output", "json")
+    assert "the receiver is on: /techflow/webhooks/" in finding(done, "webhooks")["said"]
+    assert "secret-of-the-webhooks" not in done.out
+
+
 def test_tasks_on_several_hosts_need_a_state_that_all_reach():
     warned = checks.spread(["CeleryExecutor"], in_file=True)
     assert (warned.verdict, "redis://" in warned.remedy) == (Verdict.WARNING, True)
