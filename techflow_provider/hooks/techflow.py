@@ -64,7 +64,8 @@ class TechFlowHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the names and examples of the standard fields, for Airflow before 3.2."""
-        return FORM_BEHAVIOUR
+        # Spelled otherwise than in the provider's metadata, or Airflow drops all of it.
+        return {name.replace("-", "_"): value for name, value in FORM_BEHAVIOUR.items()}
 
     @cached_property
     def connection(self) -> TechFlowConnection:

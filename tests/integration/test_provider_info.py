@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 from importlib.metadata import metadata
+from pathlib import Path
 
+import airflow
+import jsonschema  # type: ignore[import-untyped]  # it comes with Airflow
 import pytest
 
 from techflow_provider.get_provider_info import get_provider_info
@@ -44,6 +48,15 @@ def test_the_old_form_has_the_fields_of_the_new_one() -> None:
         assert EXTRA_FIELDS
         return
     assert set(TechFlowHook.get_connection_form_widgets()) == set(EXTRA_FIELDS)
+
+
+def test_the_old_form_names_the_standard_fields_as_its_schema_wants() -> None:
+    behaviour = TechFlowHook.get_ui_field_behaviour()
+    assert set(behaviour) == {"hidden_fields", "relabeling", "placeholders"}
+    assert behaviour["relabeling"] == {"password": "API key", "host": "Base URL"}
+    schema = Path(airflow.__file__).parent / "customized_form_field_behaviours.schema.json"
+    if schema.exists():
+        jsonschema.validate(behaviour, json.loads(schema.read_text()))
 
 
 def test_the_hook_says_in_words_what_the_connections_test_found(served: Sandbox) -> None:
