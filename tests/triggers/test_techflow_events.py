@@ -19,8 +19,7 @@ from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.records import Records
 from techflow_provider.triggers import journal as journal_module
-from techflow_provider.triggers import pace
-from techflow_provider.triggers import techflow_events as module
+from techflow_provider.triggers import pace, techflow_events, watching
 from techflow_provider.triggers.lookout import Lookout
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 
@@ -37,9 +36,9 @@ INTERVAL = 0.02
 def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
     """Serve a sandbox with one workflow, and point a connection and the shared state to it; all is quick."""
     monkeypatch.setattr(pace, "SHORTEST_INTERVAL_SECONDS", INTERVAL)
-    monkeypatch.setattr(module, "CONFIRM_SECONDS", 0.1)
-    monkeypatch.setattr(module, "TAKEOVER_SECONDS", 0.3)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "TAKEOVER_SECONDS", 0.3)
+    monkeypatch.setattr(techflow_events, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.05)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     sandbox = Sandbox(api_keys=(KEY,), limit=1_000_000, execution_seconds=3600, workflows_at_start={"wf_1": "one"})
@@ -180,11 +179,11 @@ async def confirmed(told: Told) -> None:
 async def test_an_event_that_may_not_have_arrived_is_told_again_by_the_next_trigger(
     served: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CONFIRM_SECONDS", 3600)
+    monkeypatch.setattr(watching, "CONFIRM_SECONDS", 3600)
     async with telling("execution.completed", served) as told:
         served.finish(served.start("wf_1").id)
         await told.count(1)
-    monkeypatch.setattr(module, "CONFIRM_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "CONFIRM_SECONDS", 0.1)
     async with telling("execution.completed", served) as again:
         await again.count(1)
         await confirmed(again)
