@@ -33,6 +33,7 @@ class Airflow:
 
     running: Deployment
     webhook_url: str
+    webhooks: bool = True
 
     @property
     def sandbox(self) -> Sandbox:
@@ -52,11 +53,11 @@ class Airflow:
                     found.setdefault(execution[1], _seconds(stamp[1]))
         return found
 
-    def ended(self, ids: Sequence[str]) -> dict[str, float]:
+    def ended(self, run_id: str, ids: Sequence[str]) -> dict[str, float]:
         """Return when the tasks that wait ended, by execution."""
         rows = self.running.query(
             "SELECT map_index, extract(epoch FROM end_date) FROM task_instance "
-            "WHERE dag_id = 'webhook_waits' AND task_id = 'wait' AND state = 'success'"
+            f"WHERE dag_id = 'webhook_waits' AND task_id = 'wait' AND run_id = '{run_id}' AND state = 'success'"
         )
         return {ids[int(index)]: float(end) for index, end in rows}
 
@@ -67,22 +68,22 @@ def _seconds(stamp: str) -> float:
 
 @contextmanager
 def airflow(
-    dags: Sequence[str], environment: Mapping[str, str] | None = None, *, secret: bool = True, workflows: int = 1
+    dags: Sequence[str], environment: Mapping[str, str] | None = None, *, webhooks: bool = True
 ) -> Iterator[Airflow]:
     """Run the Airflow of this interpreter with TechFlow's documented limit while the context lasts."""
     sandbox = Sandbox(
         api_keys=(KEY,),
         execution_seconds=float("inf"),
-        workflows_at_start={f"wf_{number}": f"n{number}" for number in range(1, workflows + 1)},
+        workflows_at_start={"wf_1": "one"},
     )
-    extra = {"webhook_secret": SECRET} if secret else {"burst": 6}
+    extra = {"webhook_secret": SECRET} if webhooks else {"burst": 6}
     paths = [DAGS / f"{name}.py" for name in dags]
     variables = {"AIRFLOW__TECHFLOW__POLL_INTERVAL": "5", **(environment or {})}
     with deployment(sys.executable, paths, sandbox=sandbox, environment=variables, extra=extra) as running:
         port = _web_server(running)
         url = f"http://127.0.0.1:{port}/techflow/webhooks/techflow_default"
         until(lambda: _status(url) in (401, 404), 120, "the receiver of webhooks")
-        yield Airflow(running, url)
+        yield Airflow(running, url, webhooks)
 
 
 def _web_server(running: Deployment) -> int:
@@ -103,13 +104,13 @@ def _status(url: str) -> int:
         return 0
 
 
-def start_waits(run: Airflow, count: int) -> list[str]:
+def start_waits(run: Airflow, run_id: str, count: int) -> list[str]:
     """Start executions and tasks that wait for them, and return their ids when all tasks are deferred."""
     run.running.await_dags("webhook_waits")
     ids = [run.sandbox.start("wf_1").id for _ in range(count)]
-    run.running.trigger("webhook_waits", conf={"ids": ids})
+    run.running.trigger("webhook_waits", run_id, {"ids": ids})
     deferred = "SELECT count(*) FROM task_instance WHERE dag_id = 'webhook_waits' AND state = 'deferred'"
-    until(lambda: run.running.query(deferred)[0][0] == str(count), 300, "all tasks deferred")
+    until(lambda: run.running.query(deferred)[0][0] == str(count), 400, "all tasks deferred")
     time.sleep(10)
     return ids
 
@@ -127,12 +128,15 @@ class Latency:
         median = statistics.median(ordered)
         return f"{self.what}: n={len(ordered)} median={median:.2f} p99={p99:.2f} max={ordered[-1]:.2f} s"
 
+    def __add__(self, other: Latency) -> Latency:
+        return Latency(self.what, self.seconds + other.seconds)
+
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-def end_one_by_one(run: Airflow, ids: Sequence[str], pause_seconds: float) -> tuple[Latency, Latency]:
+def end_one_by_one(run: Airflow, run_id: str, ids: Sequence[str], pause_seconds: float) -> tuple[Latency, Latency]:
     """End the executions, wait for the tasks, and return when triggers fired and when tasks were a success."""
     ends: dict[str, float] = {}
     for number, each in enumerate(ids):
@@ -140,8 +144,8 @@ def end_one_by_one(run: Airflow, ids: Sequence[str], pause_seconds: float) -> tu
         run.sandbox.finish(each, outcome="completed")
         # Not in step with the looks.
         time.sleep(pause_seconds * (0.75 + number % 7 / 12))
-    until(lambda: len(run.ended(ids)) == len(ids), 180, "all tasks a success")
-    fired, ended = run.fired(), run.ended(ids)
+    until(lambda: len(run.ended(run_id, ids)) == len(ids), 180, "all tasks a success")
+    fired, ended = run.fired(), run.ended(run_id, ids)
     return (
         Latency("end to trigger's event", tuple(fired[each] - ends[each] for each in ids)),
         Latency("end to task's success", tuple(ended[each] - ends[each] for each in ids)),
