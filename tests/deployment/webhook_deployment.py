@@ -78,7 +78,14 @@ def airflow(
     )
     extra = {"webhook_secret": SECRET} if webhooks else {"burst": 6}
     paths = [DAGS / f"{name}.py" for name in dags]
-    variables = {"AIRFLOW__TECHFLOW__POLL_INTERVAL": "5", **(environment or {})}
+    variables = {
+        "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5",
+        # No task dies here, and on a busy machine one can be silent for long.
+        "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "300",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        **(environment or {}),
+    }
     with deployment(sys.executable, paths, sandbox=sandbox, environment=variables, extra=extra) as running:
         port = _web_server(running)
         url = f"http://127.0.0.1:{port}/techflow/webhooks/techflow_default"
