@@ -65,7 +65,7 @@ class Told:
 
     async def count(self, count: int) -> list[dict[str, Any]]:
         """Wait until so many events have been told."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.payloads) < count:  # noqa: ASYNC110 - the trigger tells nobody
                 await asyncio.sleep(INTERVAL)
         return self.payloads
@@ -88,7 +88,7 @@ async def telling(events: Any, sandbox: Sandbox, **fields: Any) -> AsyncIterator
 async def looks(sandbox: Sandbox, count: int) -> None:
     """Wait until something has been read so many times more."""
     wanted = sandbox.count() + count
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while sandbox.count() < wanted:  # noqa: ASYNC110 - the sandbox counts in another thread
             await asyncio.sleep(INTERVAL / 2)
 
@@ -171,7 +171,7 @@ def lookout(told: Told) -> Lookout:
 
 async def confirmed(told: Told) -> None:
     """Wait until what was told is written down as arrived."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while lookout(told).pending:  # noqa: ASYNC110 - as above
             await asyncio.sleep(INTERVAL)
 
@@ -226,7 +226,7 @@ async def test_events_in_waiting_survive_the_trigger(served: Sandbox) -> None:
 
 
 async def confirmed_but(told: Told, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(lookout(told).pending) != count:  # noqa: ASYNC110 - as above
             await asyncio.sleep(INTERVAL)
 
