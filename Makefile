@@ -6,7 +6,7 @@ ENVIRONMENTS := .cache/environments
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
 export PYTHON
 
-.PHONY: demo test lint matrix contract deployment e2e bench wheel clean
+.PHONY: demo test lint matrix contract deployment e2e starts bench wheel clean
 
 demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
@@ -34,6 +34,11 @@ contract: ## Check the sandbox against its OpenAPI document
 deployment: ## Kill and clear tasks in a real Airflow with all its processes (AIRFLOW=2.11.2 for another; needs PostgreSQL's programs)
 	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" psycopg2-binary asyncpg --group test
 	@$(ENVIRONMENTS)/deployment-$(AIRFLOW)/bin/python -m pytest -q -s tests/deployment
+
+starts: ## Count the executions of tasks whose answers are lost, beside other providers, and of 1,000 that are killed
+	@.ci/environment.sh starts "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-databricks airflow-provider-fivetran-async airflow-provider-hightouch
+	@$(ENVIRONMENTS)/starts/bin/python -W ignore tests/benchmarks/exactly_once.py
+	@$(ENVIRONMENTS)/starts/bin/python tests/benchmarks/kills.py
 
 bench: ## Measure what importing the package costs a DAG, beside other providers
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks

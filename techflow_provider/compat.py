@@ -44,3 +44,15 @@ def _first_reschedule_date_2(ti: Any) -> datetime | None:
     with create_session() as session:
         first = session.scalars(TaskReschedule.stmt_for_task_instance(ti)).first()
         return first.start_date if first else None
+
+
+def task_state_store(context: Context) -> Any | None:
+    """Return where Airflow 3.3 and later keep a task's own state, or None before."""
+    return context.get("task_state_store")
+
+
+def state_errors() -> tuple[type[Exception], ...]:
+    """Return what Airflow 3.3 and later raise when a task's own state can't be used."""
+    from airflow.sdk.exceptions import AirflowRuntimeError
+
+    return (AirflowRuntimeError, OSError)

@@ -37,7 +37,7 @@ def get_provider_info() -> dict[str, Any]:
         "config": {
             "techflow": {
                 "description": "Settings of the TechFlow provider.",
-                "options": {"poll_interval": POLL_INTERVAL, "state_url": STATE_URL},
+                "options": {"poll_interval": POLL_INTERVAL, "history_lag": HISTORY_LAG, "state_url": STATE_URL},
             }
         },
     }
@@ -57,9 +57,19 @@ POLL_INTERVAL = {
     "default": "5",
 }
 
+HISTORY_LAG = {
+    "description": "Seconds for which the execution history may lack an execution that was started. After a lost "
+    "answer a start is sent again only when the history has not shown it for so long.",
+    "version_added": "0.1.0",
+    "type": "float",
+    "example": "300",
+    "default": "120",
+}
+
 STATE_URL = {
-    "description": "Where processes share the rate budget of an API key: an absolute path on one host, or redis://, "
-    "rediss:// or unix:// where tasks run on several. Empty is the file techflow/state.db in AIRFLOW_HOME.",
+    "description": "Where processes share the rate budget of an API key, and what they started with it: an absolute "
+    "path on one host, or redis://, rediss:// or unix:// where tasks run on several. Empty is the file "
+    "techflow/state.db in AIRFLOW_HOME.",
     "version_added": "0.1.0",
     "type": "string",
     "sensitive": True,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from techflow_provider.client.client import AsyncClient, Client
     from techflow_provider.client.errors import (
         AmbiguousExecutionError,
+        AmbiguousWorkflowError,
         BadRequestError,
         BudgetTimeoutError,
         ExecutionFailedError,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
         ResponseError,
         ResponseSizeError,
         ServerError,
+        StateUnavailableError,
+        SupersededError,
         TechFlowError,
         TransportError,
         UnauthorizedError,
@@ -42,6 +45,7 @@ _MODULES = {
 __all__ = [
     "DEFAULT_BASE_URL",
     "AmbiguousExecutionError",
+    "AmbiguousWorkflowError",
     "AsyncClient",
     "BadRequestError",
     "BudgetTimeoutError",
@@ -59,6 +63,8 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "Settings",
+    "StateUnavailableError",
+    "SupersededError",
     "TechFlowError",
     "TransportError",
     "UnauthorizedError",

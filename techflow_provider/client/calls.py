@@ -81,6 +81,11 @@ class Page(Generic[T]):
     next_url: str | None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def answered_at(self) -> datetime:
+        """The server's clock when it answered, to the second, or this host's where it tells none."""
+        return answered_at(self.headers)
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -140,10 +145,9 @@ def execute_workflow(workflow_id: str, payload: Mapping[str, Json] | None = None
     """
 
     def read(response: httpx.Response, words: StatusWords) -> Start:
-        answered_at = http_date(response.headers.get("date", "")) or datetime.now(UTC)
         empty = not response.content.strip()
         execution = None if empty else Execution.read_started(parse_json(response.content), workflow_id, words)
-        return Start(execution, answered_at - response.elapsed)
+        return Start(execution, answered_at(response.headers) - response.elapsed)
 
     path = f"{_workflow_path(workflow_id)}/execute"
     if payload is None:
@@ -268,3 +272,8 @@ def _page_reader(
         return Page(read(value, words), next_url, response.headers)
 
     return read_page
+
+
+def answered_at(headers: Mapping[str, str]) -> datetime:
+    """Return the server's clock when it answered, to the second, or this host's where it tells none."""
+    return http_date(headers.get("date", "")) or datetime.now(UTC)

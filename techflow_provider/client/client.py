@@ -17,6 +17,7 @@ import httpx
 
 from techflow_provider.client.calls import Call, Page
 from techflow_provider.client.exchange import (
+    Ask,
     Conversation,
     CoolDown,
     Reserve,
@@ -62,8 +63,10 @@ class _Session:
         # The time-outs travel with each request, and redirects are not followed: the key must not go elsewhere.
         return {"verify": self.settings.ssl_context(), "proxy": self.settings.proxy, "follow_redirects": False}
 
-    def _ask_budget(self, step: Reserve | CoolDown | Settle) -> Any:
+    def _ask_state(self, step: Reserve | CoolDown | Settle | Ask) -> Any:
         match step:
+            case Ask():
+                return step.perform()
             case Reserve(request_class, within_seconds, earlier):
                 return self.budget.reserve(request_class, within_seconds, earlier)
             case CoolDown(seconds, reservation):
@@ -141,7 +144,7 @@ class Client(_Session):
             case Sleep(seconds):
                 return self._sleep(seconds)
             case _:
-                return self._ask_budget(step)
+                return self._ask_state(step)
 
     def _send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         body = self._body()
@@ -195,8 +198,8 @@ class AsyncClient(_Session):
     ) -> None:
         super().__init__(settings or Settings(api_key, base_url), budget, retry, clock)
         self._http = httpx.AsyncClient(transport=transport, **self._http_options())
-        # A budget that processes share is asked in one thread, so that its store never holds up the loop.
-        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-budget")
+        # State that processes share is asked in one thread, so that its store never holds up the loop.
+        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-state")
         self.workflows = AsyncWorkflows(self)
         self.executions = AsyncExecutions(self)
 
@@ -230,10 +233,10 @@ class AsyncClient(_Session):
                 return await self._send(call, request)
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
-            case _ if isinstance(self.budget, LocalBudget):
-                return self._ask_budget(step)
+            case Reserve() | CoolDown() | Settle() if isinstance(self.budget, LocalBudget):
+                return self._ask_state(step)
             case _:
-                return await self.ask(self._ask_budget, step)
+                return await self.ask(self._ask_state, step)
 
     async def ask(self, question: Callable[[*Ts], T], *args: *Ts) -> T:
         """Ask the budget, or what else is kept in its store, in the one thread that may wait for it."""

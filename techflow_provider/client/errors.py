@@ -15,6 +15,9 @@
     │   ├── ServerError            500 and every other 5xx
     │   └── UnexpectedResponseError  anything the reference does not describe
     ├── AmbiguousExecutionError    an execution may have been started, and which one can't be told
+    ├── AmbiguousWorkflowError     a workflow may have been created, and which one can't be told
+    ├── StateUnavailableError      what a start must write down could not be written; nothing was sent
+    ├── SupersededError            another try of the same task goes on in this one's place
     ├── ExecutionNotFoundError     an execution did not appear in the history in time
     ├── ExecutionTimeoutError      an execution was still running when the time to wait for it was over
     └── ExecutionFailedError       an execution ended in `execution.failed`
@@ -164,6 +167,60 @@ class AmbiguousExecutionError(TechFlowError):
             f"an execution of workflow {self.workflow_id} may have been started: {self.facts}; "
             "look at the execution history in TechFlow before you start it again"
         )
+
+
+class AmbiguousWorkflowError(TechFlowError):
+    """A workflow may have been created, and which one it is can't be told; creating another is not safe.
+
+    :param name: the workflow's name
+    :param facts: what is known, in words
+    """
+
+    def __init__(self, name: str, facts: str) -> None:
+        super().__init__(name, facts)
+        self.name = name
+        self.facts = facts
+
+    def __str__(self) -> str:
+        return (
+            f"a workflow named {self.name!r} may have been created: {self.facts}; "
+            "look at the list of workflows before you create it again"
+        )
+
+
+class StateUnavailableError(TechFlowError):
+    """What a start has to write down first could not be written, so nothing was sent.
+
+    :param workflow_id: the workflow
+    :param reason: why, in words
+    """
+
+    def __init__(self, workflow_id: str, reason: str) -> None:
+        super().__init__(workflow_id, reason)
+        self.workflow_id = workflow_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"no execution of workflow {self.workflow_id} was started, since a lost answer could not be made good "
+            f"without the shared state ([techflow] state_url): {self.reason}"
+        )
+
+
+class SupersededError(TechFlowError):
+    """Another try of the same task has taken over the start of its execution; this one has to end.
+
+    :param workflow_id: the workflow
+    :param task: the task's identity
+    """
+
+    def __init__(self, workflow_id: str, task: str) -> None:
+        super().__init__(workflow_id, task)
+        self.workflow_id = workflow_id
+        self.task = task
+
+    def __str__(self) -> str:
+        return f"another try of {self.task} has taken over the start of workflow {self.workflow_id}; this one ends"
 
 
 class ExecutionNotFoundError(TechFlowError):

@@ -1,7 +1,7 @@
 """How a call is carried out, without I/O: a generator yields what to do next and is sent what came of it.
 
-A conversation yields `Reserve`, `CoolDown`, `Settle`, `Sleep` and `Send` steps; `Client` and `AsyncClient` perform
-them. So admission, repetition, paging and reading the answer are written once for both.
+A conversation yields `Reserve`, `CoolDown`, `Settle`, `Sleep`, `Send` and `Ask` steps; `Client` and `AsyncClient`
+perform them. So admission, repetition, paging and reading the answer are written once for both.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
 import httpx
@@ -32,6 +33,7 @@ from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.shapes import ShapeError, find, parse_json, quote, shorten
 from techflow_provider.state.budget import RequestClass, Reservation
+from techflow_provider.state.store import StoreError
 
 T = TypeVar("T")
 
@@ -92,9 +94,28 @@ class Send:
     request: httpx.Request
 
 
-Step: TypeAlias = Reserve | CoolDown | Settle | Sleep | Send
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Carry out an operation on the state that processes share; the answer is its result, or its `StoreError`."""
+
+    act: Callable[[], Any]
+
+    def perform(self) -> Any:
+        """Carry it out. An error is returned, since a conversation is sent answers alone."""
+        try:
+            return self.act()
+        except StoreError as error:
+            return error
+
+
+Step: TypeAlias = Reserve | CoolDown | Settle | Sleep | Send | Ask
 # The type of what is sent in depends on the step that was yielded, which Python's types can't express.
 Conversation: TypeAlias = Generator[Step, Any, T]
+
+
+def utc_now() -> datetime:
+    """Return this host's clock."""
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +126,7 @@ class Terms:
     :param retry: when to send again
     :param clock: monotonic seconds
     :param random: numbers from 0 to 1
+    :param now: this host's clock, of which only differences are used
     :param admission_seconds: how long a request waits for its slot in the rate budget, within the call's deadline
     """
 
@@ -113,6 +135,7 @@ class Terms:
     clock: Callable[[], float]
     random: Callable[[], float]
     admission_seconds: float = math.inf
+    now: Callable[[], datetime] = utc_now
 
 
 def exchange(call: Call[T], terms: Terms) -> Conversation[T]:
@@ -144,14 +167,23 @@ def collect(call: Call[Page[T]], terms: Terms, memory: PageMemory[T] | None = No
     :param memory: the pages of the last time; those that the server says are unchanged come without items
     :raises TechFlowError: every way in which it can fail, more than 50 pages among them
     """
+    return [item for page in (yield from pages(call, terms, memory)) for item in page.items]
+
+
+def pages(call: Call[Page[T]], terms: Terms, memory: PageMemory[T] | None = None) -> Conversation[list[Page[T]]]:
+    """Carry out a call that lists, and return its pages.
+
+    :param memory: as in `collect`
+    :raises TechFlowError: every way in which it can fail, more than 50 pages among them
+    """
     current = call
-    items: list[T] = []
+    read: list[Page[T]] = []
     for _ in range(MAX_PAGES):
         url = url_of(current, terms.settings)
         page = yield from exchange(memory.conditional(current, url) if memory else current, terms)
         if memory:
             memory.note(url, page)
-        items.extend(page.items)
+        read.append(page)
         try:
             following = next_page(current, page, url)
         except ShapeError as error:
@@ -160,9 +192,10 @@ def collect(call: Call[Page[T]], terms: Terms, memory: PageMemory[T] | None = No
             # Not chained: the cause quotes the answer as it came.
             raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
         if following is None:
-            return items
+            return read
         current = following
-    detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {len(items)} items"
+    items = sum(len(page.items) for page in read)
+    detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {items} items"
     raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
 
 

@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperator, conf
 
 from techflow_provider.client.errors import (
     BudgetTimeoutError,
+    ExecutionFailedError,
     ExecutionTimeoutError,
     InvalidParameterError,
     NotFoundError,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
     from techflow_provider.client.calls import Trigger
     from techflow_provider.client.models import Execution, Workflow
+    from techflow_provider.client.started import OnAmbiguous, Started
     from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.submission import Submission
 
 IfExists = Literal["create", "return", "update", "fail"]
 
@@ -250,7 +253,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     """Start an execution of a workflow (Trigger Execution), wait for its end if asked to, and return its id.
 
     The id is returned in every mode. TechFlow documents no call to cancel an execution: when the task is killed, the
-    log says which one goes on.
+    log says which one goes on. A task gets one execution, whatever is lost on the way: a retry joins the one that
+    an earlier try has started, and starts another when that failed. How it came to its execution stands in the log and
+    in the XCom `techflow_start`.
 
     :param workflow_id: the workflow's id
     :param payload: a dict to send as JSON; the reference shows no body
@@ -260,8 +265,12 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     :param poll_interval: seconds between two looks; None takes `[techflow] poll_interval`
     :param timeout: timedelta or seconds to wait at most, for a slot in the rate budget in the triggerer as for the end;
         the execution goes on after it
+    :param on_ambiguous: what to do when it is unknown whether a request started an execution, because its answer is
+        lost or the worker was killed: `adopt` it from the execution history, and start one when it is not there;
+        `fail`; or `resubmit` at once, rather twice than not at all
+    :param reattach: whether a retry, or the task when it is cleared, joins an execution that still goes on
     :raises TechFlowError: `ExecutionFailedError` when the execution failed, `ExecutionTimeoutError` when it took
-        longer than `timeout`, or what the call raises
+        longer than `timeout`, `AmbiguousExecutionError` when it can't be told what was started, or what the call raises
     """
 
     template_fields = ("workflow_id", "payload", *TechFlowOperator.template_fields)
@@ -277,11 +286,15 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | None = None,
         timeout: timedelta | float = DEFAULT_TIMEOUT,
+        on_ambiguous: OnAmbiguous = "adopt",
+        reattach: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.workflow_id = workflow_id
         self.payload = payload
+        self.on_ambiguous = on_ambiguous
+        self.reattach = reattach
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.poll_interval = poll_interval
@@ -291,35 +304,47 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     def execute(self, context: Context) -> str:
         """Start the execution, and wait for it if asked to."""
         self._checked()
-        if self.deferrable and not self.hook.is_admitted(ADMISSION_SECONDS):
+        submission = self._submission(context)
+        known = submission.resolve(self.workflow_id, self.payload)
+        if known is None and self.deferrable and not self.hook.is_admitted(ADMISSION_SECONDS):
             self._defer_admission("others are waiting")
-        return self._run()
+        return self._run(context, submission, known)
 
     def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
         """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
         from techflow_provider.triggers.events import check_admitted
 
         check_admitted(event)
-        return self._run()
+        submission = self._submission(context)
+        return self._run(context, submission, submission.resolve(self.workflow_id, self.payload))
 
-    def _run(self) -> str:
+    def _submission(self, context: Context) -> Submission:
+        from techflow_provider.client.started import Rules
+        from techflow_provider.submission import Identity, Submission, history_lag
+
+        rules = Rules(self.on_ambiguous, self.reattach, self.wait_for_completion, history_lag())
+        return Submission(self.hook, Identity.of(context), rules, context)
+
+    def _run(self, context: Context, submission: Submission, known: Started | None) -> str:
         timeout, interval = self._checked()
-        self._started = started = self._start()
-        self.log.info("Started execution %s of workflow %s", started.id, self.workflow_id)
+        got = known or self._start(submission)
+        self._started = started = got.execution
+        context["ti"].xcom_push(key="techflow_start", value=got.to_dict())
         keep_link(self.hook, started.id, self.workflow_id, started.status)
         if not self.wait_for_completion:
+            submission.conclude(started.id)
             return started.id
         if started.ended:
-            return self._finish(started)
+            return self._finish(submission, started)
         if self.deferrable:
             self._defer(started.id, timeout, interval)
-        return self._finish(self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
+        return self._finish(submission, self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
 
-    def _start(self) -> Execution:
+    def _start(self, submission: Submission) -> Started:
         if not self.deferrable:
-            return self.hook.trigger_workflow(self.workflow_id, self.payload)
+            return submission.send(self.workflow_id, self.payload)
         try:
-            return self.hook.trigger_workflow(self.workflow_id, self.payload, ADMISSION_SECONDS)
+            return submission.send(self.workflow_id, self.payload, ADMISSION_SECONDS)
         except (BudgetTimeoutError, RateLimitError) as error:
             # Neither was carried out, so going for a slot again starts nothing twice.
             self._defer_admission(str(error))
@@ -350,12 +375,20 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""
         timeout, _ = self._checked()
-        return self._finish(ended_execution(self, event, timeout, _timeout_error))
+        return self._finish(self._submission(context), ended_execution(self, event, timeout, _timeout_error), context)
 
-    def _finish(self, execution: Execution) -> str:
+    def _finish(self, submission: Submission, execution: Execution, resumed: Context | None = None) -> str:
         self._started = execution
         keep_link(self.hook, execution.id, self.workflow_id, execution.status)
-        check_ended(execution)
+        try:
+            check_ended(execution)
+        except ExecutionFailedError:
+            submission.give_up(execution.id)
+            raise
+        told = submission.conclude(execution.id)
+        if resumed is not None and told is not None:
+            # Airflow deletes a task's XComs when it resumes it.
+            resumed["ti"].xcom_push(key="techflow_start", value=dict(told))
         self.log.info("Execution %s completed", execution.id)
         return execution.id
 

@@ -1,7 +1,7 @@
 """What processes write down for each other beside the budget: intents, claims, webhooks, watchers, pollers, the bell.
 
-An intent says that a task is about to start an execution, and later which one it is; a claim says to which task an
-execution belongs. Every method is one atomic operation on the store and may raise `StoreError`: unlike a budget,
+An intent says that a task is about to start an execution and does not know yet which one it is; a claim says whose an
+execution is. Every method is one atomic operation on the store and may raise `StoreError`: unlike a budget,
 records have no fallback, since a record that others can't see protects nobody.
 """
 
@@ -22,31 +22,63 @@ POLLER_TTL_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A task's wish to start an execution of a workflow.
+    """A task's wish to start an execution of a workflow, as long as it does not know which one it got.
 
     :param task: the task's identity
+    :param ticket: names the one execution that is wanted; a task that needs another one later takes a new ticket
     :param workflow_id: the workflow
-    :param begun_at: aware time from which an execution could be this task's
     :param author: names the try that wrote it, so that two tries of one task can be told apart
-    :param lease_seconds: how long after it was written its request may still be on the way
+    :param lease_seconds: how long after its request has left an answer may still come
     :param payload_digest: what tells its payload from another, None without a payload
-    :param execution_id: the execution, once it is known
+    :param sent_at: when its request left, by its host's clock; None as long as none did
+    :param sent_seconds: how long before the intent was written that was, by the store's clock
+    :param lost: whether no answer will come any more, so that the task looks for its execution in the history
     :param age_seconds: time since it was written, by the store's clock
     """
 
     task: str
+    ticket: str
     workflow_id: str
-    begun_at: datetime
     author: str
     lease_seconds: float
     payload_digest: str | None = None
-    execution_id: str | None = None
+    sent_at: datetime | None = None
+    sent_seconds: float = 0.0
+    lost: bool = False
     age_seconds: float = 0.0
 
     @property
+    def maybe_sent(self) -> bool:
+        """Whether a request may have left."""
+        return self.sent_at is not None
+
+    @property
     def in_flight(self) -> bool:
-        """Whether the request may be on the way, so that an execution that nobody claims may be this task's."""
-        return self.execution_id is None and self.age_seconds < self.lease_seconds
+        """Whether an answer may still come, so that an execution that nobody claims may be this task's."""
+        return self.maybe_sent and not self.lost and self.since_sent < self.lease_seconds
+
+    @property
+    def since_sent(self) -> float:
+        """Seconds since the request left; too few after a reboot of the host that keeps the record."""
+        return self.sent_seconds + self.age_seconds
+
+    def longest_since_sent(self, now: datetime) -> float:
+        """Return the seconds since the request left, by the clock that shows more of them.
+
+        The store's clock knows nothing of the time before a reboot, and a host's may have been set back.
+        """
+        return max(self.since_sent, (now - self.sent_at).total_seconds() if self.sent_at else 0.0)
+
+    def sending(self, now: datetime) -> Intent:
+        """Return the intent of a task that sends its request now; one that it has sent before had no effect."""
+        return replace(self, sent_at=now, sent_seconds=0.0, lost=False, age_seconds=0.0)
+
+    def looking(self, author: str) -> Intent:
+        """Return the intent of a try that expects no answer and looks for the execution."""
+        return replace(self, author=author, lost=True, sent_seconds=self.since_sent, age_seconds=0.0)
+
+
+KEPT_FIELDS = tuple(name for name in Intent.__dataclass_fields__ if name not in ("task", "age_seconds"))
 
 
 class Records:
@@ -80,21 +112,13 @@ class Records:
         return None if entry is None else _intent_of(entry)
 
     def intents(self, workflow_id: str) -> list[Intent]:
-        """Return all intents for a workflow, settled or not."""
+        """Return all intents for a workflow."""
         found = map(_intent_of, self._store.entries(self._intents))
         return [intent for intent in found if intent.workflow_id == workflow_id]
 
     def replace(self, present: Intent, following: Intent) -> bool:
-        """Write another intent in place of the present one, whose lease it begins anew; False when it changed since."""
+        """Write another intent in place of the present one; False when that changed since."""
         return self._swap_intent(present.task, _text_of(present), _text_of(following))
-
-    def renew(self, intent: Intent) -> bool:
-        """Begin the lease of an intent anew; False when it changed since."""
-        return self.replace(intent, intent)
-
-    def settle(self, intent: Intent, execution_id: str) -> bool:
-        """Write down the execution of an intent; False when the intent changed since. Claim the execution first."""
-        return self.replace(intent, replace(intent, execution_id=execution_id))
 
     def finish(self, intent: Intent) -> bool:
         """Drop an intent; False when it changed since."""
@@ -103,22 +127,22 @@ class Records:
     def _swap_intent(self, task: str, expected: str | None, value: str | None) -> bool:
         return self._store.swap(self._intents, task, expected, value, RECORD_TTL_SECONDS) == expected
 
-    def claim(self, execution_id: str, task: str) -> str:
-        """Claim an execution for a task unless it is claimed, and return the task that holds it now."""
-        return self._store.swap(self._claims, execution_id, None, task, RECORD_TTL_SECONDS) or task
+    def claim(self, execution_id: str, ticket: str) -> str:
+        """Claim an execution for a ticket unless it is claimed, and return the ticket that holds it now."""
+        return self._store.swap(self._claims, execution_id, None, ticket, RECORD_TTL_SECONDS) or ticket
 
     def holder(self, execution_id: str) -> str | None:
-        """Return the task that holds an execution."""
+        """Return the ticket that holds an execution."""
         entry = self._store.get(self._claims, execution_id)
         return None if entry is None else entry.value
 
     def claims(self) -> dict[str, str]:
-        """Return all claimed executions with the tasks that hold them."""
+        """Return all claimed executions with the tickets that hold them."""
         return {entry.name: entry.value for entry in self._store.entries(self._claims)}
 
-    def release(self, execution_id: str, task: str) -> bool:
-        """Give up a task's claim; False when the task does not hold it."""
-        return self._store.swap(self._claims, execution_id, task, None, RECORD_TTL_SECONDS) == task
+    def release(self, execution_id: str, ticket: str) -> bool:
+        """Give up a claim; False when the ticket does not hold it."""
+        return self._store.swap(self._claims, execution_id, ticket, None, RECORD_TTL_SECONDS) == ticket
 
     def see_delivery(self, delivery_id: str, ttl_seconds: float = DELIVERY_TTL_SECONDS) -> bool:
         """Remember a webhook's delivery; False when it was seen before."""
@@ -151,14 +175,8 @@ class Records:
 
 
 def _text_of(intent: Intent) -> str:
-    fields = {
-        "workflow_id": intent.workflow_id,
-        "begun_at": intent.begun_at.isoformat(),
-        "author": intent.author,
-        "lease_seconds": float(intent.lease_seconds),
-        "payload_digest": intent.payload_digest,
-        "execution_id": intent.execution_id,
-    }
+    fields = {name: getattr(intent, name) for name in KEPT_FIELDS}
+    fields["sent_at"] = intent.sent_at.isoformat() if intent.sent_at else None
     return json.dumps(fields, sort_keys=True)
 
 
@@ -166,16 +184,10 @@ def _intent_of(entry: Entry) -> Intent:
     """Return the intent that a record holds; it may come from another version of this package, so it is checked."""
     try:
         fields = json.loads(entry.value)
-        intent = Intent(
-            task=entry.name,
-            workflow_id=fields["workflow_id"],
-            begun_at=datetime.fromisoformat(fields["begun_at"]),
-            author=fields["author"],
-            lease_seconds=float(fields["lease_seconds"]),
-            payload_digest=fields.get("payload_digest"),
-            execution_id=fields.get("execution_id"),
-            age_seconds=entry.age_seconds,
-        )
+        at = fields["sent_at"]
+        kept = {name: fields[name] for name in KEPT_FIELDS}
+        kept["sent_at"] = None if at is None else datetime.fromisoformat(at)
+        intent = Intent(task=entry.name, age_seconds=entry.age_seconds, **kept)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"expected an intent of task {entry.name}, got {entry.value[:200]!r}") from error
     return intent

@@ -237,7 +237,7 @@ class Deployment:
         return TaskState(state, int(tries or 0), int(pid) if pid else None)
 
     def await_task(
-        self, dag_id: str, task_id: str, *states: str, seconds: float = 120.0, run_id: str = "run"
+        self, dag_id: str, task_id: str, *states: str, seconds: float = 180.0, run_id: str = "run"
     ) -> TaskState:
         """Wait until a task is in one of some states.
 
@@ -252,6 +252,15 @@ class Deployment:
             return until(ask, seconds, f"{dag_id}.{task_id} in {' or '.join(states)}")
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is {self.task(dag_id, task_id, run_id)}") from None
+
+    def xcom(self, dag_id: str, task_id: str, key: str = "return_value", run_id: str = "run") -> Any:
+        """Return what a task pushed, or None."""
+        column = "value" if self.version >= (3,) else "convert_from(value, 'UTF8')"
+        where = f"dag_id = '{dag_id}' AND task_id = '{task_id}' AND run_id = '{run_id}' AND key = '{key}'"
+        rows = self.query(f"SELECT {column} FROM xcom WHERE {where}")
+        value = json.loads(rows[0][0]) if rows else None
+        # Airflow 3 keeps some values as JSON in a JSON text.
+        return json.loads(value) if isinstance(value, str) and value[:1] in ("{", "[", '"') else value
 
     def log(self, dag_id: str, task_id: str, tries: int | None = None, run_id: str = "run") -> str:
         """Return what a task's tries logged, or one of them."""
@@ -274,6 +283,7 @@ def deployment(
     sandbox: Sandbox | None = None,
     environment: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
     folder: Path | None = None,
 ) -> Iterator[Deployment]:
     """Run an Airflow while the context lasts.
@@ -283,6 +293,7 @@ def deployment(
     :param sandbox: the TechFlow; by default one whose executions take 2 s
     :param environment: further environment variables, such as `AIRFLOW__TECHFLOW__POLL_INTERVAL`
     :param extra: the connection's extra; by default so much budget that nothing waits for it
+    :param others: further connections to the sandbox by id, each with what differs, such as `password` or `extra`
     :param folder: where everything is put; by default a new temporary folder, removed at the end
     """
     sandbox = sandbox or Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=2.0)
@@ -292,16 +303,13 @@ def deployment(
         home.chmod(0o755)
         postgres = stack.enter_context(Postgres(home / "postgres"))
         url = stack.enter_context(sandbox.serve())
-        connection = {
-            "conn_type": "techflow",
-            "host": url,
-            "password": sandbox.api_keys[0],
-            "extra": extra or {"requests_per_minute": 10_000, "burst": 1000},
-        }
+        roomy = extra or {"requests_per_minute": 10_000, "burst": 1000}
+        connection = {"conn_type": "techflow", "host": url, "password": sandbox.api_keys[0], "extra": roomy}
+        connections = {"techflow_default": {}, **(others or {})}
         version = _airflow_version(python)
         variables = {
             **_environment(home, postgres.port),
-            "AIRFLOW_CONN_TECHFLOW_DEFAULT": json.dumps(connection),
+            **{f"AIRFLOW_CONN_{name.upper()}": json.dumps({**connection, **own}) for name, own in connections.items()},
             **(environment or {}),
         }
         (home / "dags").mkdir()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from techflow_provider.state.records import Intent, Records
 from techflow_provider.state.store import StoreError
 
-INTENT = Intent("dag/run/task/-1", "wf-1", datetime(2026, 1, 2, tzinfo=UTC), "try-1", 60.0, payload_digest="abc")
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+INTENT = Intent("dag/run/task/-1", "ticket-1", "wf-1", "try-1", 60.0, payload_digest="abc")
 
 
 @pytest.fixture
@@ -24,31 +25,48 @@ def test_the_first_intent_of_a_task_stands(records):
 
 
 def test_an_intent_is_read_as_it_was_written(records):
-    records.begin(INTENT)
-    assert records.intent(INTENT.task) == INTENT
+    for intent in (INTENT, INTENT.sending(NOW), INTENT.sending(NOW).looking("try-2")):
+        records.begin(intent)
+        assert records.intent(INTENT.task) == intent
+        records.finish(intent)
 
 
-def test_an_intent_is_in_flight_until_its_lease_is_over(records, clock):
+def test_an_intent_is_in_flight_from_its_request_until_its_lease_is_over(records, clock):
     records.begin(INTENT)
+    assert not records.intent(INTENT.task).in_flight
+    assert records.replace(INTENT, INTENT.sending(NOW))
     clock.advance(59)
     assert records.intent(INTENT.task).in_flight
     clock.advance(1)
     assert not records.intent(INTENT.task).in_flight
 
 
-def test_a_renewed_lease_begins_anew(records, clock):
-    records.begin(INTENT)
+def test_a_second_request_begins_the_lease_anew(records, clock):
+    records.begin(INTENT.sending(NOW))
     clock.advance(59)
-    assert records.renew(INTENT)
+    standing = records.intent(INTENT.task)
+    assert records.replace(standing, standing.sending(NOW + timedelta(seconds=59)))
     clock.advance(59)
-    assert records.intent(INTENT.task).in_flight
+    standing = records.intent(INTENT.task)
+    assert standing.in_flight
+    assert (standing.since_sent, standing.longest_since_sent(NOW)) == (59, 59)
 
 
-def test_a_settled_intent_is_no_longer_in_flight(records):
-    records.begin(INTENT)
-    assert records.settle(INTENT, "ex-1")
-    settled = records.intent(INTENT.task)
-    assert (settled.execution_id, settled.in_flight) == ("ex-1", False)
+def test_who_expects_no_answer_any_more_is_not_in_flight_and_knows_when_the_request_left(records, clock):
+    records.begin(INTENT.sending(NOW))
+    clock.advance(10)
+    standing = records.intent(INTENT.task)
+    assert records.replace(standing, standing.looking("try-2"))
+    clock.advance(5)
+    looking = records.intent(INTENT.task)
+    assert (looking.in_flight, looking.author, looking.since_sent) == (False, "try-2", 15)
+
+
+def test_a_clock_that_shows_more_time_since_the_request_counts(records, clock):
+    records.begin(INTENT.sending(NOW))
+    clock.advance(10)
+    assert records.intent(INTENT.task).longest_since_sent(NOW) == 10
+    assert records.intent(INTENT.task).longest_since_sent(NOW + timedelta(hours=1)) == 3600
 
 
 def test_pollers_are_counted_while_they_say_that_they_are_there(records, clock):
@@ -61,8 +79,8 @@ def test_pollers_are_counted_while_they_say_that_they_are_there(records, clock):
 
 def test_who_holds_an_old_version_changes_nothing(records):
     records.begin(INTENT)
-    records.settle(INTENT, "ex-1")
-    assert not records.settle(INTENT, "ex-2")
+    assert records.replace(INTENT, INTENT.sending(NOW))
+    assert not records.replace(INTENT, INTENT.looking("try-2"))
     assert not records.finish(INTENT)
     assert records.finish(records.intent(INTENT.task))
     assert records.intent(INTENT.task) is None

@@ -1,0 +1,245 @@
+"""How many executions does one task start when the answer to its start is a 502 or lost: other providers and this one?
+
+Each provider's own hook makes its own call that triggers a run, against a local server that acts on it and then spoils
+the answer. A task is tried as Airflow tries one with `retries=2`: again, up to three times in all, until the call
+succeeds. Only the server's address is changed in the other hooks; waits between retries are theirs.
+
+Needs an environment with Airflow 3 and the providers http, dbt-cloud, databricks, fivetran-async and hightouch
+(`make starts` makes one).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+# Read by Airflow when it is imported.
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-"))
+# What Airflow logs to the standard output would hide the table.
+TABLE, sys.stdout = sys.stdout, Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
+os.environ.update(AIRFLOW__TECHFLOW__HISTORY_LAG="2", AIRFLOW__CORE__LOAD_EXAMPLES="False")
+
+from techflow_provider.hooks.techflow import TechFlowHook  # noqa: E402 - see above
+from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402 - see above
+from techflow_provider.submission import Identity, Submission  # noqa: E402 - see above
+
+TRIES = 3
+WORKFLOW = "wf_1"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What happens to the first requests that trigger a run.
+
+    :param kind: `502`, or `lost` for a connection that is closed without an answer
+    :param times: how many of them it happens to; None means all
+    :param acts: whether the server has acted on the request
+    """
+
+    kind: str
+    times: int | None
+    acts: bool = True
+
+    def __str__(self) -> str:
+        often = "always" if self.times is None else "once"
+        return f"{self.kind} {often}{'' if self.acts else ', no effect'}"
+
+
+TROUBLES = (
+    Trouble("502", 1),
+    Trouble("lost", 1),
+    Trouble("502", None),
+    Trouble("lost", None),
+    Trouble("502", 1, acts=False),
+)
+CONNECTOR = {"succeeded_at": "2026-01-01T00:00:00Z", "failed_at": None, "paused": False, "service": "s", "schema": "s"}
+# An answer in which each of the hooks finds what it looks for.
+ANSWER = {"id": "1", "run_id": 1, "code": "Success", "data": {"id": 1, **CONNECTOR}}
+
+
+class Server(ThreadingHTTPServer):
+    """Counts what it was told to start, and spoils answers.
+
+    :param trouble: how
+    """
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.trouble = trouble
+        self.started = 0
+        self.asked = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers every GET, and takes every POST for one that starts a run."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        """Start something, and spoil the answer."""
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        trouble = self.server.trouble
+        self.server.asked += 1
+        struck = trouble.times is None or self.server.asked <= trouble.times
+        self.server.started += trouble.acts or not struck
+        if struck and trouble.kind == "lost":
+            self.close_connection = True
+            return
+        self._answer(502 if struck else 200)
+
+    def _answer(self, status: int) -> None:
+        content = json.dumps(ANSWER).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Be quiet."""
+
+
+@contextmanager
+def serving(trouble: Trouble) -> Iterator[tuple[Server, str]]:
+    """Serve, and give the server and its URL."""
+    server = Server(trouble)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def connect(conn_id: str, url: str, **fields: Any) -> None:
+    """Let Airflow find a connection to a server."""
+    parts = urlsplit(url)
+    connection = {"host": parts.hostname, "port": parts.port, "schema": "http", "login": "1", "password": "p", **fields}
+    os.environ[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
+
+
+def fivetran(url: str) -> None:
+    """Trigger a sync as `FivetranOperator` does."""
+    connect("fivetran_default", url, conn_type="fivetran")
+    hook = import_module("fivetran_provider_async.hooks").FivetranHook()
+    hook.api_protocol, hook.api_host = "http", urlsplit(url).netloc
+    hook.start_fivetran_sync("connector")
+
+
+def databricks(url: str) -> None:
+    """Trigger a run as `DatabricksRunNowOperator` does."""
+    connect("databricks_default", url, conn_type="databricks")
+    hook = import_module("airflow.providers.databricks.hooks.databricks").DatabricksHook()
+    hook.run_now({"job_id": 1})
+
+
+def hightouch(url: str) -> None:
+    """Trigger a sync as `HightouchTriggerSyncOperator` does."""
+    connect("hightouch_default", url, conn_type="hightouch")
+    module = import_module("airflow_provider_hightouch.hooks.hightouch")
+    vars(module)["HIGHTOUCH_API_BASE_V3"] = f"{url}/api/v3/"
+    module.HightouchHook().start_sync(sync_id="1")
+
+
+def dbt_cloud(url: str) -> None:
+    """Trigger a job as `DbtCloudRunJobOperator` does."""
+    connect("dbt_cloud_default", url, conn_type="dbt_cloud", host=None, port=None)
+    published = import_module("airflow.providers.dbt.cloud.hooks.dbt").DbtCloudHook
+
+    class Local(published):  # type: ignore[misc,valid-type]
+        """Talks to the local server; the published hook knows https alone."""
+
+        def get_conn(self, *args: Any, **kwargs: Any) -> Any:
+            """Return the session."""
+            session = super().get_conn(*args, **kwargs)
+            self.base_url = f"{url}/"
+            return session
+
+    Local().trigger_job_run(job_id=1, cause="benchmark", account_id=1)
+
+
+def http(url: str) -> None:
+    """Send a POST as `HttpOperator` does."""
+    connect("http_default", url, conn_type="http")
+    import_module("airflow.providers.http.hooks.http").HttpHook(method="POST").run(f"workflows/{WORKFLOW}/execute")
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    """Try a task's call as Airflow does with `retries=2`, and return whether a try succeeded."""
+    for _ in range(TRIES):
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - hooks raise whatever they like, and Airflow tries again
+            continue
+        return True
+    return False
+
+
+def peer(trigger: Callable[[str], None], trouble: Trouble) -> tuple[int, bool]:
+    """Return the executions that a task of another provider starts, and whether it succeeds."""
+    with serving(trouble) as (server, url):
+        done = succeeds(lambda: trigger(url))
+        return server.started, done
+
+
+def ours(trouble: Trouble) -> tuple[int, bool]:
+    """Return the same of this package, as `TechFlowTriggerWorkflowOperator` starts an execution."""
+    sandbox = Sandbox(limit=10_000)
+    sandbox.add_workflow("Report", id=WORKFLOW)
+    kind, when = ("lost_answer", None) if trouble.kind == "lost" else ("status", "after" if trouble.acts else "before")
+    sandbox.faults.add(Fault(kind, status=502, when=when, times=trouble.times, path="/workflows/*/execute"))  # type: ignore[arg-type]
+    identity = Identity("dag", str(uuid4()), "task", round="1")
+    with sandbox.serve() as url:
+        fields = {"conn_type": "techflow", "host": url, "port": None, "schema": None, "password": sandbox.api_keys[0]}
+        connect("techflow_default", url, **fields, extra={"timeout": 2, "requests_per_minute": 10_000, "burst": 1000})
+        done = succeeds(lambda: Submission(TechFlowHook(), identity).start(WORKFLOW))
+        return len(sandbox.executions), done
+
+
+PEERS: dict[str, tuple[str, Callable[[str], None]]] = {
+    "fivetran": ("airflow-provider-fivetran-async", fivetran),
+    "databricks": ("apache-airflow-providers-databricks", databricks),
+    "hightouch": ("airflow-provider-hightouch", hightouch),
+    "dbt-cloud": ("apache-airflow-providers-dbt-cloud", dbt_cloud),
+    "http": ("apache-airflow-providers-http", http),
+}
+
+
+def main() -> int:
+    """Print the table; 1 when a task of ours starts another number than one, or fails."""
+    logging.disable(logging.CRITICAL)
+    print(f"executions started for one task, retries={TRIES - 1} (* the task failed)", file=TABLE)
+    print(f"{'':24}" + "".join(f"{trouble!s:>20}" for trouble in TROUBLES), file=TABLE)
+    own = [ours(trouble) for trouble in TROUBLES]
+    show("techflow", own)
+    for name, (distribution, trigger) in PEERS.items():
+        show(f"{name} {version(distribution)}", [peer(trigger, trouble) for trouble in TROUBLES])
+    return 0 if own == [(1, True)] * len(TROUBLES) else 1
+
+
+def show(name: str, row: list[tuple[int, bool]]) -> None:
+    """Print a line."""
+    print(f"{name:24}" + "".join(f"{started:>19}{' ' if done else '*'}" for started, done in row), file=TABLE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,350 @@
+"""Any interleaving of starts, lost answers, crashes, retries, clears and tasks on one workflow, step by step.
+
+Every try of a task is a conversation whose steps are carried out one at a time, in an order and with outcomes that
+hypothesis chooses; a crash can come between any two. In the end there are as many executions as were needed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from techflow_provider.client import AmbiguousExecutionError, TechFlowError
+from techflow_provider.client.exchange import Ask, Reserve, Send, Sleep, Terms
+from techflow_provider.client.retry import RetryPolicy
+from techflow_provider.client.settings import Settings
+from techflow_provider.client.started import Rules, Task
+from techflow_provider.client.starting import conclude, give_up, resolve, send
+from techflow_provider.client.transport import transport_error
+from techflow_provider.sandbox import ManualClock, Sandbox
+from techflow_provider.sandbox.state import Execution
+from techflow_provider.state.account import Reservation
+from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.notes import Note, SharedNotebook
+from techflow_provider.state.records import Records
+
+WORKFLOWS = ("wf_1", "wf_2")
+KEY = "k"
+GRANTED = Reservation(0.0, granted=True, due=0.0)
+# What may happen to a start; a `late` one takes effect after the client has given up.
+OUTCOMES = ("answer", "slow", "lost", "502", "502 acting", "unreadable", "429", "refused", "late")
+SECONDS = st.floats(0, 60)
+
+
+@dataclass(frozen=True)
+class WaitForEnd:
+    """A step of a try: wait until an execution has ended; the answer says whether it completed."""
+
+    execution_id: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The last step of a try: tell Airflow how it ended."""
+
+    completed: bool
+
+
+@dataclass(eq=False)
+class Job:
+    """A task, with how many executions it has needed and those that it got."""
+
+    name: str
+    workflow_id: str
+    payload: dict[str, Any] | None
+    until_end: bool
+    round: int = 1
+    needed: int = 1
+    got: set[str] = field(default_factory=set)
+    done: bool = False
+    unclear: bool = False
+
+    def __repr__(self) -> str:
+        return f"{self.name}.{self.round}"
+
+
+@dataclass(eq=False)
+class Process:
+    """One try: a conversation, the step it wants, and that step's answer once there is one."""
+
+    job: Job
+    conversation: Generator[Any, Any, Any]
+    step: Any = None
+    answered: bool = False
+    answer: Any = None
+    wakes_at: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"{self.job}@{type(self.step).__name__}{'!' if self.answered else ''}"
+
+    @property
+    def about_to_post(self) -> bool:
+        return isinstance(self.step, Send) and self.step.call.method == "POST" and not self.answered
+
+
+class Starts(RuleBasedStateMachine):
+    """The world: a server, the shared state, jobs and their processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.sandbox = Sandbox(api_keys=(KEY,), clock=self.clock, limit=10**6, seed=1, execution_seconds=math.inf)
+        for workflow_id in WORKFLOWS:
+            self.sandbox.add_workflow(workflow_id, id=workflow_id)
+        self.http = httpx.Client(transport=self.sandbox.transport(), verify=False)
+        self.store = MemoryStore(self.clock.monotonic)
+        self.terms = Terms(Settings(KEY), RetryPolicy(), self.clock.monotonic, lambda: 0.5, now=self.clock.now)
+        self.jobs: list[Job] = []
+        self.processes: list[Process] = []
+        self.late: list[tuple[float, httpx.Request]] = []
+
+    @initialize(lag=st.sampled_from([0.0, 3.0, 60.0]), times=st.sampled_from(["iso", "iso_seconds"]))
+    def set_up(self, lag, times) -> None:
+        self.sandbox.history_lag_seconds = lag
+        self.sandbox.times = times
+
+    # What people and Airflow do.
+
+    @precondition(lambda self: len(self.jobs) < 4)
+    @rule(workflow=st.sampled_from(WORKFLOWS), payload=st.sampled_from([False, False, True]), until_end=st.booleans())
+    def a_task_begins(self, workflow, payload, until_end) -> None:
+        name = f"task-{len(self.jobs)}"
+        self.jobs.append(Job(name, workflow, {"of": name} if payload else None, until_end))
+        self.spawn(self.jobs[-1])
+
+    @precondition(lambda self: self.retriable())
+    @rule(data=st.data())
+    def a_task_is_tried_again(self, data) -> None:
+        """Because its process is gone, or is taken for dead and is not."""
+        self.spawn(data.draw(st.sampled_from(self.retriable())))
+
+    @precondition(lambda self: self.finished())
+    @rule(data=st.data())
+    def a_finished_task_is_cleared(self, data) -> None:
+        job = data.draw(st.sampled_from(self.finished()))
+        job.needed += 1
+        self.clear(job)
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def a_running_task_is_cleared(self, data) -> None:
+        job = data.draw(st.sampled_from(self.processes)).job
+        for process in self.of(job):
+            self.processes.remove(process)
+        note = self.notebook(job).read()
+        if note is not None and note.round == str(job.round) and self.is_served(note):
+            job.needed += 1
+        self.clear(job)
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def a_process_is_killed(self, data) -> None:
+        self.processes.remove(data.draw(st.sampled_from(self.processes)))
+
+    @rule(seconds=st.floats(0.1, 400))
+    def time_passes(self, seconds) -> None:
+        self.advance(seconds)
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), steps=st.integers(1, 25))
+    def a_process_goes_on(self, data, steps) -> None:
+        process = data.draw(st.sampled_from(self.processes))
+        for _ in range(steps):
+            if process not in self.processes:
+                return
+            outcome = data.draw(st.sampled_from(OUTCOMES)) if process.about_to_post else "answer"
+            self.go_on(process, outcome, data.draw(SECONDS) if outcome in ("slow", "late") else 0.0)
+            if isinstance(process.step, WaitForEnd) and not process.answered:
+                self.finish(process.step.execution_id, process.job, completed=data.draw(st.booleans()))
+
+    @invariant()
+    def no_workflow_has_more_executions_than_were_needed(self) -> None:
+        for workflow_id in WORKFLOWS:
+            assert len(self.executions(workflow_id)) <= sum(each.needed for each in self.jobs_of(workflow_id))
+
+    def teardown(self) -> None:
+        """Let everything go on without further faults, and count."""
+        self.advance(1000)
+        for job in self.jobs:
+            for _ in range(5000):
+                if job.done:
+                    break
+                if not self.of(job):
+                    self.spawn(job)
+                process = self.of(job)[0]
+                self.go_on(process, "answer", 0.0)
+                if isinstance(process.step, WaitForEnd) and not process.answered:
+                    self.finish(process.step.execution_id, job, completed=True)
+            assert job.done
+        for workflow_id in WORKFLOWS:
+            self.check(workflow_id)
+
+    def check(self, workflow_id: str) -> None:
+        jobs, started = self.jobs_of(workflow_id), {each.id: each for each in self.executions(workflow_id)}
+        got = [execution_id for job in jobs for execution_id in job.got]
+        assert len(got) == len(set(got)), "two tasks have the same execution"
+        for job in jobs:
+            assert all(started[each].payload == job.payload for each in job.got)
+        if not any(job.unclear for job in jobs):
+            assert len(started) == sum(job.needed for job in jobs)
+            assert [len(job.got) for job in jobs] == [job.needed for job in jobs]
+
+    # How it is done.
+
+    def retriable(self) -> list[Job]:
+        return [job for job in self.jobs if not job.done and len(self.of(job)) < 2]
+
+    def finished(self) -> list[Job]:
+        return [job for job in self.jobs if job.done and not job.unclear]
+
+    def of(self, job: Job) -> list[Process]:
+        return [process for process in self.processes if process.job is job]
+
+    def jobs_of(self, workflow_id: str) -> list[Job]:
+        return [job for job in self.jobs if job.workflow_id == workflow_id]
+
+    def executions(self, workflow_id: str) -> list[Execution]:
+        return [each for each in self.sandbox.executions if each.workflow_id == workflow_id]
+
+    def execution(self, execution_id: str) -> Execution:
+        return next(each for each in self.sandbox.executions if each.id == execution_id)
+
+    def notebook(self, job: Job) -> SharedNotebook:
+        return SharedNotebook(self.store, KEY, job.name)
+
+    def is_served(self, note: Note) -> bool:
+        """Whether nothing is left to a task but to report its success, so that clearing it asks for another."""
+        known = note.execution_id is not None
+        return note.ended or (known and self.execution(str(note.execution_id)).status == "completed")
+
+    def clear(self, job: Job) -> None:
+        job.round += 1
+        job.done = False
+        self.spawn(job)
+
+    def spawn(self, job: Job) -> None:
+        process = Process(job, self.life(job))
+        process.step = next(process.conversation)
+        self.processes.append(process)
+
+    def life(self, job: Job) -> Generator[Any, Any, None]:
+        """What the operator does in one try."""
+        task = Task(job.name, str(job.round), KEY, Records(self.store, KEY), self.notebook(job))
+        arguments = (self.terms, task, Rules(until_end=job.until_end), job.workflow_id, job.payload)
+        started = (yield from resolve(*arguments)) or (yield from send(*arguments))
+        execution_id = started.execution.id
+        job.got.add(execution_id)
+        completed = (yield WaitForEnd(execution_id)) if job.until_end else True
+        yield from (conclude if completed else give_up)(task, execution_id)
+        yield Report(completed)
+
+    def go_on(self, process: Process, outcome: str, seconds: float) -> None:
+        """Carry out a process's step, or hand its answer over."""
+        if not process.answered:
+            process.answer, process.answered = self.perform(process, outcome, seconds), True
+            return
+        if process.wakes_at > self.clock.monotonic():
+            self.advance(process.wakes_at - self.clock.monotonic())
+        process.answered = False
+        try:
+            process.step = process.conversation.send(process.answer)
+        except StopIteration:
+            self.processes.remove(process)
+        except AmbiguousExecutionError:
+            process.job.unclear = process.job.done = True
+            self.processes = [each for each in self.processes if each.job is not process.job]
+        except TechFlowError:
+            self.processes.remove(process)
+
+    def perform(self, process: Process, outcome: str, seconds: float) -> Any:  # noqa: PLR0911 - one return a step
+        match process.step:
+            case Ask():
+                return process.step.perform()
+            case Reserve():
+                return GRANTED
+            case Sleep(pause):
+                process.wakes_at = self.clock.monotonic() + pause
+                return None
+            case Send(call, request) if call.method == "POST":
+                return self.post(process, request, outcome, seconds)
+            case Send(_, request):
+                return self.deliver(request)
+            case WaitForEnd(execution_id):
+                return self.execution(execution_id).status == "completed"
+            case Report(completed):
+                self.report(process, completed)
+                return None
+        return 1.0
+
+    def report(self, process: Process, completed: bool) -> None:
+        if completed:
+            process.job.done = True
+            self.processes = [each for each in self.processes if each.job is not process.job or each is process]
+
+    def finish(self, execution_id: str, job: Job, *, completed: bool) -> None:
+        if self.execution(execution_id).finished_at is None:
+            # What ends has been seen to begin, or clearing its task would be a clear while it runs.
+            self.advance(self.sandbox.history_lag_seconds)
+            self.sandbox.finish(execution_id, outcome="completed" if completed else "failed")
+            job.needed += not completed
+
+    def post(  # noqa: PLR0911 - one return an outcome
+        self, process: Process, request: httpx.Request, outcome: str, seconds: float
+    ) -> Any:
+        call = str(process.step.call)
+        match outcome:
+            case "502":
+                return httpx.Response(502)
+            case "429":
+                return httpx.Response(429, headers={"retry-after": "1"})
+            case "refused":
+                return transport_error(call, httpx.ConnectError("refused"))
+            case "late":
+                self.late.append((self.clock.monotonic() + seconds, request))
+                return transport_error(call, httpx.ReadTimeout("slow"))
+        response = self.deliver(request)
+        match outcome:
+            case "lost":
+                return transport_error(call, httpx.ReadError("reset"))
+            case "502 acting":
+                return httpx.Response(502)
+            case "unreadable":
+                return httpx.Response(200, content=b"<html>")
+        process.wakes_at = self.clock.monotonic() + seconds
+        return response
+
+    def deliver(self, request: httpx.Request) -> httpx.Response:
+        sent = httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
+        response = self.http.send(sent)
+        response.elapsed = timedelta(0)
+        return response
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass. A request that is written down as leaving leaves at once, or never."""
+        for process in tuple(self.processes):
+            if process.about_to_post:
+                self.go_on(process, "answer", 0.0)
+        end = self.clock.monotonic() + seconds
+        for due, request in sorted((each for each in self.late if each[0] <= end), key=lambda each: each[0]):
+            self.clock.advance(max(0.0, due - self.clock.monotonic()))
+            self.deliver(request)
+        self.late = [each for each in self.late if each[0] > end]
+        self.clock.advance(max(0.0, end - self.clock.monotonic()))
+
+
+Starts.TestCase.settings = settings(
+    max_examples=int(os.environ.get("START_EXAMPLES", "50")),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+TestStarts = Starts.TestCase
