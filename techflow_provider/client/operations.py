@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from techflow_provider.client import calls
 from techflow_provider.client.errors import (
     AmbiguousExecutionError,
+    AmbiguousWorkflowError,
     ExecutionNotFoundError,
     ExecutionTimeoutError,
     InvalidParameterError,
@@ -24,7 +25,7 @@ from techflow_provider.client.exchange import Conversation, Sleep, Terms, collec
 from techflow_provider.client.history import History, Interest, Target, Watch, select
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.pages import PageMemory
-from techflow_provider.client.patience import backoff_seconds, bear
+from techflow_provider.client.patience import backoff_seconds, bear, had_no_effect
 from techflow_provider.client.settings import check_positive
 from techflow_provider.client.shapes import Json, quote
 from techflow_provider.client.slices import keep_all
@@ -52,10 +53,62 @@ def get_workflow(terms: Terms, workflow_id: str) -> Conversation[Workflow]:
 
 
 def create_workflow(
-    terms: Terms, name: str, description: str | None = None, triggers: Sequence[calls.Trigger] = ()
+    terms: Terms,
+    name: str,
+    description: str | None = None,
+    triggers: Sequence[calls.Trigger] = (),
+    known: Collection[str] | None = None,
 ) -> Conversation[Workflow]:
-    """Create a workflow (Create Workflow). It is not idempotent: each call creates one more."""
-    return exchange(calls.create_workflow(name, description, triggers), terms)
+    """Create a workflow (Create Workflow). It is not idempotent: each call creates one more, and none is sent twice.
+
+    When the answer is lost, the workflow is looked for by its name (List Workflows).
+
+    :param known: the ids of the workflows that had the name before; None when nobody has looked
+    :raises TechFlowError: `AmbiguousWorkflowError` when one may have been created and can't be told, or what the call
+        raises when none was
+    """
+    return _create(terms, calls.create_workflow(name, description, triggers), name, known)
+
+
+def _create(
+    terms: Terms, call: calls.Call[Workflow], name: str, known: Collection[str] | None
+) -> Conversation[Workflow]:
+    try:
+        return (yield from exchange(call, terms))
+    except TechFlowError as error:
+        if had_no_effect(error):
+            raise
+        log.warning("The answer is lost (%s): looking for the workflow %r in the list", error, name)
+        created = yield from _find_created(terms, name, known, error)
+        if created is None:
+            raise
+        log.warning("Workflow %s is the one that was created: no other of its name is new", created.id)
+        return created
+
+
+def _find_created(
+    terms: Terms, name: str, known: Collection[str] | None, lost: TechFlowError
+) -> Conversation[Workflow | None]:
+    """Return the one new workflow of a name, or None when there is none after some looks.
+
+    :raises AmbiguousWorkflowError: there are several, or nobody knows which ones are new
+    """
+    for look in range(LOOKS):
+        if look:
+            yield Sleep(LOOK_INTERVAL_SECONDS)
+        try:
+            listed = yield from collect(calls.list_workflows(), terms)
+        except TechFlowError as error:
+            log.warning("The list of workflows can't be read: %s", error)
+            return None
+        found = [each for each in listed if each.name == name and each.id not in (known or ())]
+        if found and (known is None or len(found) > 1):
+            ids = ", ".join(each.id for each in found[:5])
+            new = "may be new" if known is None else "are new"
+            raise AmbiguousWorkflowError(name, f"{lost}, and of that name {ids} {new}") from lost
+        if found:
+            return found[0]
+    return None
 
 
 def update_workflow(

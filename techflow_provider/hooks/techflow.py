@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -103,9 +103,19 @@ class TechFlowHook(BaseHook):
         """Return one workflow (Get Workflow)."""
         return self.get_conn().workflows.get(workflow_id)
 
-    def create_workflow(self, name: str, description: str | None = None, triggers: Sequence[Trigger] = ()) -> Workflow:
-        """Create a workflow (Create Workflow); each call creates one more."""
-        return self.get_conn().workflows.create(name, description, triggers)
+    def create_workflow(
+        self,
+        name: str,
+        description: str | None = None,
+        triggers: Sequence[Trigger] = (),
+        known: Collection[str] | None = None,
+    ) -> Workflow:
+        """Create a workflow (Create Workflow); each call creates one more. When the answer is lost, the list is read.
+
+        :param known: the ids of the workflows that had the name before; without them it can not be told which one is
+            new when the answer is lost
+        """
+        return self.get_conn().workflows.create(name, description, triggers, known)
 
     def update_workflow(
         self,

@@ -108,7 +108,8 @@ class TechFlowGetWorkflowOperator(TechFlowOperator):
 class TechFlowCreateWorkflowOperator(TechFlowOperator):
     """Create a workflow (Create Workflow) and return its id.
 
-    Names need not be unique in TechFlow, so a DAG that runs daily with the default leaves a workflow a day.
+    Names need not be unique in TechFlow, so a DAG that runs daily with the default leaves a workflow a day. When the
+    answer is lost, the workflow is the one of this name that the list did not show before; nothing is sent twice.
 
     :param name: the workflow's name
     :param description: its description
@@ -140,16 +141,18 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
         """Create the workflow, or use the one there is."""
         if self.if_exists not in ("create", "return", "update", "fail"):
             raise InvalidParameterError("if_exists", quote(self.if_exists), "create, return, update or fail")
-        existing = None if self.if_exists == "create" else self._existing()
+        # Those there are tell which one is new when the answer to the creation is lost.
+        named = self.hook.list_workflows(name=self.name)
+        existing = None if self.if_exists == "create" else self._only(named)
         if existing is None:
-            workflow = self.hook.create_workflow(self.name, self.description, self.triggers)
+            known = [workflow.id for workflow in named]
+            workflow = self.hook.create_workflow(self.name, self.description, self.triggers, known)
             self.log.info("Created workflow %s (%s)", workflow.id, self.name)
             return workflow.id
         self._use(existing)
         return existing.id
 
-    def _existing(self) -> Workflow | None:
-        found = self.hook.list_workflows(name=self.name)
+    def _only(self, found: Sequence[Workflow]) -> Workflow | None:
         if len(found) > 1:
             ids = ", ".join(workflow.id for workflow in found[:10])
             raise InvalidParameterError("name", f"{len(found)} workflows named {self.name!r}: {ids}", "one at most")
