@@ -189,7 +189,7 @@ def send(
         if found is None:
             try:
                 start = yield from _guarded(
-                    exchange(call, bounded), lambda: _before_sending(terms, task, workflow_id), terms.clock
+                    exchange(call, bounded), lambda: _before_sending(terms, task, rules, workflow_id), terms.clock
                 )
             except TechFlowError as error:
                 found = yield from _after_error(terms, task, rules, note, error)
@@ -252,7 +252,7 @@ def _guarded(
         answer = yield step
 
 
-def _before_sending(terms: Terms, task: Task, workflow_id: str) -> Conversation[None]:
+def _before_sending(terms: Terms, task: Task, rules: Rules, workflow_id: str) -> Conversation[None]:
     """Write down that a request leaves now, unless another try has taken over."""
     try:
         standing = yield from ask(lambda: task.records.intent(task.name))
@@ -260,7 +260,9 @@ def _before_sending(terms: Terms, task: Task, workflow_id: str) -> Conversation[
         if standing is None or not mine or not (yield from _put(task, standing, standing.sending(terms.now()))):
             raise SupersededError(workflow_id, task.name)
     except StoreError as error:
-        raise StateUnavailableError(workflow_id, str(error)) from error
+        if rules.on_ambiguous != "resubmit":
+            raise StateUnavailableError(workflow_id, str(error)) from error
+        log.warning("A request leaves without a record of it, since the shared state can't be used: %s", error)
 
 
 def _after_error(
