@@ -113,7 +113,7 @@ async def ours(base_url: str, ids: list[str], until: float, report: Report) -> N
 async def each_polls(base_url: str, ids: list[str], until: float, report: Report) -> None:
     """Poll once per wait, as a trigger without a shared poll does; whatever is no 200 is tried again."""
     async with httpx.AsyncClient(
-        headers={"authorization": f"Bearer {KEY}"}, timeout=30, limits=httpx.Limits(max_connections=200)
+        headers={"authorization": f"Bearer {KEY}"}, timeout=30, limits=httpx.Limits(max_connections=None)
     ) as client:
 
         async def wait(execution_id: str) -> None:
