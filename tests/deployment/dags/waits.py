@@ -25,7 +25,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 with DAG("many_waits", start_date=START, schedule=None):
-    listed = TechFlowListExecutionsOperator(task_id="list", workflow_id="wf_many")
+    listed = TechFlowListExecutionsOperator(
+        task_id="list", workflow_id="wf_many", retries=3, retry_delay=timedelta(seconds=5)
+    )
     TechFlowExecutionSensor.partial(task_id="wait", deferrable=True, poke_interval=3.0).expand(
         execution_id=listed.output.map(lambda execution: execution["id"])
     )
