@@ -22,6 +22,7 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("sensors"),
         "hooks": _modules("hooks"),
         "triggers": _modules("triggers"),
+        "notifications": ["techflow_provider.notifications.techflow.TechFlowNotifier"],
         "connection-types": [
             {
                 "connection-type": "techflow",

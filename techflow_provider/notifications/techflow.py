@@ -1,0 +1,109 @@
+"""Start a workflow from a callback of a DAG or task: `on_failure_callback=TechFlowNotifier(workflow_id="wf_123")`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.notifier import BaseNotifier
+
+from techflow_provider.client.shapes import Json
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.submission import Identity
+
+log = logging.getLogger(__name__)
+
+
+class TechFlowNotifier(BaseNotifier):
+    """Start one execution of a workflow for each time that a callback is due (Trigger Execution).
+
+    Airflow may call a callback twice, in a worker and in the DAG processor; the execution is started once for a try of
+    a task, or for a run of a DAG. It does not wait for the execution's end.
+
+    :param workflow_id: the workflow's id
+    :param payload: a dict to send as JSON; the reference shows no body
+    :param techflow_conn_id: connection of the type `techflow`
+    :param name: tells apart several notifiers of one task with the same workflow and payload
+    :raises TechFlowError: what the start raises; Airflow logs it
+    """
+
+    template_fields: Sequence[str] = ("workflow_id", "payload", "techflow_conn_id")
+
+    def __init__(
+        self,
+        *,
+        workflow_id: str,
+        payload: Mapping[str, Json] | None = None,
+        techflow_conn_id: str = "techflow_default",
+        name: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.workflow_id = workflow_id
+        self.payload = payload
+        self.techflow_conn_id = techflow_conn_id
+        self.name = name
+
+    def notify(self, context: Context) -> None:
+        """Start the execution, in a worker or in the DAG processor."""
+        from techflow_provider.submission import Submission
+
+        hook = self._hook()
+        with hook.get_conn():
+            started = Submission(hook, self._identity(context)).fire(self.workflow_id, self.payload)
+        self._tell(started.execution.id)
+
+    async def async_notify(self, context: Context) -> None:
+        """Start the execution in the triggerer, as a deadline's callback."""
+        from techflow_provider.client.starting import conclude
+        from techflow_provider.submission import Submission
+
+        hook = self._hook()
+        connection = await hook.aget_techflow_connection()
+        submission = Submission(hook, self._identity(context), connection=connection)
+        async with await hook.aget_conn() as client:
+            started = await submission.astart(client, self.workflow_id, self.payload)
+            await client.converse(conclude(submission.task, started.execution.id))
+        self._tell(started.execution.id)
+
+    def _hook(self) -> TechFlowHook:
+        from techflow_provider.hooks.techflow import TechFlowHook
+
+        return TechFlowHook(self.techflow_conn_id)
+
+    def _identity(self, context: Context) -> Identity:
+        text = json.dumps([self.workflow_id, self.payload, self.name], sort_keys=True, default=str)
+        return identity_of(context, f"notifier {hashlib.sha256(text.encode()).hexdigest()[:16]}")
+
+    def _tell(self, execution_id: str) -> None:
+        log.info("Started execution %s of workflow %s", execution_id, self.workflow_id)
+
+
+def identity_of(context: Mapping[str, Any], part: str) -> Identity:
+    """Return who calls back: the try of a task, or the run of a DAG, which have different contexts.
+
+    A DAG's callback gets a `reason`, and a deadline's the run as a dict.
+    """
+    from techflow_provider.submission import Identity
+
+    run = context.get("dag_run")
+    dag_id = _of(run, "dag_id") or context["dag"].dag_id
+    run_id = _of(run, "run_id") or _of(run, "dag_run_id") or context["run_id"]
+    began = _of(run, "start_date") or ""
+    ti = None if "reason" in context else context.get("ti")
+    # Each try calls back for itself, and must not join what the last one has started: it belongs to the name.
+    if ti is None:
+        deadline = _of(context.get("deadline"), "id") or ""
+        return Identity(dag_id, run_id, "", part=f"{part} {began} {deadline}")
+    return Identity(dag_id, run_id, ti.task_id, getattr(ti, "map_index", -1), part=f"{part} {began} {ti.try_number}")
+
+
+def _of(source: Any, name: str) -> Any:
+    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
