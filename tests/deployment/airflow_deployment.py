@@ -227,17 +227,22 @@ class Deployment:
             self.airflow("dags", "trigger", dag_id, "--run-id", run_id, "--conf", json.dumps(conf or {}))
             return
         # The command takes many times as long.
-        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
+        self._post(f"dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}})
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> None:
+        """Ask Airflow 3's API."""
         with httpx.Client(base_url=self.environment["AIRFLOW__API__BASE_URL"], timeout=60) as client:
             token = client.get("/auth/token").raise_for_status().json()["access_token"]
-            answer = client.post(
-                f"/api/v2/dags/{dag_id}/dagRuns", json=body, headers={"authorization": f"Bearer {token}"}
-            )
-            answer.raise_for_status()
+            authorization = {"authorization": f"Bearer {token}"}
+            client.post(f"/api/v2/{path}", json=body, headers=authorization).raise_for_status()
 
-    def clear(self, dag_id: str, task_id: str) -> None:
-        """Clear a task of all runs, so that it runs again."""
-        self.airflow("tasks", "clear", dag_id, "--task-regex", f"^{task_id}$", "--yes")
+    def clear(self, dag_id: str, task_id: str, run_id: str = "run") -> None:
+        """Clear a task, so that it runs again; before Airflow 3 in all runs."""
+        if self.version < (3,):
+            self.airflow("tasks", "clear", dag_id, "--task-regex", f"^{task_id}$", "--yes")
+            return
+        body = {"dry_run": False, "task_ids": [task_id], "dag_run_id": run_id, "only_failed": False}
+        self._post(f"dags/{dag_id}/clearTaskInstances", {**body, "reset_dag_runs": True})
 
     def task(self, dag_id: str, task_id: str, run_id: str = "run", map_index: int = -1) -> TaskState:
         """Return a task instance; without a state as long as there is none."""
