@@ -231,11 +231,12 @@ def _send_without_state(
 
 
 def _guarded(
-    conversation: Conversation[T], before: Callable[[], Conversation[None]], clock: Callable[[], float]
+    conversation: Conversation[T], before: Callable[[], Conversation[bool]], clock: Callable[[], float]
 ) -> Conversation[T]:
     """Go through a conversation, with another one before each request.
 
-    A process that was held up in between goes through it again: what it has written may have been acted upon.
+    A process that was held up in between goes through it again: what it has written may have been acted upon. It has
+    nothing to lose when it could write nothing.
     """
     answer: Any = None
     while True:
@@ -246,14 +247,14 @@ def _guarded(
             return result
         while isinstance(step, Send):
             began = clock()
-            yield from before()
-            if clock() - began < HELD_UP_SECONDS:
+            written = yield from before()
+            if not written or clock() - began < HELD_UP_SECONDS:
                 break
         answer = yield step
 
 
-def _before_sending(terms: Terms, task: Task, rules: Rules, workflow_id: str) -> Conversation[None]:
-    """Write down that a request leaves now, unless another try has taken over."""
+def _before_sending(terms: Terms, task: Task, rules: Rules, workflow_id: str) -> Conversation[bool]:
+    """Write down that a request leaves now, unless another try has taken over; return whether it could be written."""
     try:
         standing = yield from ask(lambda: task.records.intent(task.name))
         mine = standing is not None and standing.author == task.author
@@ -263,6 +264,8 @@ def _before_sending(terms: Terms, task: Task, rules: Rules, workflow_id: str) ->
         if rules.on_ambiguous != "resubmit":
             raise StateUnavailableError(workflow_id, str(error)) from error
         log.warning("A request leaves without a record of it, since the shared state can't be used: %s", error)
+        return False
+    return True
 
 
 def _after_error(
