@@ -1,8 +1,9 @@
 """What a fault of the server does to 100 waits: whether one ends wrongly, or learns late of an end, or floods.
 
 Each fault lasts `--seconds` (two minutes), begins a little after the waits, and has a server and a process of its own;
-all run at once. The ends are spread over the time of the fault. "late" is by how much the slowest wait learnt of its
-end after the later of the end and the fault's end: two intervals are allowed. Where a request is answered by nothing,
+all run at once. The ends are spread over the time of the fault. "missed" is by how much the slowest wait learnt of its
+end after it: the fault's length and two intervals are allowed. "late" counts from the fault's end where that was later.
+Where a request is answered by nothing,
 the connection's time-out comes on top, since the last such request may begin just before the fault's end; a storm of
 429s without Retry-After leaves a pause of up to a minute.
 
@@ -59,10 +60,12 @@ FAULTS: dict[str, dict[str, Any]] = {
 class Outcome:
     """What became of the waits of one run.
 
-    :param late: seconds from the later of an end and the fault's end to the event, of each wait
+    :param missed: seconds from an end to the event, of each wait
+    :param late: the same from the fault's end where that was later
     :param wrong: errors that ended a wait
     """
 
+    missed: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -85,7 +88,9 @@ async def wait_for_all(base_url: str, ids: list[str], fault_ends: float, until: 
                 outcome.wrong.append(str(error))
             else:
                 assert execution.finished_at is not None
-                outcome.late.append(time.time() - max(fault_ends, execution.finished_at.timestamp()))
+                ended = execution.finished_at.timestamp()
+                outcome.missed.append(time.time() - ended)
+                outcome.late.append(time.time() - max(fault_ends, ended))
 
         tasks = [asyncio.ensure_future(wait(each)) for each in ids]
         await asyncio.wait(tasks, timeout=until - time.time())
@@ -107,8 +112,9 @@ def one_fault(name: str, seconds: float) -> tuple[object, ...]:
             time.sleep(ends - time.time())
             server.clear_faults()
             waiting.result()
-        arrivals, late = server.arrivals(), max(outcome.late, default=0.0)
-        return name, len(outcome.late), len(outcome.wrong), f"{late:.1f}", len(arrivals), worst_window(arrivals, 60.0)
+        arrivals = server.arrivals()
+        seconds_to = [f"{max(each, default=0.0):.1f}" for each in (outcome.missed, outcome.late)]
+        return name, len(outcome.late), len(outcome.wrong), *seconds_to, len(arrivals), worst_window(arrivals, 60.0)
 
 
 def main() -> int:
@@ -125,17 +131,17 @@ def main() -> int:
         f"{WAITS} waits, interval {INTERVAL:g} s, time-out {TIMEOUT:g} s, faults of {seconds:g} s, "
         f"load {os.getloadavg()[0]:.2f}\n"
     )
-    row("fault", "seen", "wrong", "late s", "requests", "in a minute")
+    row("fault", "seen", "wrong", "missed s", "late s", "requests", "in a minute")
     with ThreadPoolExecutor(len(asked.only)) as threads:
         rows = list(threads.map(lambda name: one_fault(name, seconds), asked.only))
     for cells in rows:
         row(*cells)
-    return 1 if any(cells[1] != WAITS or cells[2] or int(str(cells[5])) > LIMIT for cells in rows) else 0
+    return 1 if any(cells[1] != WAITS or cells[2] or int(str(cells[6])) > LIMIT for cells in rows) else 0
 
 
 def row(*cells: object) -> None:
     """Print a row of the table."""
-    widths = (17, 5, 6, 7, 9, 11)
+    widths = (17, 5, 6, 9, 7, 9, 11)
     sys.stdout.write(" ".join(f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n")
     sys.stdout.flush()
 
