@@ -15,6 +15,9 @@ JITTER_SECONDS = 1.5
 LATE_SECONDS = 1.0
 # The part of the rate that polls get even when commands want it all; all pollers of a key together make do with it.
 POLL_SHARE = 0.2
+# The pauses after a 429 that names none: the first, the longest, and what even a Retry-After of 0 brings. The longest
+# one sends six requests a minute to a server that refuses all, and who waits learns of its end within two looks.
+PAUSES = FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS = 5.0, 10.0, 1.0
 # Covers rounding, and a window that holds both its ends.
 MARGIN_SECONDS = 0.001
 
@@ -65,9 +68,9 @@ class Policy:
     rate: Rate
     poll_share: float = POLL_SHARE
     late_seconds: float = LATE_SECONDS
-    first_pause_seconds: float = 10.0
-    longest_pause_seconds: float = 60.0
-    shortest_pause_seconds: float = 1.0
+    first_pause_seconds: float = FIRST_PAUSE_SECONDS
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
+    shortest_pause_seconds: float = SHORTEST_PAUSE_SECONDS
     probe_seconds: float = 30.0
 
     @classmethod
@@ -75,7 +78,8 @@ class Policy:
         """Return the policy for a limit; a shorter minute makes everything else shorter, too."""
         scale = minute_seconds / MINUTE_SECONDS
         rate = Rate.within(requests_per_minute, minute_seconds, burst, JITTER_SECONDS * scale)
-        return cls(rate, POLL_SHARE, LATE_SECONDS * scale, 10 * scale, minute_seconds, scale, 30 * scale)
+        first, longest, shortest = (each * scale for each in PAUSES)
+        return cls(rate, POLL_SHARE, LATE_SECONDS * scale, first, longest, shortest, 30 * scale)
 
     @property
     def poll_interval_seconds(self) -> float:

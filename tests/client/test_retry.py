@@ -135,7 +135,7 @@ def test_a_429_without_a_usable_pause_does_not_make_a_flood(near, sandbox, clock
     sandbox.faults.add(Fault(status=429, retry_after=retry_after))
     with pytest.raises(RateLimitError) as caught:
         near(deadline_seconds=600)(WHATEVER["list"])
-    assert 2 <= caught.value.attempts == sandbox.count() <= 60
+    assert 2 <= caught.value.attempts == sandbox.count() <= 62
     assert clock.monotonic() <= 600
 
 

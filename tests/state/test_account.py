@@ -235,13 +235,13 @@ class TestAfterA429:
             account, probe = take(account, self.policy, Wish(COMMAND), account.cool_until)
             account = cool(account, self.policy, None, probe.epoch, account.seen)
             pauses.append(account.cool_until - account.seen)
-        assert pauses == [10, 20, 40, 60, 60, 60]
+        assert pauses == [5, 10, 10, 10, 10, 10]
 
     def test_a_short_retry_after_does_not_keep_it_from_growing(self):
         account, _ = self.refused(0.0)
         account, probe = take(account, self.policy, Wish(COMMAND), account.cool_until)
         account = cool(account, self.policy, 0.0, probe.epoch, account.seen)
-        assert account.cool_until - account.seen == 10.0
+        assert account.cool_until - account.seen == 5.0
 
     def test_a_probe_whose_sender_died_is_given_up(self):
         account, _ = self.refused()
