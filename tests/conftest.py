@@ -9,8 +9,10 @@ import pytest
 
 from techflow_provider.sandbox import ManualClock, Sandbox
 
-# Airflow makes its home when it is imported, and must not make it in the user's.
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-"))
+# Airflow makes its home and opens its database when it is imported, which some tests do while they are collected; both
+# must not be the user's.
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
+os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{os.environ['AIRFLOW_HOME']}/airflow.db"
 
 
 @pytest.fixture

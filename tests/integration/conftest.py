@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +18,14 @@ from techflow_provider.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 DAG_FOLDERS = (ROOT / "tests" / "integration" / "dags", ROOT / "dags_examples")
-HOME = Path(tempfile.mkdtemp(prefix="airflow-"))
+# Made by the conftest above, for these tests alone.
+HOME = Path(os.environ["AIRFLOW_HOME"])
 KEY = "key-of-the-integration-tests"
 # Set before any test imports Airflow, which reads them once.
 os.environ.update(
-    AIRFLOW_HOME=str(HOME),
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
     AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
     AIRFLOW__CORE__TEST_CONNECTION="Enabled",
-    AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{HOME}/airflow.db",
     # Airflow 2.11 warns at every start until this is set.
     AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY="True",
     AIRFLOW__TECHFLOW__POLL_INTERVAL="0.2",
