@@ -23,7 +23,7 @@ from techflow_provider.compat import state_errors, task_state_store
 from techflow_provider.hooks.budget import open_state
 from techflow_provider.state.notes import Note, Notebook, SharedNotebook
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import StoreError, budget_key
+from techflow_provider.state.store import StoreError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -120,8 +120,7 @@ class Submission:
         context: Context | None = None,
         connection: TechFlowConnection | None = None,
     ) -> None:
-        settings = (connection or hook.connection).settings
-        account, store = budget_key(settings.base_url, settings.api_key), open_state()[0]
+        account, store = (connection or hook.connection).settings.account, open_state()[0]
         state = None if context is None else task_state_store(context)
         notebook: Notebook = TaskNotebook(state) if state is not None else SharedNotebook(store, account, str(identity))
         self._hook = hook

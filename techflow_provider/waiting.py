@@ -57,6 +57,13 @@ def deadline_after(seconds: timedelta) -> str:
     return (datetime.now(UTC) + seconds).isoformat()
 
 
+def seconds_until(deadline: str | None) -> float | None:
+    """Return the time until a trigger's deadline, 0 when it has passed, and None when there is none."""
+    if deadline is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(deadline) - datetime.now(UTC)).total_seconds())
+
+
 def defer_until_ended(
     task: BaseOperator,
     conn_id: str,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
-from techflow_provider.client.models import Execution, Workflow, is_known_status, status_word
+from techflow_provider.client.models import USUAL_WORDS, Execution, Workflow, status_word
 from techflow_provider.client.shapes import Json, find, quote
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Watch:
     def last_seen(self) -> str:
         """What the looks have shown so far, in words."""
         if self.told is not None:
-            unknown = "" if is_known_status(self.told) else ", a word that is not known and is taken as still running"
+            unknown = "" if USUAL_WORDS.knows(self.told) else ", a word that is not known and is taken as still running"
             return f"execution {self._execution_id} was last seen with status {self.told!r}{unknown}"
         if self._first_look is None:
             return "the history has not been read yet"

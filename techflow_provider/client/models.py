@@ -101,16 +101,6 @@ class StatusWords:
 USUAL_WORDS = StatusWords()
 
 
-def state_of(status: str | None) -> ExecutionState:
-    """Return the state that a status word usually stands for (see `StatusWords.state`)."""
-    return USUAL_WORDS.state(status)
-
-
-def is_known_status(status: str) -> bool:
-    """Whether the meaning of a status word is usually known (see `StatusWords.knows`)."""
-    return USUAL_WORDS.knows(status)
-
-
 @dataclass(frozen=True, slots=True)
 class Workflow:
     """A workflow, as `GET /workflows` shows it.

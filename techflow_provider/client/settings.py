@@ -12,6 +12,7 @@ import httpx
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.client.shapes import quote, shorten
+from techflow_provider.state.store import budget_key
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
 LAST_PORT = 65535
@@ -50,6 +51,11 @@ class Settings:
         _check_proxy(self.proxy)
         for name in ("timeout_seconds", "response_seconds", "max_response_bytes", "deadline_seconds"):
             check_positive(name, getattr(self, name))
+
+    @property
+    def account(self) -> str:
+        """The name under which processes share what belongs to the key and base URL (see `budget_key`)."""
+        return budget_key(self.base_url, self.api_key)
 
     @property
     def authorization(self) -> str:

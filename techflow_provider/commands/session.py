@@ -10,9 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from techflow_provider.client import Client, InvalidParameterError
 from techflow_provider.hooks.budget import open_budget
-from techflow_provider.hooks.connection import TechFlowConnection
-
-CONNECTION_TYPE = "techflow"
+from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 
 
 def look_up(conn_id: str) -> TechFlowConnection:

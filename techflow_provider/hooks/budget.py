@@ -36,9 +36,8 @@ class MeteredBudget(SharedBudget):
     """
 
     def __init__(self, connection: TechFlowConnection, store: Store, spare: Store) -> None:
-        settings = connection.settings
-        key = budget_key(settings.base_url, settings.api_key)
-        super().__init__(store, key, connection.requests_per_minute, connection.burst, fallback=spare)
+        account = connection.settings.account
+        super().__init__(store, account, connection.requests_per_minute, connection.burst, fallback=spare)
         self._tags = {"conn_id": connection.conn_id}
 
     def reserve(
@@ -82,7 +81,7 @@ def open_records(connection: TechFlowConnection) -> Records:
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
     store, _ = open_state()
-    return Records(store, budget_key(connection.settings.base_url, connection.settings.api_key))
+    return Records(store, connection.settings.account)
 
 
 def open_lookouts(connection: TechFlowConnection) -> Records:

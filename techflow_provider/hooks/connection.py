@@ -17,6 +17,7 @@ from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.hooks.dashboard import DEFAULT_DASHBOARD_URL, check_dashboard_url
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
 
+CONNECTION_TYPE = "techflow"
 PROTOCOLS = ("http", "https")
 WORDS_FOR_TRUE = ("true", "yes", "on", "1")
 WORDS_FOR_FALSE = ("false", "no", "off", "0")

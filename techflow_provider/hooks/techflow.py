@@ -25,8 +25,8 @@ from techflow_provider.client.calls import Method, Trigger
 from techflow_provider.client.diagnosis import diagnose, uses_proxy
 from techflow_provider.client.history import History, Interest, Target
 from techflow_provider.client.shapes import Json
-from techflow_provider.hooks.budget import open_budget
-from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.budget import MeteredBudget, open_budget
+from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
 from techflow_provider.hooks.requests import RunOptions, raw_call
 
@@ -48,7 +48,7 @@ class TechFlowHook(BaseHook):
 
     conn_name_attr = "techflow_conn_id"
     default_conn_name = "techflow_default"
-    conn_type = "techflow"
+    conn_type = CONNECTION_TYPE
     hook_name = "TechFlow"
 
     def __init__(self, techflow_conn_id: str = default_conn_name, method: Method = "POST", **kwargs: Any) -> None:
@@ -79,8 +79,12 @@ class TechFlowHook(BaseHook):
         return TechFlowConnection.read(connection, await get_async_extra_dejson(connection))
 
     @cached_property
+    def _budget(self) -> MeteredBudget:
+        return open_budget(self.connection)
+
+    @cached_property
     def _client(self) -> Client:
-        return Client(settings=self.connection.settings, budget=open_budget(self.connection))
+        return Client(settings=self.connection.settings, budget=self._budget)
 
     def get_conn(self) -> Client:
         """Return the client, made once per hook."""
@@ -143,7 +147,7 @@ class TechFlowHook(BaseHook):
 
     def is_admitted(self, within_seconds: float) -> bool:
         """Whether a task may go for a slot in the rate budget now, in the order and at the rate in which tasks ask."""
-        return open_budget(self.connection).admit(within_seconds).granted
+        return self._budget.admit(within_seconds).granted
 
     def list_executions(self, workflow_id: str | None = None, status: str | None = None) -> list[Execution]:
         """Return the execution history, of one workflow or with one status when given (List Executions)."""
@@ -215,7 +219,7 @@ class TechFlowHook(BaseHook):
         except InvalidParameterError as error:
             return False, str(diagnose(error))
         try:
-            with Client(settings=settings, budget=open_budget(self.connection), retry=ASK_ONCE) as client:
+            with Client(settings=settings, budget=self._budget, retry=ASK_ONCE) as client:
                 count = len(client.workflows.list())
         except TechFlowError as error:
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))

@@ -332,7 +332,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         timeout, interval = self._checked()
         got = known or self._start(submission)
         self._started = started = got.execution
-        context["ti"].xcom_push(key="techflow_start", value=got.to_dict())
+        _tell_start(context, got.to_dict())
         keep_link(self.hook, started.id, self.workflow_id, started.status)
         if not self.wait_for_completion:
             submission.conclude(started.id)
@@ -391,7 +391,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         told = submission.conclude(execution.id)
         if resumed is not None and told is not None:
             # Airflow deletes a task's XComs when it resumes it.
-            resumed["ti"].xcom_push(key="techflow_start", value=dict(told))
+            _tell_start(resumed, told)
         self.log.info("Execution %s completed", execution.id)
         return execution.id
 
@@ -405,6 +405,12 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         """Say which execution goes on."""
         if self._started is not None:
             self.log.warning("Execution %s goes on in TechFlow, which has no call to cancel it", self._started.id)
+
+
+def _tell_start(context: Context, told: Mapping[str, Any]) -> None:
+    from techflow_provider.submission import START_KEY
+
+    context["ti"].xcom_push(key=START_KEY, value=dict(told))
 
 
 def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> ExecutionTimeoutError:

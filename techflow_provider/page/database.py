@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import StatusWords
-from techflow_provider.commands.session import CONNECTION_TYPE, look_up
+from techflow_provider.commands.session import look_up
 from techflow_provider.hooks.budget import open_budget, open_records
+from techflow_provider.hooks.connection import CONNECTION_TYPE
 from techflow_provider.links.techflow import EXECUTION_KEY
 from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
 from techflow_provider.state.store import StoreError

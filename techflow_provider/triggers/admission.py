@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -15,7 +14,7 @@ from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Reservation
 from techflow_provider.triggers.events import admitted_event
-from techflow_provider.waiting import ADMISSION_SECONDS
+from techflow_provider.waiting import ADMISSION_SECONDS, seconds_until
 
 
 class TechFlowAdmissionTrigger(BaseTrigger):
@@ -54,7 +53,8 @@ class TechFlowAdmissionTrigger(BaseTrigger):
         budget = open_budget(await TechFlowHook(self.techflow_conn_id).aget_techflow_connection())
         earlier: Reservation | None = None
         while True:
-            left = self._seconds_left()
+            bound = seconds_until(self.deadline)
+            left = math.inf if bound is None else bound
             # The store may take its time, and must not hold up the loop meanwhile.
             reservation = await asyncio.to_thread(budget.admit, left, earlier)
             if not reservation.granted:
@@ -65,8 +65,3 @@ class TechFlowAdmissionTrigger(BaseTrigger):
                 self.log.info("Waiting %.0f s for a slot in the rate budget", reservation.wait_seconds)
             await asyncio.sleep(reservation.wait_seconds)
             earlier = reservation
-
-    def _seconds_left(self) -> float:
-        if self.deadline is None:
-            return math.inf
-        return max(0.0, (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds())

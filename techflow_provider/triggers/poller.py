@@ -19,7 +19,7 @@ from techflow_provider.client.history import History, Interest, Watch
 from techflow_provider.client.pages import PageMemory
 from techflow_provider.client.patience import passes
 from techflow_provider.state.budget import Budget, RequestClass
-from techflow_provider.state.store import StoreError, budget_key
+from techflow_provider.state.store import StoreError
 from techflow_provider.triggers.observers import Crowd, Observer, Wait, in_words, serve
 from techflow_provider.triggers.pace import Pace
 
@@ -49,11 +49,6 @@ class Access:
     budget: Budget
     bell: Callable[[], int] | None = None
     attend: Callable[[], int] | None = None
-
-    @property
-    def key(self) -> str:
-        """What connections have in common that share a poller."""
-        return budget_key(self.settings.base_url, self.settings.api_key)
 
 
 Connect = Callable[[], Awaitable[Access]]

@@ -55,20 +55,26 @@ class Sharing:
             self._connections[conn_id] = task
         # Shielded, since others wait for it when this one is cancelled.
         access = await asyncio.shield(task)
-        if access.key not in self._pollers:
-            self._pollers[access.key] = Poller(access, partial(self._read, conn_id), partial(self._forget, access.key))
-        return self._pollers[access.key]
+        account = access.settings.account
+        if account not in self._pollers:
+            self._pollers[account] = Poller(access, partial(self._read, conn_id), partial(self._forget, account))
+        return self._pollers[account]
 
     async def _read(self, conn_id: str) -> Access:
         access = await in_words(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
         log.info("Looked up the connection %r; one poll of %s serves all its waits", conn_id, access.settings.base_url)
         return access
 
-    def _forget(self, key: str) -> None:
+    def _forget(self, account: str) -> None:
         """Drop a poller that has ended, with its connections: they may be changed before somebody waits again."""
-        self._pollers.pop(key, None)
+        self._pollers.pop(account, None)
         for conn_id, task in list(self._connections.items()):
-            if task.done() and not task.cancelled() and not task.exception() and task.result().key == key:
+            if (
+                task.done()
+                and not task.cancelled()
+                and not task.exception()
+                and task.result().settings.account == account
+            ):
                 del self._connections[conn_id]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
@@ -15,7 +15,7 @@ from techflow_provider.client.history import Target, Watch
 from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
 from techflow_provider.triggers.sharing import shared_poller
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
-from techflow_provider.waiting import ended_with
+from techflow_provider.waiting import ended_with, seconds_until
 
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 
@@ -86,7 +86,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
         watch = Watch(self.target)
         log.info("Waiting for %s; one look every %g s serves all waits", self.target, self.poll_interval)
         try:
-            async with asyncio.timeout(self._seconds_left()):
+            async with asyncio.timeout(seconds_until(self.deadline)):
                 poller = await shared_poller(self.techflow_conn_id)
                 execution = await poller.wait(watch, self.poll_interval)
         except TimeoutError:
@@ -97,11 +97,6 @@ class TechFlowExecutionTrigger(BaseTrigger):
             return WaitOver(error=error)
         log.info("Execution %s ended with status %r", execution.id, execution.status)
         return WaitOver(execution=execution)
-
-    def _seconds_left(self) -> float | None:
-        if self.deadline is None:
-            return None
-        return max(0.0, (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds())
 
     async def on_kill(self) -> None:
         """Say that the execution goes on: TechFlow documents no call to cancel one."""

@@ -8,7 +8,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHo
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.hooks.budget import open_records
-from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 from techflow_provider.webhooks.receiver import Subscriber
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def find_subscriber(conn_id: str) -> Subscriber | None:
         connection = BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
         return None
-    if connection.conn_type != "techflow":
+    if connection.conn_type != CONNECTION_TYPE:
         return None
     try:
         content = TechFlowConnection.read(connection, connection.extra_dejson)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from techflow_provider.client import AmbiguousWorkflowError, UnexpectedResponseError
-from techflow_provider.client.models import Execution, ExecutionState, Workflow, read_executions, state_of
+from techflow_provider.client.models import USUAL_WORDS, Execution, ExecutionState, Workflow, read_executions
 from techflow_provider.client.shapes import Json
 from techflow_provider.sandbox import Fault, Sandbox
 
@@ -107,7 +107,7 @@ def test_a_time_is_read_from_iso_8601_and_from_seconds_since_1970(value):
 
 @pytest.mark.parametrize("word", ["completed", "Completed", "execution.completed", "succeeded", "SUCCESS"])
 def test_words_of_success_complete_an_execution(word):
-    assert state_of(word) is ExecutionState.COMPLETED
+    assert USUAL_WORDS.state(word) is ExecutionState.COMPLETED
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_words_of_success_complete_an_execution(word):
     ],
 )
 def test_words_of_failure_fail_an_execution(word):
-    assert state_of(word) is ExecutionState.FAILED
+    assert USUAL_WORDS.state(word) is ExecutionState.FAILED
 
 
 @pytest.mark.parametrize("word", ["running", "queued", "execution.started", "hibernating", ""])
 def test_every_other_word_leaves_it_running(word):
-    assert state_of(word) is ExecutionState.RUNNING
+    assert USUAL_WORDS.state(word) is ExecutionState.RUNNING
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])

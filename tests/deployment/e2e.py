@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,19 +103,24 @@ def _faults(steps: int, outcome: Outcome, sandbox: Sandbox) -> list[str]:
     return faults
 
 
-def main() -> int:
-    """Run what was asked for; the folder of a run that failed is kept."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--requests-per-minute", type=int, default=100)
-    asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="airflow-e2e-"))
-    faults = run(asked.steps, asked.requests_per_minute, folder)
+def in_a_folder(run: Callable[[Path], list[str]]) -> int:
+    """Run in a new folder, which is kept when something is wrong, and return the exit code."""
+    folder = Path(tempfile.mkdtemp(prefix="airflow-spread-"))
+    faults = run(folder)
     if faults:
         say(f"FAILED: {'; '.join(faults)}\nlogs are kept in {folder}")
         return 1
     shutil.rmtree(folder)
     return 0
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--requests-per-minute", type=int, default=100)
+    asked = parser.parse_args()
+    return in_a_folder(lambda folder: run(asked.steps, asked.requests_per_minute, folder))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402  # the checkout comes first
 from tests.deployment.airflow_deployment import KEY, Deployment, until  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
-from tests.deployment.e2e import DAG, ENDED, RUN, STATES, say  # noqa: E402
+from tests.deployment.e2e import DAG, ENDED, RUN, STATES, in_a_folder, say  # noqa: E402
 
 EXECUTION_SECONDS = 15.0
 SECONDS_A_STEP = 6.0
@@ -122,19 +120,13 @@ def _faults(steps: int, states: list[list[str]], sandbox: Sandbox) -> list[str]:
 
 
 def main() -> int:
-    """Run what was asked for; the folder of a run that failed is kept."""
+    """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--requests-per-minute", type=int, default=300)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="airflow-soak-"))
-    faults = run(asked.steps, asked.requests_per_minute, asked.seed, folder)
-    if faults:
-        say(f"FAILED: {'; '.join(faults)}\nlogs are kept in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    return in_a_folder(lambda folder: run(asked.steps, asked.requests_per_minute, asked.seed, folder))
 
 
 if __name__ == "__main__":
