@@ -98,8 +98,11 @@ def run(steps: int, limit: int, seed: int, folder: Path) -> list[str]:
         airflow.trigger("steps")
         schedule = Schedule(airflow, seed)
         schedule.start()
-        until(lambda: airflow.query(RUN)[0][0] in ENDED, 600 + steps * SECONDS_A_STEP, "the DAG run")
-        schedule.stop()
+        try:
+            until(lambda: airflow.query(RUN)[0][0] in ENDED, 600 + steps * SECONDS_A_STEP, "the DAG run")
+        finally:
+            # Or it would start again what the end of the deployment has stopped.
+            schedule.stop()
         took, states = time.monotonic() - began, airflow.query(STATES)
     say(f"{steps} steps in {took:.0f} s, seed {seed}; killed or broken: {dict(schedule.done)}")
     say(f"states: {', '.join(' '.join(row) for row in states)}")
