@@ -1,12 +1,15 @@
 # Everything makes its own environment below .cache/ and needs Python 3.11, 3.12 or 3.13 and git.
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
+EXECUTOR ?= celery
 ENVIRONMENTS := .cache/environments
+# What this Airflow does not run with, as the matrix has it.
+HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
 # Files run side by side; those that need a deployment of their own have their own targets.
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
 export PYTHON
 
-.PHONY: demo test lint matrix contract deployment e2e starts bench wheel clean
+.PHONY: demo test lint matrix contract deployment e2e soak starts bench wheel clean
 
 demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
@@ -32,7 +35,7 @@ contract: ## Check the sandbox against its OpenAPI document
 	@$(ENVIRONMENTS)/contract/bin/pytest -q tests/contract
 
 deployment: ## Kill and clear tasks in a real Airflow with all its processes (AIRFLOW=2.11.2 for another; needs PostgreSQL's programs)
-	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" psycopg2-binary asyncpg --group test
+	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) psycopg2-binary asyncpg --group test
 	@$(ENVIRONMENTS)/deployment-$(AIRFLOW)/bin/python -m pytest -q -s tests/deployment
 
 starts: ## Count the executions of tasks whose answers are lost, beside other providers, and of 1,000 that are killed
@@ -44,9 +47,13 @@ bench: ## Measure what importing the package costs a DAG, beside other providers
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks
 	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/parse.py
 
-e2e: ## Run 200 steps through Celery workers, with PostgreSQL and Redis (apt-get install postgresql redis-server)
-	@.ci/environment.sh e2e "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
-	@$(ENVIRONMENTS)/e2e/bin/python tests/deployment/e2e.py
+e2e: ## Run steps through a whole Airflow: 200 with Celery workers, 40 with EXECUTOR=local (apt-get install postgresql redis-server)
+	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
+	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/e2e.py --executor $(EXECUTOR)
+
+soak: ## Run 500 steps through Celery workers while workers, triggerers, Redis and TechFlow are killed
+	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
+	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/soak.py
 
 wheel: ## Build the wheel and the source archive, and check them
 	@.ci/environment.sh wheel "$(PYTHON)" editable twine

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEY = "key-of-the-deployment-tests"
 # What must be installed beside Airflow in an interpreter: drivers for PostgreSQL.
 DRIVERS = ("psycopg2-binary", "asyncpg")
+LOG_PORTS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
 READY_SECONDS = 120.0
 LOOK_SECONDS = 0.1
 
@@ -199,6 +200,17 @@ class Deployment:
     postgres: Postgres
     version: tuple[int, ...]
     programs: dict[str, Program] = field(default_factory=dict)
+    own_homes: bool = False
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start a program of Airflow's, with a home of its own where the deployment is spread over hosts."""
+        environment = {**self.environment, **{port: str(free_port()) for port in LOG_PORTS}}
+        if self.own_homes:
+            environment["AIRFLOW_HOME"] = str(self.home / name)
+            (self.home / name).mkdir()
+        command = [self.python, "-m", "airflow", *arguments]
+        self.programs[name] = Program(name, command, environment, self.home / f"{name}.log")
+        self.programs[name].start()
 
     def airflow(self, *arguments: str) -> str:
         """Run Airflow's command line and return what it prints."""
@@ -231,10 +243,23 @@ class Deployment:
 
     def _post(self, path: str, body: Mapping[str, Any]) -> None:
         """Ask Airflow 3's API."""
+        with self.api() as client:
+            client.post(f"/api/v2/{path}", json=body).raise_for_status()
+
+    @contextmanager
+    def api(self) -> Iterator[httpx.Client]:
+        """Give a client of Airflow 3's API server that may do everything."""
         with httpx.Client(base_url=self.environment["AIRFLOW__API__BASE_URL"], timeout=60) as client:
             token = client.get("/auth/token").raise_for_status().json()["access_token"]
-            authorization = {"authorization": f"Bearer {token}"}
-            client.post(f"/api/v2/{path}", json=body, headers=authorization).raise_for_status()
+            client.headers["authorization"] = f"Bearer {token}"
+            yield client
+
+    def serve_webhooks(self) -> str:
+        """Return where webhooks for `techflow_default` are received; starts the web server of Airflow 2."""
+        port = int(self.environment["AIRFLOW__API__PORT"])
+        if self.version < (3,):
+            self.start("webserver", "webserver", "--hostname", "127.0.0.1", "-p", str(port), "-w", "1")
+        return f"http://127.0.0.1:{port}/techflow/webhooks/techflow_default"
 
     def clear(self, dag_id: str, task_id: str, run_id: str = "run") -> None:
         """Clear a task, so that it runs again; before Airflow 3 in all runs."""
@@ -302,6 +327,7 @@ def deployment(
     extra: Mapping[str, Any] | None = None,
     others: Mapping[str, Mapping[str, Any]] | None = None,
     folder: Path | None = None,
+    own_homes: bool = False,
 ) -> Iterator[Deployment]:
     """Run an Airflow while the context lasts.
 
@@ -312,6 +338,8 @@ def deployment(
     :param extra: the connection's extra; by default so much budget that nothing waits for it
     :param others: further connections to the sandbox by id, each with what differs, such as `password` or `extra`
     :param folder: where everything is put; by default a new temporary folder, removed at the end
+    :param own_homes: whether each program has an AIRFLOW_HOME that no other sees, as on hosts of its own; only the logs
+        of tasks are in one place
     """
     sandbox = sandbox or Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=2.0)
     with ExitStack() as stack:
@@ -332,7 +360,7 @@ def deployment(
         (home / "dags").mkdir()
         for path in dags:
             shutil.copy(path, home / "dags")
-        running = Deployment(python, home, sandbox, variables, postgres, version)
+        running = Deployment(python, home, sandbox, variables, postgres, version, own_homes=own_homes)
         running.airflow("db", "migrate")
         stack.callback(_stop_all, running)
         _start_all(running)
@@ -371,8 +399,7 @@ def _environment(home: Path, postgres_port: int) -> dict[str, str]:
         "AIRFLOW__API__SECRET_KEY": "deployment",
         "AIRFLOW__API_AUTH__JWT_SECRET": "a secret of the deployment tests that is of no use anywhere else",
         "AIRFLOW__WEBSERVER__SECRET_KEY": "deployment",
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
         "AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY": "True",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
         "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
@@ -397,10 +424,7 @@ def _start_all(running: Deployment) -> None:
     if running.version >= (3,):
         names = ["api-server", *names, "dag-processor"]
     for name in names:
-        command = [running.python, "-m", "airflow", name]
-        program = Program(name, command, running.environment, running.home / f"{name}.log")
-        running.programs[name] = program
-        program.start()
+        running.start(name, name)
     if "api-server" in names:
         port = int(running.environment["AIRFLOW__API__PORT"])
         until(lambda: _listens(port), READY_SECONDS, "the API server")

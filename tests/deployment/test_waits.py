@@ -14,18 +14,11 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from techflow_provider.sandbox import Sandbox
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-if TYPE_CHECKING:
-    from tests.deployment.airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
-else:
-    from airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
+from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until
 
 HERE = Path(__file__).parent
 figures = logging.getLogger("figures")
@@ -237,11 +230,7 @@ def test_a_triggerer_that_dies_is_replaced_and_an_end_during_the_outage_is_seen_
 
 def test_a_second_triggerer_takes_over_from_one_that_dies(airflow: Deployment, ways: dict[str, str]) -> None:
     airflow.await_task("ends_of_waits", "handed_over", "deferred")
-    environment = {**airflow.environment, "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port())}
-    command = [airflow.python, "-m", "airflow", "triggerer"]
-    second = Program("triggerer-2", command, environment, airflow.home / "triggerer-2.log")
-    airflow.programs["triggerer-2"] = second
-    second.start()
+    airflow.start("triggerer-2", "triggerer")
     count = "SELECT count(*) FROM job WHERE job_type = 'TriggererJob' AND state = 'running'"
     until(lambda: int(airflow.query(count)[0][0]) >= 2, 60, "a second triggerer")
     time.sleep(5)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from techflow_provider.compat import has_api_server
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-if TYPE_CHECKING:
-    from tests.deployment.airflow_deployment import until
-    from tests.deployment.webhook_deployment import Airflow, Latency, airflow, end_one_by_one, start_waits
-else:
-    from airflow_deployment import until
-    from webhook_deployment import Airflow, Latency, airflow, end_one_by_one, start_waits
+from tests.deployment.airflow_deployment import until
+from tests.deployment.redis_server import Redis
+from tests.deployment.webhook_deployment import Airflow, Latency, airflow, end_one_by_one, start_waits
 
 # Tasks that wait at the same time, twice.
 COUNT = 26
@@ -54,6 +46,18 @@ def measure(what: str, run: Airflow, **webhooks: float) -> tuple[Latency, Latenc
 def test_webhooks_wake_waits_within_a_second_at_the_median() -> None:
     with airflow(["webhook_waits"]) as run:
         event, _ = measure("webhooks", run)
+    assert event.median <= 1.0
+
+
+def test_webhooks_wake_waits_over_hosts_that_share_a_redis_alone(tmp_path: Path) -> None:
+    redis = Redis.at(tmp_path)
+    redis.start()
+    try:
+        with airflow(["webhook_waits"], redis_url=redis.url(0)) as run:
+            event, _ = measure("webhooks, Redis", run)
+            assert not list(run.running.home.rglob("state.db"))
+    finally:
+        redis.stop()
     assert event.median <= 1.0
 
 

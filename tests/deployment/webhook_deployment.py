@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import httpx
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-
-if TYPE_CHECKING:
-    from tests.deployment.airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
-else:
-    from airflow_deployment import KEY, Deployment, Program, deployment, free_port, until
+from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until
 
 DAGS = Path(__file__).with_name("dags")
 SECRET = "secret-of-the-deployment-tests"
@@ -68,9 +64,18 @@ def _seconds(stamp: str) -> float:
 
 @contextmanager
 def airflow(
-    dags: Sequence[str], environment: Mapping[str, str] | None = None, *, webhooks: bool = True
+    dags: Sequence[str],
+    *,
+    webhooks: bool = True,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    redis_url: str | None = None,
 ) -> Iterator[Airflow]:
-    """Run the Airflow of this interpreter with TechFlow's documented limit while the context lasts."""
+    """Run the Airflow of this interpreter with TechFlow's documented limit while the context lasts.
+
+    :param webhooks: whether the connection has a secret
+    :param others: further connections
+    :param redis_url: where the state is; its programs then have no folder in common
+    """
     sandbox = Sandbox(
         api_keys=(KEY,),
         execution_seconds=float("inf"),
@@ -84,24 +89,19 @@ def airflow(
         "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "300",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
         "AIRFLOW__CORE__PARALLELISM": "4",
-        **(environment or {}),
+        **({"AIRFLOW__TECHFLOW__STATE_URL": redis_url} if redis_url else {}),
     }
-    with deployment(sys.executable, paths, sandbox=sandbox, environment=variables, extra=extra) as running:
-        port = _web_server(running)
-        url = f"http://127.0.0.1:{port}/techflow/webhooks/techflow_default"
-        until(lambda: _status(url) in (401, 404), 120, "the receiver of webhooks")
+    settings: dict[str, Any] = {"environment": variables, "extra": extra, "others": others}
+    with deployment(sys.executable, paths, sandbox=sandbox, **settings, own_homes=redis_url is not None) as running:
+        url = running.serve_webhooks()
+        # Without a secret it is off.
+        await_status(url, 401 if webhooks else 404)
         yield Airflow(running, url, webhooks)
 
 
-def _web_server(running: Deployment) -> int:
-    if running.version >= (3,):
-        return int(running.environment["AIRFLOW__API__PORT"])
-    port = free_port()
-    command = [running.python, "-m", "airflow", "webserver", "--hostname", "127.0.0.1", "-p", str(port), "-w", "1"]
-    program = Program("webserver", command, running.environment, running.home / "webserver.log")
-    running.programs["webserver"] = program
-    program.start()
-    return port
+def await_status(url: str, status: int) -> None:
+    """Wait until a receiver answers so to a delivery without proof."""
+    until(lambda: _status(url) == status, 120, f"{status} from the receiver of webhooks")
 
 
 def _status(url: str) -> int:

@@ -1,4 +1,4 @@
-"""Many steps: create a workflow, start it, wait for its end."""
+"""Many steps: create a workflow, start it, wait for its end; and one that TechFlow refuses."""
 
 from __future__ import annotations
 
@@ -21,3 +21,6 @@ with DAG(
     create = TechFlowCreateWorkflowOperator.partial(task_id="create", if_exists="return").expand(name=names)
     start = TechFlowTriggerWorkflowOperator.partial(task_id="start", deferrable=True).expand(workflow_id=create.output)
     TechFlowExecutionSensor.partial(task_id="wait", deferrable=True).expand(execution_id=start.output)
+
+with DAG("refused", start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule=None):
+    TechFlowCreateWorkflowOperator(task_id="create", name="never made", techflow_conn_id="techflow_wrong")

@@ -1,0 +1,47 @@
+"""A private Redis."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.deployment.airflow_deployment import READY_SECONDS, Program, free_port, until
+
+
+@dataclass(frozen=True)
+class Redis:
+    """A Redis on a free port of the loopback, which loses nothing that it has answered when it is killed.
+
+    :param program: its process
+    :param port: its port
+    """
+
+    program: Program
+    port: int
+
+    @classmethod
+    def at(cls, folder: Path) -> Redis:
+        """Return one that is not running yet."""
+        port = free_port()
+        kept = ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir", str(folder)]
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", *kept]
+        return cls(Program("redis", command, {"PATH": os.environ["PATH"]}, folder / "redis.log"), port)
+
+    def url(self, number: int) -> str:
+        """Return the URL of one of its databases."""
+        return f"redis://127.0.0.1:{self.port}/{number}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.program.start()
+        until(self._answers, READY_SECONDS, "Redis")
+
+    def stop(self) -> None:
+        """End it."""
+        self.program.stop()
+
+    def _answers(self) -> bool:
+        ping = ["redis-cli", "-p", str(self.port), "ping"]
+        return b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout
