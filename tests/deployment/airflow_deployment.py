@@ -32,6 +32,11 @@ KEY = "key-of-the-deployment-tests"
 # What must be installed beside Airflow in an interpreter: drivers for PostgreSQL.
 DRIVERS = ("psycopg2-binary", "asyncpg")
 LOG_PORTS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
+# For a deployment in which nothing is killed: on a busy machine a task that is well can be silent for long.
+PATIENCE = {
+    "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "600",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "600",
+}
 READY_SECONDS = 120.0
 LOOK_SECONDS = 0.1
 

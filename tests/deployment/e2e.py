@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from techflow_provider.sandbox import Sandbox, Webhooks  # noqa: E402  # the checkout comes first
-from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
+from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402
 from tests.deployment.secrets_search import count_places, places_with, show_everything  # noqa: E402
@@ -40,6 +40,9 @@ SECONDS_A_STEP = 6.0
 WRONG_KEY = "key-that-techflow-does-not-know"
 SECRETS = {"the API key": KEY, "the wrong API key": WRONG_KEY, "the webhook secret": SECRET}
 STEPS = {"celery": 200, "local": 40}
+SETTINGS = {**PATIENCE, "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5"}
+# Celery workers have slots of their own.
+PARALLELISM = {"celery": "64", "local": "6"}
 
 
 def say(text: str) -> None:
@@ -69,7 +72,8 @@ def run(executor: str, steps: int, limit: int, folder: Path) -> list[str]:
     metrics = Metrics()
     sandbox = Sandbox(api_keys=(KEY,), limit=limit, execution_seconds=EXECUTION_SECONDS)
     say(f"· starting Airflow with the {executor} executor in {folder}")
-    environment = {**metrics.environment, "STEPS": str(steps), "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5"}
+    environment = {**SETTINGS, **metrics.environment, "STEPS": str(steps)}
+    environment["AIRFLOW__CORE__PARALLELISM"] = PARALLELISM[executor]
     with _deployment(executor, folder, sandbox, limit, environment) as airflow:
         url = airflow.serve_webhooks()
         await_status(url, 401)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.sandbox import Sandbox
-from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until
+from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until
 
 HERE = Path(__file__).parent
 figures = logging.getLogger("figures")
@@ -32,10 +32,8 @@ ENVIRONMENT = {
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
     "AIRFLOW__TECHFLOW__POLL_INTERVAL": "3",
-    # Nobody kills a worker here, and one that is starved of CPU time is not dead.
     "AIRFLOW__CORE__PARALLELISM": "6",
-    "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "600",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "600",
+    **PATIENCE,
 }
 LOOKED_UP = "Looked up the connection"
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until
+from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until
 
 DAGS = Path(__file__).with_name("dags")
 SECRET = "secret-of-the-deployment-tests"
@@ -85,9 +85,7 @@ def airflow(
     paths = [DAGS / f"{name}.py" for name in dags]
     variables = {
         "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5",
-        # No task dies here, and on a busy machine one can be silent for long.
-        "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "300",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
+        **PATIENCE,
         "AIRFLOW__CORE__PARALLELISM": "4",
         **({"AIRFLOW__TECHFLOW__STATE_URL": redis_url} if redis_url else {}),
     }
