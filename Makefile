@@ -47,9 +47,9 @@ bench: ## Measure what importing the package costs a DAG, beside other providers
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks
 	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/parse.py
 
-e2e: ## Run steps through a whole Airflow: 200 with Celery workers, 40 with EXECUTOR=local (apt-get install postgresql redis-server)
+e2e: ## Run steps through a whole Airflow: 200 with Celery workers, 40 with EXECUTOR=local, or STEPS=… (apt-get install postgresql redis-server)
 	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
-	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/e2e.py --executor $(EXECUTOR)
+	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/e2e.py --executor $(EXECUTOR) $(if $(STEPS),--steps $(STEPS))
 
 soak: ## Run 500 steps through Celery workers while workers, triggerers, Redis and TechFlow are killed
 	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd

@@ -24,7 +24,7 @@ while read -r airflow version extra; do
   .ci/environment.sh "$name" "$python" wheel "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" "${also[@]}" --group test
   echo "· Airflow $airflow on Python $version"
   checkout=$PWD
-  if ! (cd "$(mktemp -d)" && "$checkout/.cache/environments/$name/bin/pytest" -q -c "$checkout/pyproject.toml" \
+  if ! (cd "$(mktemp -d)" && "$checkout/.cache/environments/$name/bin/pytest" -q --numprocesses 2 --dist loadfile -c "$checkout/pyproject.toml" \
         --rootdir "$checkout" -p no:cacheprovider --ignore "$checkout/tests/integration/test_examples.py" "$checkout/tests/integration" --durations=3); then
     failed=1
     echo "· FAILED: Airflow $airflow on Python $version"

@@ -38,7 +38,7 @@ PATIENCE = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "600",
 }
 READY_SECONDS = 120.0
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.2
 
 
 def free_port() -> int:
@@ -160,7 +160,19 @@ class Postgres:
     def query(self, database: str, statement: str) -> list[list[str]]:
         """Run a statement and return its rows as text."""
         url = f"postgresql://airflow@127.0.0.1:{self.port}/{database}"
-        command = ["psql", url, "-X", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-c", statement]
+        command = [
+            _postgres_program("psql"),
+            url,
+            "-X",
+            "-A",
+            "-t",
+            "-F",
+            "\t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            statement,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -168,7 +180,8 @@ class Postgres:
 
 
 def _postgres_program(name: str) -> str:
-    found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
+    # Debian's programs on the path are scripts that look for these.
+    found = next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None) or shutil.which(name)
     if found is None:
         raise RuntimeError(f"{name} is missing (apt-get install postgresql)")
     return found
