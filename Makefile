@@ -9,7 +9,7 @@ HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; p
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
 export PYTHON
 
-.PHONY: demo test lint matrix contract deployment e2e soak starts bench wheel clean
+.PHONY: demo test lint matrix contract deployment e2e soak bench wheel clean
 
 demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
@@ -38,14 +38,9 @@ deployment: ## Kill and clear tasks in a real Airflow with all its processes (AI
 	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) psycopg2-binary asyncpg --group test
 	@$(ENVIRONMENTS)/deployment-$(AIRFLOW)/bin/python -m pytest -q -s tests/deployment
 
-starts: ## Count the executions of tasks whose answers are lost, beside other providers, and of 1,000 that are killed
-	@.ci/environment.sh starts "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-databricks airflow-provider-fivetran-async airflow-provider-hightouch
-	@$(ENVIRONMENTS)/starts/bin/python -W ignore tests/benchmarks/exactly_once.py
-	@$(ENVIRONMENTS)/starts/bin/python tests/benchmarks/kills.py
-
-bench: ## Measure what importing the package costs a DAG, beside other providers
-	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks
-	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/parse.py
+bench: ## Run all benchmarks beside other libraries and providers, and write tests/benchmarks/RESULTS.md (BENCH="--quick", "--only parse"; needs redis-server and PostgreSQL's programs)
+	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" $(HELD_BACK) apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks airflow-provider-fivetran-async airflow-provider-hightouch pyrate-limiter filelock limits redis statsd psycopg2-binary asyncpg
+	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/table.py $(BENCH)
 
 e2e: ## Run steps through a whole Airflow: 200 with Celery workers, 40 with EXECUTOR=local, or STEPS=… (apt-get install postgresql redis-server)
 	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd

@@ -22,6 +22,7 @@ from techflow_provider.sandbox import Sandbox  # noqa: E402  # the checkout come
 from techflow_provider.state.bucket import Policy  # noqa: E402
 from techflow_provider.state.budget import DEFAULT_BURST  # noqa: E402
 from techflow_provider.waiting import ADMISSION_SECONDS  # noqa: E402
+from tests.benchmarks.rows import Row, add_option, hand_over  # noqa: E402
 from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402
 
@@ -29,8 +30,8 @@ STARTED = "SELECT count(*) FROM task_instance WHERE dag_id = 'mapped_starts' AND
 STATES = "SELECT state, count(*) FROM task_instance WHERE dag_id = 'mapped_starts' GROUP BY state"
 
 
-def run(tasks: int, slots: int, requests_per_minute: int) -> None:
-    """Start the Airflow, run the tasks and print what came of it."""
+def run(tasks: int, slots: int, requests_per_minute: int) -> list[Row]:
+    """Start the Airflow, run the tasks, print what came of it and return its rows."""
     metrics = Metrics()
     sandbox = Sandbox(api_keys=(KEY,), limit=requests_per_minute, execution_seconds=1.0)
     sandbox.add_workflow("report", id="wf_1")
@@ -48,24 +49,35 @@ def run(tasks: int, slots: int, requests_per_minute: int) -> None:
         until(lambda: _ended(airflow, tasks), 60 + tasks * 120 / requests_per_minute, "all tasks ended")
         states = dict(airflow.query(STATES))
         log = "".join(path.read_text() for path in (airflow.home / "logs").rglob("task_id=start/**/*.log"))
-    _report(sandbox, metrics, states, log.count("Waiting in the triggerer for a slot"), slots)
+    return _report(sandbox, metrics, states, log.count("Waiting in the triggerer for a slot"), slots)
 
 
 def _ended(airflow: Deployment, tasks: int) -> bool:
     return int(airflow.query(STARTED)[0][0]) >= tasks
 
 
-def _report(sandbox: Sandbox, metrics: Metrics, states: dict[str, str], deferrals: int, slots: int) -> None:
+def _report(sandbox: Sandbox, metrics: Metrics, states: dict[str, str], deferrals: int, slots: int) -> list[Row]:
     posts = sorted(each.at for each in sandbox.requests if each.method == "POST" and each.status == 200)
     took = (posts[-1] - posts[0]).total_seconds()
     own = (len(posts) - 1) * Policy.of(sandbox.limit, DEFAULT_BURST).rate.interval_seconds
+    refused, longest = sandbox.count(status=429), max(metrics.waits, default=0.0)
     sys.stdout.write(
         f"{len(posts)} starts on {slots} worker slots, limit {sandbox.limit} a minute: states {states}, "
-        f"executions {len(sandbox.executions)}, 429s {sandbox.count(status=429)}\n"
+        f"executions {len(sandbox.executions)}, 429s {refused}\n"
         f"first start to last {took:.0f} s, the limit's own {own:.0f} s, ratio {took / own:.2f}\n"
         f"deferred for a slot {deferrals} times; waits in a worker {len(metrics.waits)}, longest "
-        f"{max(metrics.waits, default=0.0):.2f} s, bound {ADMISSION_SECONDS:g} s\n"
+        f"{longest:.2f} s, bound {ADMISSION_SECONDS:g} s\n"
     )
+    n, tasks = f"{len(posts)} tasks, {slots} slots, {sandbox.limit} a minute", sum(map(int, states.values()))
+    return [
+        Row("mapped deferrable starts that succeed", int(states.get("success", 0)), "tasks", n, limit=tasks, bound="="),
+        Row("executions of them", len(sandbox.executions), "executions", n, limit=tasks, bound="="),
+        Row("429s that they meet", refused, "429s", n, limit=0, bound="="),
+        Row("their time beside what the limit allows", took / own, "times", n),
+        Row(
+            "longest wait for a slot in a worker", longest, "s", f"{len(metrics.waits)} waits", limit=ADMISSION_SECONDS
+        ),
+    ]
 
 
 if __name__ == "__main__":
@@ -73,5 +85,6 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--requests-per-minute", type=int, default=40)
+    add_option(parser)
     asked = parser.parse_args()
-    run(asked.tasks, asked.slots, asked.requests_per_minute)
+    hand_over(asked.rows, *run(asked.tasks, asked.slots, asked.requests_per_minute))

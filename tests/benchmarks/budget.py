@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 if TYPE_CHECKING:
     from tests.benchmarks.judges import JUDGES, worst_window
     from tests.benchmarks.load import LIMIT, Run, in_processes, loop_of_coroutines, now_and_then, redis_server, saturate
+    from tests.benchmarks.rows import Row, add_option, hand_over, line
     from tests.benchmarks.storm import storm
 else:
     from judges import JUDGES, worst_window
     from load import LIMIT, Run, in_processes, loop_of_coroutines, now_and_then, redis_server, saturate
+    from rows import Row, add_option, hand_over, line
     from storm import storm
 
 # Time for the processes to start, and to end what they began.
@@ -39,6 +41,10 @@ PEERS = {
     "pyrate-limiter redis": "pyrate_limiter",
     "limits redis": "limits",
 }
+WIDTHS = (24, 6, 12, 6, 8, 5, *(7 for _ in JUDGES), 9)
+LEAST_USED = 90
+FURTHEST_PERCENT = 20
+LONGEST_MEDIAN_MS = 100
 
 
 @dataclass(frozen=True)
@@ -49,86 +55,127 @@ class Length:
     seconds: float
 
 
-def head() -> None:
-    """Print the table's head."""
-    row("limiter", "store", "callers", "n", "a minute", "worst", *JUDGES, "grants")
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    :param requests: how many arrived
+    :param per_minute: how many of them in a minute
+    :param rejected: what each judge would have rejected
+    :param grants: of each caller
+    """
+
+    requests: int
+    per_minute: float
+    rejected: list[int]
+    grants: list[int]
+
+    @property
+    def furthest(self) -> float:
+        """By how many percent of the mean the grants of a caller differ from it at most."""
+        mean = statistics.mean(self.grants)
+        return max(abs(each - mean) for each in self.grants) / mean * 100
 
 
-def row(*cells: object) -> None:
-    """Print a row of the table."""
-    widths = (24, 6, 12, 6, 8, 5, *(7 for _ in JUDGES), 9)
-    sys.stdout.write(" ".join(f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n")
-    sys.stdout.flush()
-
-
-def rate(places: dict[str, str | None], length: Length, callers: list[str]) -> None:
+def rate(places: dict[str, str], length: Length, callers: list[str]) -> list[Row]:
     """Saturate the budget and its peers."""
-    head()
-    for store, place in places.items():
-        if place is None:
-            continue
-        for count in callers:
-            one_run("techflow", store, count, place, length)
+    line(WIDTHS, "limiter", "store", "callers", "n", "a minute", "worst", *JUDGES, "grants")
+    # The peers have as many callers as the run with the most processes.
+    most = max(filter(str.isdecimal, callers), key=int, default="16")
+    ours = {
+        store: {count: one_run("techflow", store, count, place, length) for count in callers}
+        for store, place in places.items()
+    }
+    others: dict[str, dict[str, Outcome]] = {store: {} for store in places}
     for limiter, package in PEERS.items():
-        store = limiter.rpartition(" ")[2]
-        place = places.get(store)
+        name, _, store = limiter.rpartition(" ")
+        if store not in places:
+            continue
         if importlib.util.find_spec(package) is None:
             sys.stdout.write(f"{limiter}: not installed (pip install {package.replace('_', '-')})\n")
-        elif place is not None:
+        else:
+            place = places[store]
             own = place.removeprefix("sqlite:///") + ".peer" if store == "sqlite" else place
-            one_run(limiter, store, "16", own, length)
+            others[store][name] = one_run(limiter, store, most, own, length)
+    return [row for store in places for row in rate_rows(store, ours[store], others[store], most, length)]
 
 
-def one_run(limiter: str, store: str, callers: str, place: str, length: Length) -> None:
-    """Let callers send for some seconds and print how it went."""
+def rate_rows(
+    store: str, ours: dict[str, Outcome], others: dict[str, Outcome], most: str, length: Length
+) -> Iterator[Row]:
+    """Say how a store did, the peers beside the run with as many callers."""
+    minute = f"a minute of {length.minute:g} s"
+    for count, run in ours.items():
+        peers = {name: each.per_minute for name, each in others.items()} if count == most else {}
+        what = f"used a minute, {count} {'processes' if count.isdecimal() else 'of coroutines'}, {store}"
+        n = f"{run.requests} requests, {minute}"
+        yield Row(what, run.per_minute, f"of {LIMIT}", n, limit=LEAST_USED, bound="≥", peers=peers)
+    yield Row(
+        f"rejected by the strictest of {len(JUDGES)} servers, {store}",
+        max(max(run.rejected) for run in ours.values()),
+        "requests",
+        f"worst of {len(ours)} runs of {length.seconds:g} s",
+        limit=0,
+        bound="=",
+        peers={name: max(each.rejected) for name, each in others.items()},
+    )
+    if int(most) > 1 and most in ours:
+        peers = {name: each.furthest for name, each in others.items()}
+        what, n = f"furthest from the mean of {most} equal processes, {store}", f"{ours[most].requests} requests"
+        yield Row(what, ours[most].furthest, "%", n, limit=FURTHEST_PERCENT, peers=peers)
+
+
+def one_run(limiter: str, store: str, callers: str, place: str, length: Length) -> Outcome:
+    """Let callers send for some seconds, print how it went and return it."""
     begins = time.monotonic() + START_SECONDS
     run = Run(limiter, place, length.minute, begins + length.seconds)
     targets: list[Callable[..., None]] = [saturate] * int(callers) if callers.isdecimal() else [loop_of_coroutines]
     reports = in_processes([(target, run) for target in targets])
     arrivals = sorted(at for report in reports for at in report if at >= begins)
-    per_minute = len(arrivals) / length.seconds * length.minute
-    grants = [len(report) for report in reports]
-    spread = f"{min(grants)}-{max(grants)}" if len(grants) > 1 else "-"
-    rejected = [judge(arrivals, LIMIT, length.minute) for judge in JUDGES.values()]
-    row(
-        limiter,
-        store,
-        callers,
+    outcome = Outcome(
         len(arrivals),
-        f"{per_minute:.1f}",
-        worst_window(arrivals, length.minute),
-        *rejected,
-        spread,
+        len(arrivals) / length.seconds * length.minute,
+        [judge(arrivals, LIMIT, length.minute) for judge in JUDGES.values()],
+        [len(report) for report in reports],
     )
+    spread = f"{min(outcome.grants)}-{max(outcome.grants)}" if len(reports) > 1 else "-"
+    worst, per_minute = worst_window(arrivals, length.minute), f"{outcome.per_minute:.1f}"
+    line(WIDTHS, limiter, store, callers, len(arrivals), per_minute, worst, *outcome.rejected, spread)
+    return outcome
 
 
-def classes(places: dict[str, str | None], length: Length) -> None:
+def classes(places: dict[str, str], length: Length) -> list[Row]:
     """Let each class want everything while the other one goes on."""
+    rows = []
     for store, place in places.items():
-        if place is None:
-            continue
-        until = time.monotonic() + START_SECONDS + length.seconds
-        commands, polls = (
-            Run("techflow", place, length.minute, until),
-            Run("techflow polls", place, length.minute, until),
-        )
+        commands, polls = both_classes(place, length)
         reports = in_processes([(saturate, commands)] * 16 + [(saturate, polls)] * 2)
         poll_grants, all_grants = sum(map(len, reports[16:])), sum(map(len, reports))
+        share = poll_grants / all_grants * 100
         sys.stdout.write(
             f"{store}: 16 processes of commands and 2 of polls: polls got {poll_grants} of {all_grants} slots "
-            f"({poll_grants / all_grants:.0%})\n"
+            f"({share:.0f}%)\n"
         )
-        until = time.monotonic() + START_SECONDS + length.seconds
-        commands, polls = (
-            Run("techflow", place, length.minute, until),
-            Run("techflow polls", place, length.minute, until),
-        )
+        commands, polls = both_classes(place, length)
         *_, waits = in_processes([(saturate, polls)] * 16 + [(now_and_then, commands)])
+        median = statistics.median(waits) * 1000
         sys.stdout.write(
             f"{store}: 16 processes of polls and commands now and then: a command waited "
-            f"{statistics.median(waits) * 1000:.1f} ms (median), {max(waits) * 1000:.0f} ms (longest), n={len(waits)}\n"
+            f"{median:.1f} ms (median), {max(waits) * 1000:.0f} ms (longest), n={len(waits)}\n"
         )
         sys.stdout.flush()
+        what, n = f"wait of a command beside 16 processes of polls, {store}", f"median of {len(waits)}"
+        rows += [
+            Row(f"slots of polls beside 16 processes of commands, {store}", share, "%", f"{all_grants} slots"),
+            Row(what, median, "ms", n, limit=LONGEST_MEDIAN_MS),
+        ]
+    return rows
+
+
+def both_classes(place: str, length: Length) -> tuple[Run, Run]:
+    """Return a run of commands and one of polls that begin now."""
+    until = time.monotonic() + START_SECONDS + length.seconds
+    return Run("techflow", place, length.minute, until), Run("techflow polls", place, length.minute, until)
 
 
 def main() -> None:
@@ -140,6 +187,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("rate", "classes", "storm"))
     parser.add_argument("--callers", nargs="+", default=["1", "4", "16", "200 in loop"])
     parser.add_argument("--store", choices=("sqlite", "redis"))
+    add_option(parser)
     asked = parser.parse_args()
     minute = 60.0 if asked.real else asked.minute
     length = Length(minute, asked.seconds or 4 * minute)
@@ -147,7 +195,7 @@ def main() -> None:
         f"limit {LIMIT} in a minute of {minute:g} s, {length.seconds:g} s a run; way to the server up to 0.3 s of 60\n"
     )
     with tempfile.TemporaryDirectory() as folder, redis_server() as redis_url:
-        parts: dict[str, Callable[[dict[str, str | None]], None]] = {
+        parts: dict[str, Callable[[dict[str, str]], list[Row]]] = {
             "rate": lambda places: rate(places, length, asked.callers),
             "classes": lambda places: classes(places, length),
             "storm": lambda places: storm(places, minute),
@@ -155,7 +203,8 @@ def main() -> None:
         for name, part in parts.items():
             if asked.only in (None, name):
                 places = {"sqlite": f"sqlite:///{folder}/{name}.sqlite", "redis": redis_url}
-                part({store: place for store, place in places.items() if asked.store in (None, store)})
+                rows = part({store: place for store, place in places.items() if place and asked.store in (None, store)})
+                hand_over(asked.rows, *rows)
 
 
 if __name__ == "__main__":

@@ -5,25 +5,24 @@ the answer. A task is tried as Airflow tries one with `retries=2`: again, up to 
 succeeds. Only the server's address is changed in the other hooks; waits between retries are theirs.
 
 Needs an environment with Airflow 3 and the providers http, dbt-cloud, databricks, fivetran-async and hightouch
-(`make starts` makes one).
+(`make bench` makes one).
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -36,6 +35,13 @@ os.environ.update(AIRFLOW__TECHFLOW__HISTORY_LAG="2", AIRFLOW__CORE__LOAD_EXAMPL
 from techflow_provider.hooks.techflow import TechFlowHook  # noqa: E402 - see above
 from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402 - see above
 from techflow_provider.submission import Identity, Submission  # noqa: E402 - see above
+
+if TYPE_CHECKING:
+    from tests.benchmarks.local_server import LocalServer, QuietHandler, serving
+    from tests.benchmarks.rows import Row, add_option, hand_over
+else:
+    from local_server import LocalServer, QuietHandler, serving
+    from rows import Row, add_option, hand_over
 
 TRIES = 3
 WORKFLOW = "wf_1"
@@ -68,32 +74,32 @@ TROUBLES = (
 )
 CONNECTOR = {"succeeded_at": "2026-01-01T00:00:00Z", "failed_at": None, "paused": False, "service": "s", "schema": "s"}
 # An answer in which each of the hooks finds what it looks for.
-ANSWER = {"id": "1", "run_id": 1, "code": "Success", "data": {"id": 1, **CONNECTOR}}
+ANSWER = json.dumps({"id": "1", "run_id": 1, "code": "Success", "data": {"id": 1, **CONNECTOR}}).encode()
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Counts what it was told to start, and spoils answers.
 
     :param trouble: how
     """
 
     def __init__(self, trouble: Trouble) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.trouble = trouble
         self.started = 0
         self.asked = 0
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """Answers every GET, and takes every POST for one that starts a run."""
 
     server: Server
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         """Answer."""
-        self._answer(200)
+        self.answer(200, ANSWER)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
         """Start something, and spoil the answer."""
         self.rfile.read(int(self.headers.get("content-length") or 0))
         trouble = self.server.trouble
@@ -103,31 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         if struck and trouble.kind == "lost":
             self.close_connection = True
             return
-        self._answer(502 if struck else 200)
-
-    def _answer(self, status: int) -> None:
-        content = json.dumps(ANSWER).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Be quiet."""
-
-
-@contextmanager
-def serving(trouble: Trouble) -> Iterator[tuple[Server, str]]:
-    """Serve, and give the server and its URL."""
-    server = Server(trouble)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server, f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+        self.answer(502 if struck else 200, ANSWER)
 
 
 def connect(conn_id: str, url: str, **fields: Any) -> None:
@@ -196,8 +178,8 @@ def succeeds(call: Callable[[], object]) -> bool:
 
 def peer(trigger: Callable[[str], None], trouble: Trouble) -> tuple[int, bool]:
     """Return the executions that a task of another provider starts, and whether it succeeds."""
-    with serving(trouble) as (server, url):
-        done = succeeds(lambda: trigger(url))
+    with serving(Server(trouble)) as server:
+        done = succeeds(lambda: trigger(server.url))
         return server.started, done
 
 
@@ -226,19 +208,38 @@ PEERS: dict[str, tuple[str, Callable[[str], None]]] = {
 
 def main() -> int:
     """Print the table; 1 when a task of ours starts another number than one, or fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_option(parser)
+    with contextlib.redirect_stdout(TABLE):
+        asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
     print(f"executions started for one task, retries={TRIES - 1} (* the task failed)", file=TABLE)
     print(f"{'':24}" + "".join(f"{trouble!s:>20}" for trouble in TROUBLES), file=TABLE)
-    own = [ours(trouble) for trouble in TROUBLES]
+    own, others = [ours(trouble) for trouble in TROUBLES], {}
     show("techflow", own)
     for name, (distribution, trigger) in PEERS.items():
-        show(f"{name} {version(distribution)}", [peer(trigger, trouble) for trouble in TROUBLES])
-    return 0 if own == [(1, True)] * len(TROUBLES) else 1
+        others[name] = [peer(trigger, trouble) for trouble in TROUBLES]
+        show(f"{name} {version(distribution)}", others[name])
+    rows = list(rows_of(own, others))
+    hand_over(asked.rows, *rows)
+    return 0 if all(row.met for row in rows) else 1
 
 
-def show(name: str, row: list[tuple[int, bool]]) -> None:
+def show(name: str, figures: list[tuple[int, bool]]) -> None:
     """Print a line."""
-    print(f"{name:24}" + "".join(f"{started:>19}{' ' if done else '*'}" for started, done in row), file=TABLE)
+    cells = (f"{started:>19}{' ' if done else '*'}" for started, done in figures)
+    print(f"{name:24}" + "".join(cells), file=TABLE, flush=True)
+
+
+def rows_of(own: list[tuple[int, bool]], others: dict[str, list[tuple[int, bool]]]) -> Iterator[Row]:
+    """Say how many executions each trouble led to, and how many of our tasks succeeded."""
+    for number, (trouble, (started, _)) in enumerate(zip(TROUBLES, own, strict=True)):
+        peers = {name: float(figures[number][0]) for name, figures in others.items()}
+        what, n = f"executions of a task, {trouble}", f"1 task, {TRIES - 1} retries"
+        yield Row(what, started, "executions", n, limit=1, bound="=", peers=peers)
+    succeeded = sum(done for _, done in own)
+    n = f"{len(own)} tasks"
+    yield Row("tasks that succeed all the same", succeeded, "tasks", n, limit=len(own), bound="=")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 Each fault lasts `--seconds` (two minutes), begins a little after the waits, and has a server and a process of its own;
 all run at once. The ends are spread over the time of the fault. "missed" is by how much the slowest wait learnt of its
-end after it: the fault's length and two intervals are allowed. "late" counts from the fault's end where that was later.
-Where a request is answered by nothing,
-the connection's time-out comes on top, since the last such request may begin just before the fault's end; a storm of
-429s without Retry-After leaves a pause of up to a minute.
+end after it: the fault's length and two intervals are allowed, in the table of all benchmarks. "late" counts from the
+fault's end where that was later. Where a request is answered by nothing, the connection's time-out comes on top, since
+the last such request may begin just before the fault's end; a storm of 429s without Retry-After leaves a pause of ten
+seconds.
 
     python tests/benchmarks/faults.py [--quick] [--seconds 120] [--only truncated huge]
 """
@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +36,14 @@ from techflow_provider.triggers.poller import Access, Poller
 
 if TYPE_CHECKING:
     from tests.benchmarks.judges import worst_window
+    from tests.benchmarks.rows import Row, add_option, hand_over, line
     from tests.benchmarks.server import KEY, served
 else:
     from judges import worst_window
+    from rows import Row, add_option, hand_over, line
     from server import KEY, served
 
+WIDTHS = (17, 5, 6, 9, 7, 9, 11)
 WAITS = 100
 INTERVAL = 5.0
 TIMEOUT = 10.0
@@ -63,11 +68,18 @@ class Outcome:
     :param missed: seconds from an end to the event, of each wait
     :param late: the same from the fault's end where that was later
     :param wrong: errors that ended a wait
+    :param arrivals: when each request arrived
     """
 
     missed: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+
+    @property
+    def most(self) -> int:
+        """The most requests in any minute."""
+        return worst_window(self.arrivals, 60.0)
 
 
 async def wait_for_all(base_url: str, ids: list[str], fault_ends: float, until: float, outcome: Outcome) -> None:
@@ -99,8 +111,8 @@ async def wait_for_all(base_url: str, ids: list[str], fault_ends: float, until: 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def one_fault(name: str, seconds: float) -> tuple[object, ...]:
-    """Run one fault and return its row."""
+def one_fault(name: str, seconds: float) -> Outcome:
+    """Run one fault and return what became of its waits."""
     with served(WAITS, INTERVAL, INTERVAL + seconds, limit=LIMIT, algorithm="sliding_log") as server:
         began = time.time() + INTERVAL
         ends = began + seconds
@@ -112,9 +124,8 @@ def one_fault(name: str, seconds: float) -> tuple[object, ...]:
             time.sleep(ends - time.time())
             server.clear_faults()
             waiting.result()
-        arrivals = server.arrivals()
-        seconds_to = [f"{max(each, default=0.0):.1f}" for each in (outcome.missed, outcome.late)]
-        return name, len(outcome.late), len(outcome.wrong), *seconds_to, len(arrivals), worst_window(arrivals, 60.0)
+        outcome.arrivals = server.arrivals()
+        return outcome
 
 
 def main() -> int:
@@ -123,6 +134,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="faults of 15 seconds")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
+    add_option(parser)
     asked = parser.parse_args()
     # A hundred waits tell of each fault in a log of their own.
     logging.disable(logging.CRITICAL)
@@ -131,19 +143,34 @@ def main() -> int:
         f"{WAITS} waits, interval {INTERVAL:g} s, time-out {TIMEOUT:g} s, faults of {seconds:g} s, "
         f"load {os.getloadavg()[0]:.2f}\n"
     )
-    row("fault", "seen", "wrong", "missed s", "late s", "requests", "in a minute")
+    line(WIDTHS, "fault", "seen", "wrong", "missed s", "late s", "requests", "in a minute")
     with ThreadPoolExecutor(len(asked.only)) as threads:
-        rows = list(threads.map(lambda name: one_fault(name, seconds), asked.only))
-    for cells in rows:
-        row(*cells)
-    return 1 if any(cells[1] != WAITS or cells[2] or int(str(cells[6])) > LIMIT for cells in rows) else 0
+        outcomes = dict(zip(asked.only, threads.map(lambda name: one_fault(name, seconds), asked.only), strict=True))
+    for name, outcome in outcomes.items():
+        longest = (f"{max(each, default=0.0):.1f}" for each in (outcome.missed, outcome.late))
+        line(WIDTHS, name, len(outcome.late), len(outcome.wrong), *longest, len(outcome.arrivals), outcome.most)
+    all_waits = waits_rows(list(outcomes.values()), seconds)
+    hand_over(asked.rows, *all_waits, *missed_rows(outcomes, seconds))
+    return 0 if all(row.met for row in all_waits) else 1
 
 
-def row(*cells: object) -> None:
-    """Print a row of the table."""
-    widths = (17, 5, 6, 9, 7, 9, 11)
-    sys.stdout.write(" ".join(f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n")
-    sys.stdout.flush()
+def waits_rows(outcomes: list[Outcome], seconds: float) -> list[Row]:
+    """Return what must hold of the waits of all faults together."""
+    n = f"{len(outcomes)} faults of {seconds:g} s, {WAITS} waits each"
+    wrong, seen = sum(len(each.wrong) for each in outcomes), sum(len(each.missed) for each in outcomes)
+    most = max(each.most for each in outcomes)
+    return [
+        Row("waits that a fault ended wrongly", wrong, "waits", n, limit=0, bound="="),
+        Row("waits that learnt of their end", seen, "waits", n, limit=WAITS * len(outcomes), bound="="),
+        Row("most requests in a minute through a fault", most, "requests", n, limit=LIMIT),
+    ]
+
+
+def missed_rows(outcomes: dict[str, Outcome], seconds: float) -> Iterator[Row]:
+    """Return by how much the slowest wait of each fault learnt late of its end."""
+    for name, outcome in outcomes.items():
+        missed, n = max(outcome.missed, default=math.nan), f"{len(outcome.missed)} waits, fault of {seconds:g} s"
+        yield Row(f"slowest wait from end to event, {name}", missed, "s", n, limit=seconds + 2 * INTERVAL)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -36,6 +36,11 @@ from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.notes import SharedNotebook
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import open_store
+
+if TYPE_CHECKING:
+    from tests.benchmarks.rows import Row, add_option, hand_over
+else:
+    from rows import Row, add_option, hand_over
 
 KEY = "sandbox-key"
 SHARED_WORKFLOWS = 4
@@ -177,6 +182,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--seconds", type=float, default=560.0)
+    add_option(parser)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     chance = random.Random(options.seed)
@@ -199,6 +205,12 @@ def main() -> int:
     print(f"seed {options.seed}, {time.monotonic() - began:.0f} s: {processes} processes, {kills} of them killed")
     print(
         f"tasks {len(trials)} (ended {ended}), executions {len(executions)}, duplicates {duplicates}, losses {losses}"
+    )
+    n = f"{len(trials)} tasks, {kills} processes killed, seed {options.seed}"
+    hand_over(
+        options.rows,
+        Row("executions beyond one a task, killed and with faults", duplicates, "executions", n, limit=0, bound="="),
+        Row("tasks without an execution of their own", losses, "tasks", n, limit=0, bound="="),
     )
     return 1 if duplicates or losses else 0
 

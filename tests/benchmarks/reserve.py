@@ -27,9 +27,12 @@ from techflow_provider.state.store import open_store
 
 if TYPE_CHECKING:
     from tests.benchmarks.load import redis_server
+    from tests.benchmarks.rows import Row, add_option, hand_over, line, percentile
 else:
     from load import redis_server
+    from rows import Row, add_option, hand_over, line, percentile
 
+WIDTHS = (7, 6, 10, 8, 7, 27, 27, 15)
 ALLOWED_MICROSECONDS = {"sqlite": 250, "redis": 500}
 ALLOWED_STALL_MS = 50
 COROUTINES = 200
@@ -82,28 +85,33 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=5)
+    add_option(parser)
     asked = parser.parse_args()
-    row("store", "n", "median us", "allowed", "p99 us", "loop alone ms", "with 200 waiting ms", "allowed more ms")
+    heads = ("store", "n", "median us", "allowed", "p99 us", "loop alone ms", "with 200 waiting ms", "allowed more ms")
+    line(WIDTHS, *heads)
     with tempfile.TemporaryDirectory() as folder, redis_server() as redis_url:
         for store, place in {"sqlite": f"sqlite:///{folder}/state.sqlite", "redis": redis_url}.items():
             if place is None:
                 continue
-            spent = sorted(reserve(place, asked.times))
+            spent = reserve(place, asked.times)
             rounds = [asyncio.run(stalls(place, asked.seconds)) for _ in range(asked.rounds)]
-            alone, with_others = (
-                f"{statistics.median(each):.1f} (worst {max(each):.1f}, n={asked.rounds})"
-                for each in zip(*rounds, strict=True)
-            )
-            median, p99 = statistics.median(spent), spent[len(spent) * 99 // 100]
-            allowed = ALLOWED_MICROSECONDS[store]
-            row(store, len(spent), f"{median:.0f}", allowed, f"{p99:.0f}", alone, with_others, ALLOWED_STALL_MS)
+            hand_over(asked.rows, *show(store, spent, rounds))
 
 
-def row(*cells: object) -> None:
-    """Print a row of the table."""
-    widths = (7, 6, 10, 8, 7, 27, 27, 15)
-    sys.stdout.write(" ".join(f"{cell!s:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip() + "\n")
-    sys.stdout.flush()
+def show(store: str, spent: list[float], rounds: list[tuple[float, float]]) -> tuple[Row, Row]:
+    """Print the figures of a store and return its rows."""
+    alone, with_others = (
+        f"{statistics.median(each):.1f} (worst {max(each):.1f}, n={len(rounds)})" for each in zip(*rounds, strict=True)
+    )
+    median, allowed = statistics.median(spent), ALLOWED_MICROSECONDS[store]
+    p99 = f"{percentile(spent, 99):.0f}"
+    line(WIDTHS, store, len(spent), f"{median:.0f}", allowed, p99, alone, with_others, ALLOWED_STALL_MS)
+    more = statistics.median(others - own for own, others in rounds)
+    what = f"longest stall that {COROUTINES} waiting coroutines add to a loop, {store}"
+    return (
+        Row(f"asking the budget with nobody else, {store}", median, "µs", f"median of {len(spent):,}", limit=allowed),
+        Row(what, more, "ms", f"median of {len(rounds)} rounds", limit=ALLOWED_STALL_MS),
+    )
 
 
 if __name__ == "__main__":

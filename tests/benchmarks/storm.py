@@ -8,17 +8,21 @@ import functools
 import importlib.util
 import os
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.benchmarks.load import Run, in_processes, techflow
+    from tests.benchmarks.local_server import LocalServer, QuietHandler, serving
+    from tests.benchmarks.rows import Row
 else:
     from load import Run, in_processes, techflow
+    from local_server import LocalServer, QuietHandler, serving
+    from rows import Row
 
+PROCESSES = 16
+# The requests that all of them may send to a server that takes none for 90 seconds.
+MOST_SENT = 10
 STORM_MINUTES = 1.5
 AFTER_MINUTES = 2.0
 HTTP_PROVIDER_SECONDS = 3.0
@@ -26,41 +30,27 @@ HTTP_PROVIDER_SECONDS = 3.0
 START_SECONDS = 20.0
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Counts requests, and refuses all until a moment."""
 
-    daemon_threads = True
-
     def __init__(self, until: float) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(Answer)
         self.until = until
         self.refused: list[float] = []
         self.taken: list[float] = []
 
-    @property
-    def url(self) -> str:
-        """The base URL."""
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class Answer(BaseHTTPRequestHandler):
+class Answer(QuietHandler):
     """One answer: a 429 without Retry-After, or an empty list."""
 
     server: Server
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         """Answer any path."""
         now = time.monotonic()
         stormy = now < self.server.until
         (self.server.refused if stormy else self.server.taken).append(now)
-        body = b'{"workflows": []}'
-        self.send_response(429 if stormy else 200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
+        self.answer(429 if stormy else 200, b'{"workflows": []}')
 
 
 def call(run: Run, results: Any, base_url: str, begins: float) -> None:
@@ -78,42 +68,40 @@ def call(run: Run, results: Any, base_url: str, begins: float) -> None:
     results.put([])
 
 
-@contextlib.contextmanager
-def serving(seconds: float) -> Iterator[Server]:
-    server = Server(time.monotonic() + seconds)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def storm(places: dict[str, str | None], minute: float) -> None:
+def storm(places: dict[str, str], minute: float) -> list[Row]:
     """Print how 16 processes come through the storm, and the HTTP provider's trigger beside them."""
+    rows, beside = [], http_provider()
     for store, place in places.items():
-        if place is None:
-            continue
         begins = time.monotonic() + START_SECONDS
-        with serving(START_SECONDS + STORM_MINUTES * minute) as server:
+        with serving(Server(begins + STORM_MINUTES * minute)) as server:
             run = Run("techflow", place, minute, server.until + AFTER_MINUTES * minute)
-            in_processes([(functools.partial(call, base_url=server.url, begins=begins), run)] * 16)
-            first = min(server.taken, default=float("inf")) - server.until
+            in_processes([(functools.partial(call, base_url=server.url, begins=begins), run)] * PROCESSES)
+            sent = len(server.refused)
+            first = (min(server.taken, default=float("inf")) - server.until) / minute * 60
             last_minute = [at for at in server.taken if run.until - minute < at <= run.until]
-            sys.stdout.write(
-                f"{store}: 90 s of 429: 16 processes sent {len(server.refused)} requests; the first one that was taken "
-                f"came {first / minute * 60:.0f} s after the storm; {len(last_minute)} in the last minute, n=1\n"
-            )
-            sys.stdout.flush()
-    http_provider()
+        sys.stdout.write(
+            f"{store}: 90 s of 429: {PROCESSES} processes sent {sent} requests; the first one that was taken "
+            f"came {first:.0f} s after the storm; {len(last_minute)} in the last minute, n=1\n"
+        )
+        sys.stdout.flush()
+        n = f"{PROCESSES} processes, 1 storm, a minute of {minute:g} s"
+        rows += [
+            Row(f"requests of a whole storm, 90 s of 429, {store}", sent, "requests", n, limit=MOST_SENT, peers=beside),
+            Row(f"first request taken after the storm, {store}", first, "s", n),
+        ]
+    return rows
 
 
-def http_provider() -> None:
-    """Print what the HTTP provider's sensor trigger sends to the same server in 3 seconds."""
+def http_provider() -> dict[str, float]:
+    """Print and return what the HTTP provider's sensor trigger sends to such a server in 3 seconds."""
     if importlib.util.find_spec("airflow") is None or importlib.util.find_spec("airflow.providers.http") is None:
         sys.stdout.write("HttpSensorTrigger: not installed (pip install apache-airflow-providers-http)\n")
-        return
-    with serving(60) as server:
+        return {}
+    with serving(Server(time.monotonic() + 3600)) as server:
         in_processes([(sense, Run("", server.url, 60, 0))])
-        sys.stdout.write(f"HttpSensorTrigger on the same server, in 3 s: {len(server.refused)} requests, n=1\n")
+        sent = len(server.refused)
+    sys.stdout.write(f"HttpSensorTrigger on such a server, in 3 s: {sent} requests, n=1\n")
+    return {"HttpSensorTrigger in 3 s": sent}
 
 
 def sense(run: Run, results: Any) -> None:

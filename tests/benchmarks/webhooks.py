@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,75 +26,82 @@ from techflow_provider.sandbox import Sandbox, Webhooks
 
 if TYPE_CHECKING:
     from tests.benchmarks.load import redis_server
+    from tests.benchmarks.receiver import megabytes, receiver
+    from tests.benchmarks.rows import Row, add_option, hand_over, percentile
 else:
     from load import redis_server
+    from receiver import megabytes, receiver
+    from rows import Row, add_option, hand_over, percentile
 
 KEY = "key-of-the-benchmark"
 SECRET = "secret-of-the-benchmark"
-SERVER = """
-import socket, sys
-import uvicorn
-from fastapi import FastAPI
-from techflow_provider.webhooks.fastapi import app
-outer = FastAPI()
-outer.mount("/techflow", app)
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=2048)
-uvicorn.Server(uvicorn.Config(outer, log_level="error")).run(sockets=[listener])
-"""
 STAGES = ("polling", "webhooks", "lossy", "forged", "genuine")
 FLOOD = 10_000
 FLOOD_SECONDS = 10.0
 CALLERS = 40
-
-
-@contextlib.contextmanager
-def receiver(home: Path) -> Iterator[tuple[str, int]]:
-    """Serve the receiver from another process, and give its URL and process id."""
-    environment = {**os.environ, "AIRFLOW_HOME": str(home)}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(port)]
-    url = f"http://127.0.0.1:{port}/techflow/webhooks/bench"
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
-        try:
-            # The first one loads what Airflow needs to look a connection up.
-            while _status(url) != HTTPStatus.UNAUTHORIZED:
-                time.sleep(0.1)
-            yield url, process.pid
-        finally:
-            process.terminate()
-
-
-def _status(url: str) -> int:
-    try:
-        return httpx.post(url, timeout=60).status_code
-    except httpx.ConnectError:
-        return 0
-
-
-def megabytes(pid: int) -> float:
-    """Return the memory that a process has."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+POLL_SECONDS = 5.0
+MOST_MEDIAN_SECONDS = 1.0
 
 
 async def wait_for(execution_id: str, ends: dict[str, float]) -> None:
     """Wait as a deferred task does, and note when its event came."""
     from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
 
-    trigger = TechFlowExecutionTrigger("bench", execution_id=execution_id, poll_interval=5.0)
+    trigger = TechFlowExecutionTrigger("bench", execution_id=execution_id, poll_interval=POLL_SECONDS)
     async for _ in trigger.run():
         ends[execution_id] = time.monotonic()
 
 
-def shown(seconds: list[float]) -> str:
-    """Return median, 99th percentile and longest."""
-    ordered = sorted(seconds)
-    p99 = ordered[max(0, round(len(ordered) * 0.99) - 1)]
-    return f"n={len(ordered)}  median {statistics.median(ordered):.2f} s  p99 {p99:.2f} s  max {ordered[-1]:.2f} s"
+@dataclass(frozen=True)
+class Latency:
+    """How long it took from each end to its event.
+
+    :param seconds: of each
+    :param a_minute: requests a minute meanwhile
+    :param refused: how many 429s there were
+    """
+
+    seconds: list[float]
+    a_minute: float
+    refused: int
+
+    def __str__(self) -> str:
+        median, p99, longest = self.median, percentile(self.seconds, 99), max(self.seconds)
+        return (
+            f"n={len(self.seconds)}  median {median:.2f} s  p99 {p99:.2f} s  max {longest:.2f} s  "
+            f"{self.a_minute:.0f} requests a minute, {self.refused} refused"
+        )
+
+    @property
+    def median(self) -> float:
+        """The median, in seconds."""
+        return statistics.median(self.seconds)
 
 
-async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> str:
+@dataclass(frozen=True)
+class Flood:
+    """What many deliveries cost.
+
+    :param statuses: how often each was answered
+    :param seconds: how long they took
+    :param spent: requests to the API meanwhile
+    :param memory: of the receiver before and after, in MiB
+    """
+
+    statuses: Counter[int]
+    seconds: float
+    spent: int
+    memory: tuple[float, float]
+
+    def __str__(self) -> str:
+        before, after = self.memory
+        return (
+            f"{dict(self.statuses)} in {self.seconds:.1f} s  requests spent {self.spent} "
+            f"({self.spent / self.seconds * 60:.0f} a minute)  memory {before:.0f} -> {after:.0f} MiB"
+        )
+
+
+async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> Latency:
     """End executions one after the other, and return how long it took until each wait was told."""
     ids = [sandbox.start("wf_1").id for _ in range(count)]
     ends: dict[str, float] = {}
@@ -111,12 +115,11 @@ async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> str:
         await asyncio.sleep(pause_seconds * (0.75 + number % 7 / 12))
     await asyncio.gather(*tasks)
     rate = (sandbox.count() - before) / (time.monotonic() - began) * 60
-    refused = sandbox.count(status=429)
-    return f"{shown([ends[each] - ended[each] for each in ids])}  {rate:.0f} requests a minute, {refused} refused"
+    return Latency([ends[each] - ended[each] for each in ids], rate, sandbox.count(status=429))
 
 
-async def flood(sandbox: Sandbox, url: str, pid: int, token: str) -> str:
-    """Send deliveries as fast as 1,000 a second while something waits, and return what they cost."""
+async def flood(sandbox: Sandbox, url: str, pid: int, token: str) -> Flood:
+    """Send deliveries, 1,000 a second, while something waits, and return what they cost."""
     ends: dict[str, float] = {}
     waiting = asyncio.create_task(wait_for(sandbox.start("wf_1").id, ends))
     await asyncio.sleep(4)
@@ -133,18 +136,17 @@ async def flood(sandbox: Sandbox, url: str, pid: int, token: str) -> str:
     async with httpx.AsyncClient(timeout=60) as client:
         await asyncio.gather(*(call(client, first) for first in range(CALLERS)))
     seconds = time.monotonic() - began
-    spent, memory_after = sandbox.count() - before, megabytes(pid)
+    spent = sandbox.count() - before
     assert not ends
     waiting.cancel()
-    return (
-        f"{dict(statuses)} in {seconds:.1f} s  requests spent {spent} ({spent / seconds * 60:.0f} a minute)  "
-        f"memory {memory:.0f} -> {memory_after:.0f} MiB"
-    )
+    return Flood(statuses, seconds, spent, (memory, megabytes(pid)))
 
 
-async def measure(name: str, homes: tuple[Path, Path], options: argparse.Namespace) -> None:
-    """Print the figures of one place of the state."""
+async def measure(name: str, homes: tuple[Path, Path], options: argparse.Namespace) -> list[Row]:
+    """Print the figures of one place of the state, and return its rows."""
     sandbox = Sandbox(api_keys=(KEY,), execution_seconds=float("inf"), workflows_at_start={"wf_1": "one"})
+    latencies: dict[str, Latency] = {}
+    floods: dict[str, Flood] = {}
     with sandbox.serve() as base_url:
         connection = {"conn_type": "techflow", "host": base_url, "password": KEY}
         os.environ["AIRFLOW_CONN_BENCH"] = json.dumps({**connection, "extra": {"webhook_secret": SECRET}})
@@ -159,11 +161,38 @@ async def measure(name: str, homes: tuple[Path, Path], options: argparse.Namespa
             }
             for stage, sandbox.webhooks in sent.items():
                 if stage in options.stages:
-                    print(f"{name}: {stage:15} {await latency(sandbox, options.count, options.pause)}", flush=True)
+                    latencies[stage] = await latency(sandbox, options.count, options.pause)
+                    print(f"{name:6}: {stage:15} {latencies[stage]}", flush=True)
             sandbox.webhooks = None
             for stage, token in {"forged": "", "genuine": SECRET}.items():
                 if stage in options.stages:
-                    print(f"{name}: 10,000 {stage:8} {await flood(sandbox, url, pid, token)}", flush=True)
+                    floods[stage] = await flood(sandbox, url, pid, token)
+                    print(f"{name:6}: {FLOOD:,} {stage:8} {floods[stage]}", flush=True)
+    return [*latency_rows(name, latencies), *flood_rows(name, floods)]
+
+
+def latency_rows(name: str, latencies: dict[str, Latency]) -> Iterator[Row]:
+    """Say how long waits took to learn of their end by webhooks, beside those without."""
+    polling = latencies.get("polling")
+    for stage, words, limit in (
+        ("webhooks", "webhooks", MOST_MEDIAN_SECONDS),
+        ("lossy", "webhooks of which 30 % are lost, late, sent twice or forged", None),
+    ):
+        if found := latencies.get(stage):
+            n = f"median of {len(found.seconds)}"
+            peers = {f"polling every {POLL_SECONDS:g} s": polling.median} if polling else {}
+            yield Row(f"from end to event by {words}, {name}", found.median, "s", n, limit=limit, peers=peers)
+
+
+def flood_rows(name: str, floods: dict[str, Flood]) -> Iterator[Row]:
+    """Say what floods cost."""
+    for stage, found in floods.items():
+        before, after = found.memory
+        of, n = f"{FLOOD:,} {stage} deliveries, {name}", f"1 flood, 1,000 a second, answered in {found.seconds:.1f} s"
+        good = HTTPStatus.UNAUTHORIZED if stage == "forged" else HTTPStatus.OK
+        yield Row(f"answered with {good.value} of {of}", found.statuses[good], "deliveries", n, limit=FLOOD, bound="=")
+        yield Row(f"requests spent on {of}", found.spent, "requests", n)
+        yield Row(f"memory of the receiver that {of} add", after - before, "MiB", n)
 
 
 def main() -> None:
@@ -173,17 +202,18 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=4.0)
     parser.add_argument("--only", choices=("sqlite", "redis"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    add_option(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one"), Path(folder, "two")
         if options.only != "redis":
-            asyncio.run(measure("sqlite", (one, one), options))
+            hand_over(options.rows, *asyncio.run(measure("sqlite", (one, one), options)))
         if options.only != "sqlite":
             with redis_server() as url:
                 if url is None:
                     return
                 os.environ["AIRFLOW__TECHFLOW__STATE_URL"] = url
-                asyncio.run(measure("redis ", (one, two), options))
+                hand_over(options.rows, *asyncio.run(measure("redis", (one, two), options)))
 
 
 if __name__ == "__main__":
