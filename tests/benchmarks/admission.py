@@ -70,9 +70,9 @@ def _report(sandbox: Sandbox, metrics: Metrics, states: dict[str, str], deferral
     )
     n, tasks = f"{len(posts)} tasks, {slots} slots, {sandbox.limit} a minute", sum(map(int, states.values()))
     return [
-        Row("mapped deferrable starts that succeed", int(states.get("success", 0)), "tasks", n, limit=tasks, bound="="),
-        Row("executions of them", len(sandbox.executions), "executions", n, limit=tasks, bound="="),
-        Row("429s that they meet", refused, "429s", n, limit=0, bound="="),
+        Row("mapped deferrable starts that succeed", int(states.get("success", 0)), "", n, limit=tasks, bound="="),
+        Row("executions of them", len(sandbox.executions), "", n, limit=tasks, bound="="),
+        Row("429s that they meet", refused, "", n, limit=0, bound="="),
         Row("their time beside what the limit allows", took / own, "times", n),
         Row(
             "longest wait for a slot in a worker", longest, "s", f"{len(metrics.waits)} waits", limit=ADMISSION_SECONDS

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import statistics
 import sys
 import tempfile
@@ -74,7 +75,7 @@ class Outcome:
     def furthest(self) -> float:
         """By how many percent of the mean the grants of a caller differ from it at most."""
         mean = statistics.mean(self.grants)
-        return max(abs(each - mean) for each in self.grants) / mean * 100
+        return max(abs(each - mean) for each in self.grants) / mean * 100 if mean else math.nan
 
 
 def rate(places: dict[str, str], length: Length, callers: list[str]) -> list[Row]:
@@ -113,7 +114,7 @@ def rate_rows(
     yield Row(
         f"rejected by the strictest of {len(JUDGES)} servers, {store}",
         max(max(run.rejected) for run in ours.values()),
-        "requests",
+        "",
         f"worst of {len(ours)} runs of {length.seconds:g} s",
         limit=0,
         bound="=",

@@ -236,10 +236,10 @@ def rows_of(own: list[tuple[int, bool]], others: dict[str, list[tuple[int, bool]
     for number, (trouble, (started, _)) in enumerate(zip(TROUBLES, own, strict=True)):
         peers = {name: float(figures[number][0]) for name, figures in others.items()}
         what, n = f"executions of a task, {trouble}", f"1 task, {TRIES - 1} retries"
-        yield Row(what, started, "executions", n, limit=1, bound="=", peers=peers)
+        yield Row(what, started, "", n, limit=1, bound="=", peers=peers)
     succeeded = sum(done for _, done in own)
     n = f"{len(own)} tasks"
-    yield Row("tasks that succeed all the same", succeeded, "tasks", n, limit=len(own), bound="=")
+    yield Row("tasks that succeed all the same", succeeded, "", n, limit=len(own), bound="=")
 
 
 if __name__ == "__main__":

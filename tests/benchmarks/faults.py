@@ -160,9 +160,9 @@ def waits_rows(outcomes: list[Outcome], seconds: float) -> list[Row]:
     wrong, seen = sum(len(each.wrong) for each in outcomes), sum(len(each.missed) for each in outcomes)
     most = max(each.most for each in outcomes)
     return [
-        Row("waits that a fault ended wrongly", wrong, "waits", n, limit=0, bound="="),
-        Row("waits that learnt of their end", seen, "waits", n, limit=WAITS * len(outcomes), bound="="),
-        Row("most requests in a minute through a fault", most, "requests", n, limit=LIMIT),
+        Row("waits that a fault ended wrongly", wrong, "", n, limit=0, bound="="),
+        Row("waits that learnt of their end", seen, "", n, limit=WAITS * len(outcomes), bound="="),
+        Row("most requests in a minute through a fault", most, "", n, limit=LIMIT),
     ]
 
 

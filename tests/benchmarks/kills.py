@@ -209,8 +209,8 @@ def main() -> int:
     n = f"{len(trials)} tasks, {kills} processes killed, seed {options.seed}"
     hand_over(
         options.rows,
-        Row("executions beyond one a task, killed and with faults", duplicates, "executions", n, limit=0, bound="="),
-        Row("tasks without an execution of their own", losses, "tasks", n, limit=0, bound="="),
+        Row("executions beyond one a task, killed and with faults", duplicates, "", n, limit=0, bound="="),
+        Row("tasks without an execution of their own", losses, "", n, limit=0, bound="="),
     )
     return 1 if duplicates or losses else 0
 

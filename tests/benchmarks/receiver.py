@@ -1,16 +1,20 @@
-"""The receiver of webhooks in a process of its own, for the benchmarks."""
+"""The receiver of webhooks in a process of its own, and what calls it, for the benchmarks."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -55,3 +59,27 @@ def megabytes(pid: int) -> float:
     """Return the memory that a process has."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+@contextlib.asynccontextmanager
+async def calling(url: str) -> AsyncIterator[Callable[[Any], Awaitable[int]]]:
+    """Keep a connection to a URL and give what posts JSON there and returns the status.
+
+    An HTTP client would take more time for a call than the receiver does.
+    """
+    parts = urlsplit(url)
+    target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    head = f"POST {target} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\ncontent-length: "
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+
+    async def post(body: Any) -> int:
+        content = json.dumps(body)
+        writer.write(f"{head}{len(content)}\r\n\r\n{content}".encode())
+        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(answer.partition(b"content-length:")[2].split(b"\r\n", 1)[0]))
+        return int(answer.split(b" ", 2)[1])
+
+    try:
+        yield post
+    finally:
+        writer.close()

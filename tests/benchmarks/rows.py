@@ -20,7 +20,7 @@ class Row:
 
     :param what: is measured
     :param ours: the figure
-    :param unit: of all figures of the row
+    :param unit: of all figures of the row; empty where they are counts
     :param n: what it was taken from
     :param limit: to reach, or None where there is no such figure
     :param bound: how the figure is to stand to the limit, one of `BOUNDS`

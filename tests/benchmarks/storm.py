@@ -86,7 +86,7 @@ def storm(places: dict[str, str], minute: float) -> list[Row]:
         sys.stdout.flush()
         n = f"{PROCESSES} processes, 1 storm, a minute of {minute:g} s"
         rows += [
-            Row(f"requests of a whole storm, 90 s of 429, {store}", sent, "requests", n, limit=MOST_SENT, peers=beside),
+            Row(f"requests of a whole storm, 90 s of 429, {store}", sent, "", n, limit=MOST_SENT, peers=beside),
             Row(f"first request taken after the storm, {store}", first, "s", n),
         ]
     return rows

@@ -40,16 +40,16 @@ RESULTS = HERE / "RESULTS.md"
 BENCHMARKS = {
     "parse": ("", "--runs 1"),
     "reserve": ("--seconds 3", "--times 200 --seconds 0.5 --rounds 1"),
-    "budget": ("--minute 5", "--minute 2 --seconds 4 --store redis --callers 4 '200 in loop'"),
-    "waits": ("--spread 30 --holding 10000", "--quick --waits 10 --holding 10"),
-    "history": ("--seconds 18", "--sizes 1000 --seconds 4"),
+    "budget": ("--minute 5 --seconds 15", "--minute 2 --seconds 4 --store redis --callers 4 '200 in loop'"),
+    "waits": ("--spread 20 --holding 10000", "--quick --waits 10 --holding 10"),
+    "history": ("--seconds 15", "--sizes 1000 --seconds 4"),
     "faults": ("", "--seconds 5 --only 500s 429 truncated"),
     "kills": ("", "--trials 20"),
     "exactly_once": ("", ""),
-    "webhooks": ("--count 25 --pause 2", "--only sqlite --count 3 --pause 1"),
-    "admission": ("--tasks 80", "--tasks 8"),
+    "webhooks": ("--count 20 --pause 2", "--only sqlite --count 3 --pause 1"),
+    "admission": ("--tasks 60", "--tasks 8"),
 }
-QUICK_AT_ONCE = 3
+QUICK_AT_ONCE = 4
 # No program takes as long, and one that hangs ends then.
 LONGEST_SECONDS = 1200.0
 ENDING_SECONDS = 60.0
@@ -133,7 +133,7 @@ def cells(row: Row, program: str) -> tuple[str, ...]:
     """Return a row as the table shows it."""
     peers = ", ".join(f"{name} {shown(value)}" for name, value in row.peers.items())
     reach = "-" if row.limit is None else f"{row.bound} {shown(row.limit)}{'' if row.met else ', **not reached**'}"
-    return row.what, f"{shown(row.ours)} {row.unit}", peers or "-", reach, row.ratio, row.n, program
+    return row.what, f"{shown(row.ours)} {row.unit}".rstrip(), peers or "-", reach, row.ratio, row.n, program
 
 
 def table(*lines: tuple[str, ...]) -> str:

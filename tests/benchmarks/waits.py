@@ -144,11 +144,11 @@ def rows_of_waits(ours: Line, others: dict[str, Line], n: str) -> Iterator[Row]:
     of = f"{ours.waits:,} waits"
     polls = {name: each for name, each in others.items() if each.kind == "each"}
     peers = {name: each.a_minute for name, each in others.items()}
-    yield Row(f"requests a minute of {of}", ours.a_minute, "requests", n, limit=MOST_A_MINUTE, peers=peers)
+    yield Row(f"requests a minute of {of}", ours.a_minute, "", n, limit=MOST_A_MINUTE, peers=peers)
     refused = {name: float(each.refused) for name, each in others.items()}
-    yield Row(f"429s that {of} meet", ours.refused, "429s", n, limit=0, bound="=", peers=refused)
+    yield Row(f"429s that {of} meet", ours.refused, "", n, limit=0, bound="=", peers=refused)
     seen = {name: float(each.seen) for name, each in polls.items()}
-    yield Row(f"{of} that see their end", ours.seen, "waits", n, limit=ours.waits, bound="≥", peers=seen)
+    yield Row(f"{of} that see their end", ours.seen, "", n, limit=ours.waits, bound="≥", peers=seen)
     for name, index, limit in (("median", 0, None), ("99th percentile", 1, MOST_SECONDS)):
         peers = {peer: each.latency[index] for peer, each in polls.items()}
         yield Row(f"{name} from end to event of {of}", ours.latency[index], "s", n, limit=limit, peers=peers)
