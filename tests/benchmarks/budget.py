@@ -16,7 +16,6 @@ import math
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
     from tests.benchmarks.judges import JUDGES, worst_window
-    from tests.benchmarks.load import LIMIT, Run, in_processes, loop_of_coroutines, now_and_then, redis_server, saturate
+    from tests.benchmarks.load import (
+        LIMIT,
+        Caller,
+        Run,
+        in_processes,
+        loop_of_coroutines,
+        now_and_then,
+        redis_server,
+        saturate,
+    )
     from tests.benchmarks.rows import Row, add_option, hand_over, line
     from tests.benchmarks.storm import storm
 else:
     from judges import JUDGES, worst_window
-    from load import LIMIT, Run, in_processes, loop_of_coroutines, now_and_then, redis_server, saturate
+    from load import LIMIT, Caller, Run, in_processes, loop_of_coroutines, now_and_then, redis_server, saturate
     from rows import Row, add_option, hand_over, line
     from storm import storm
 
-# Time for the processes to start, and to end what they began.
-START_SECONDS = 12.0
+# The first burst of a run is over after so many minutes, which its rate does not count.
+FIRST_MINUTES = 0.5
+PARTS = ("rate", "classes", "storm")
 PEERS = {
     "pyrate-limiter sqlite": "pyrate_limiter",
     "pyrate-limiter redis": "pyrate_limiter",
@@ -128,11 +137,11 @@ def rate_rows(
 
 def one_run(limiter: str, store: str, callers: str, place: str, length: Length) -> Outcome:
     """Let callers send for some seconds, print how it went and return it."""
-    begins = time.monotonic() + START_SECONDS
-    run = Run(limiter, place, length.minute, begins + length.seconds)
-    targets: list[Callable[..., None]] = [saturate] * int(callers) if callers.isdecimal() else [loop_of_coroutines]
+    first = FIRST_MINUTES * length.minute
+    run = Run(limiter, place, length.minute, first + length.seconds)
+    targets: list[Caller] = [saturate] * int(callers) if callers.isdecimal() else [loop_of_coroutines]
     reports = in_processes([(target, run) for target in targets])
-    arrivals = sorted(at for report in reports for at in report if at >= begins)
+    arrivals = sorted(at for report in reports for at in report if at >= first)
     outcome = Outcome(
         len(arrivals),
         len(arrivals) / length.seconds * length.minute,
@@ -149,7 +158,7 @@ def classes(places: dict[str, str], length: Length) -> list[Row]:
     """Let each class want everything while the other one goes on."""
     rows = []
     for store, place in places.items():
-        commands, polls = both_classes(place, length)
+        commands, polls = (Run(each, place, length.minute, length.seconds) for each in ("techflow", "techflow polls"))
         reports = in_processes([(saturate, commands)] * 16 + [(saturate, polls)] * 2)
         poll_grants, all_grants = sum(map(len, reports[16:])), sum(map(len, reports))
         share = poll_grants / all_grants * 100
@@ -157,7 +166,6 @@ def classes(places: dict[str, str], length: Length) -> list[Row]:
             f"{store}: 16 processes of commands and 2 of polls: polls got {poll_grants} of {all_grants} slots "
             f"({share:.0f}%)\n"
         )
-        commands, polls = both_classes(place, length)
         *_, waits = in_processes([(saturate, polls)] * 16 + [(now_and_then, commands)])
         median = statistics.median(waits) * 1000
         sys.stdout.write(
@@ -173,19 +181,13 @@ def classes(places: dict[str, str], length: Length) -> list[Row]:
     return rows
 
 
-def both_classes(place: str, length: Length) -> tuple[Run, Run]:
-    """Return a run of commands and one of polls that begin now."""
-    until = time.monotonic() + START_SECONDS + length.seconds
-    return Run("techflow", place, length.minute, until), Run("techflow polls", place, length.minute, until)
-
-
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", action="store_true", help="minutes of 60 seconds")
     parser.add_argument("--minute", type=float, default=6.0, help="seconds of a minute")
     parser.add_argument("--seconds", type=float, help="length of each run; four minutes without it")
-    parser.add_argument("--only", choices=("rate", "classes", "storm"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--callers", nargs="+", default=["1", "4", "16", "200 in loop"])
     parser.add_argument("--store", choices=("sqlite", "redis"))
     add_option(parser)
@@ -202,7 +204,7 @@ def main() -> None:
             "storm": lambda places: storm(places, minute),
         }
         for name, part in parts.items():
-            if asked.only in (None, name):
+            if name in asked.only:
                 places = {"sqlite": f"sqlite:///{folder}/{name}.sqlite", "redis": redis_url}
                 rows = part({store: place for store, place in places.items() if place and asked.store in (None, store)})
                 hand_over(asked.rows, *rows)

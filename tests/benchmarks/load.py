@@ -1,4 +1,8 @@
-"""Callers of a rate limiter in processes and coroutines, and a private Redis server, for the benchmarks."""
+"""Callers of a rate limiter in processes and coroutines, and a private Redis server, for the benchmarks.
+
+A caller makes itself ready, passes a gate that opens once all callers are ready and gives the moment when it did, and
+returns its report.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +30,11 @@ BURST = 6
 # Time on the way to the server, in real minutes.
 TRANSIT_SECONDS = 0.3
 FOREVER = 1e9
+# No machine is as slow to start the processes, or to end what they began.
+READY_SECONDS = 300.0
+ENDING_SECONDS = 120.0
+
+Gate = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,18 @@ class Run:
     :param limiter: the name of what limits them, in `LIMITERS`
     :param place: a state_url, or a path or URL as the limiter wants it
     :param minute: seconds of a minute in this run
-    :param until: end of the run, on the clock that all processes share
+    :param seconds: length of the run
     """
 
     limiter: str
     place: str
     minute: float
-    until: float
+    seconds: float
+
+
+# Says how many seconds to wait, again and again, until it says 0; told how many seconds are left of the run.
+Turn = Callable[[float], float]
+Caller = Callable[[Run, Gate], list[float]]
 
 
 def techflow(run: Run) -> SharedBudget:
@@ -49,12 +63,14 @@ def techflow(run: Run) -> SharedBudget:
     return SharedBudget(open_store(run.place), "benchmark", LIMIT, BURST, minute_seconds=run.minute)
 
 
-def techflow_turns(run: Run, request_class: RequestClass = RequestClass.COMMAND) -> Callable[[], float]:
-    """Return what says how long to wait, again and again, until it says 0."""
+def techflow_turns(run: Run, request_class: RequestClass = RequestClass.COMMAND) -> Turn:
+    """Return the turns of this package's budget."""
     budget = techflow(run)
+    # Loads what the store needs.
+    budget.snapshot()
     earlier: Reservation | None = None
 
-    def turn() -> float:
+    def turn(_: float) -> float:
         nonlocal earlier
         answer = budget.reserve(request_class, FOREVER, earlier)
         earlier = None if answer.may_send else answer
@@ -63,35 +79,35 @@ def techflow_turns(run: Run, request_class: RequestClass = RequestClass.COMMAND)
     return turn
 
 
-def pyrate_turns(run: Run, bucket: Any) -> Callable[[], float]:
+def pyrate_turns(bucket: Any) -> Turn:
     """Return the turns of a pyrate-limiter, which waits by itself."""
     limiter = import_module("pyrate_limiter").Limiter(bucket)
-    return lambda: 0.0 if limiter.try_acquire("key", timeout=max(0.01, run.until - time.monotonic())) else FOREVER
+    return lambda left: 0.0 if limiter.try_acquire("key", timeout=max(0.01, left)) else FOREVER
 
 
-def pyrate_sqlite_turns(run: Run) -> Callable[[], float]:
+def pyrate_sqlite_turns(run: Run) -> Turn:
     """pyrate-limiter's SQLite bucket with its lock among processes: a sliding log."""
     rate = import_module("pyrate_limiter").Rate(LIMIT, round(run.minute * 1000))
     factory = import_module("pyrate_limiter.limiter_factory")
-    return pyrate_turns(run, factory.create_sqlite_bucket([rate], run.place, use_file_lock=True))
+    return pyrate_turns(factory.create_sqlite_bucket([rate], run.place, use_file_lock=True))
 
 
-def pyrate_redis_turns(run: Run) -> Callable[[], float]:
+def pyrate_redis_turns(run: Run) -> Turn:
     """pyrate-limiter's GCRA on Redis, with the burst and rate that this package uses."""
     rate = import_module("pyrate_limiter").Rate(LIMIT - BURST, round(run.minute * 1025), burst=BURST)
     algorithm = import_module("pyrate_limiter.abstracts.algorithm").GCRA()
     client = import_module("redis").Redis.from_url(run.place)
     store = import_module("pyrate_limiter.buckets.redis_state").RedisStateStore(client, "pyrate")
-    return pyrate_turns(run, import_module("pyrate_limiter.buckets.state_bucket").StateBucket([rate], algorithm, store))
+    return pyrate_turns(import_module("pyrate_limiter.buckets.state_bucket").StateBucket([rate], algorithm, store))
 
 
-def limits_redis_turns(run: Run) -> Callable[[], float]:
+def limits_redis_turns(run: Run) -> Turn:
     """The moving window of limits on Redis; it can't wait, so its callers sleep until it says that there is room."""
     storage = import_module("limits.storage").RedisStorage(run.place.replace("unix://", "redis+unix://"))
     limiter = import_module("limits.strategies").MovingWindowRateLimiter(storage)
     item = import_module("limits").RateLimitItemPerSecond(LIMIT, max(1, round(run.minute)))
 
-    def turn() -> float:
+    def turn(_: float) -> float:
         if limiter.hit(item, "key"):
             return 0.0
         return max(0.005, float(limiter.get_window_stats(item, "key").reset_time) - time.time())
@@ -99,7 +115,7 @@ def limits_redis_turns(run: Run) -> Callable[[], float]:
     return turn
 
 
-LIMITERS: dict[str, Callable[[Run], Callable[[], float]]] = {
+LIMITERS: dict[str, Callable[[Run], Turn]] = {
     "techflow": techflow_turns,
     "techflow polls": lambda run: techflow_turns(run, RequestClass.POLL),
     "pyrate-limiter sqlite": pyrate_sqlite_turns,
@@ -108,73 +124,96 @@ LIMITERS: dict[str, Callable[[Run], Callable[[], float]]] = {
 }
 
 
-def saturate(run: Run, results: Any) -> None:
-    """Send as often as the limiter lets, until the end of the run, and report the arrivals."""
+def saturate(run: Run, gate: Gate) -> list[float]:
+    """Send as often as the limiter lets, and report the arrivals in seconds since the beginning."""
     turn, arrivals = LIMITERS[run.limiter](run), []
-    while time.monotonic() < run.until:
-        wait = turn()
+    began = gate()
+    while (left := began + run.seconds - time.monotonic()) > 0:
+        wait = turn(left)
         if wait > 0:
-            time.sleep(min(wait, max(0.0, run.until - time.monotonic()) + 0.01))
+            time.sleep(min(wait, max(0.0, began + run.seconds - time.monotonic()) + 0.01))
             continue
         way = random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
-        arrivals.append(time.monotonic() + way)
+        arrivals.append(time.monotonic() - began + way)
         time.sleep(way)
-    results.put(arrivals)
+    return arrivals
 
 
-def now_and_then(run: Run, results: Any) -> None:
+def now_and_then(run: Run, gate: Gate) -> list[float]:
     """Send a command now and then, and report how long each waited."""
     turn, waits = LIMITERS[run.limiter](run), []
-    while time.monotonic() < run.until:
+    until = gate() + run.seconds
+    while time.monotonic() < until:
         time.sleep(random.uniform(0.02, 0.06) * run.minute)
         asked = time.monotonic()
-        while (wait := turn()) > 0:
+        while (wait := turn(FOREVER)) > 0:
             time.sleep(wait)
         waits.append(time.monotonic() - asked)
-    results.put(waits)
+    return waits
 
 
-def loop_of_coroutines(run: Run, results: Any, coroutines: int = 200) -> None:
+def loop_of_coroutines(run: Run, gate: Gate, coroutines: int = 200) -> list[float]:
     """Let coroutines of one loop send as often as the budget lets; the store is asked in one thread."""
     budget, arrivals = techflow(run), []
+    budget.snapshot()
     thread = ThreadPoolExecutor(1)
+    began = gate()
+    until = began + run.seconds
 
     async def caller() -> None:
         earlier = None
-        while time.monotonic() < run.until:
+        while time.monotonic() < until:
             answer = await asyncio.get_running_loop().run_in_executor(
                 thread, budget.reserve, RequestClass.COMMAND, FOREVER, earlier
             )
             if not answer.may_send:
                 earlier = answer
-                await asyncio.sleep(min(answer.wait_seconds, max(0.0, run.until - time.monotonic()) + 0.01))
+                await asyncio.sleep(min(answer.wait_seconds, max(0.0, until - time.monotonic()) + 0.01))
                 continue
             earlier, way = None, random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
-            arrivals.append(time.monotonic() + way)
+            arrivals.append(time.monotonic() - began + way)
             await asyncio.sleep(way)
 
     async def all_of_them() -> None:
         await asyncio.gather(*(caller() for _ in range(coroutines)))
 
     asyncio.run(all_of_them())
-    results.put(arrivals)
+    return arrivals
 
 
-def in_processes(callers: list[tuple[Callable[..., None], Run]]) -> list[list[float]]:
-    """Run each caller in a process of its own and return what they report, in the order of the callers."""
+def in_processes(
+    callers: Sequence[tuple[Caller, Run]], begin: Callable[[float], object] | None = None
+) -> list[list[float]]:
+    """Run each caller in a process of its own and return what they report, in the order of the callers.
+
+    :param begin: is told the moment when all are ready and begin
+    """
     context = multiprocessing.get_context("spawn")
-    queues = [context.Queue() for _ in callers]
+    gate, queues = context.Barrier(len(callers) + 1), [context.Queue() for _ in callers]
     processes = [
-        context.Process(target=target, args=(run, queue)) for (target, run), queue in zip(callers, queues, strict=True)
+        context.Process(target=_call, args=(caller, run, gate, queue))
+        for (caller, run), queue in zip(callers, queues, strict=True)
     ]
     for process in processes:
         process.start()
     try:
-        return [queue.get() for queue in queues]
+        gate.wait(READY_SECONDS)
+        if begin is not None:
+            begin(time.monotonic())
+        longest = max(run.seconds for _, run in callers) + ENDING_SECONDS
+        return [queue.get(timeout=longest) for queue in queues]
     finally:
         for process in processes:
             process.join(5)
             process.kill()
+
+
+def _call(caller: Caller, run: Run, gate: Any, results: Any) -> None:
+    def through() -> float:
+        gate.wait(READY_SECONDS)
+        return time.monotonic()
+
+    results.put(caller(run, through))
 
 
 @contextlib.contextmanager

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import math
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.benchmarks.load import Run, in_processes, techflow
+    from tests.benchmarks.load import Gate, Run, in_processes, techflow
     from tests.benchmarks.local_server import LocalServer, QuietHandler, serving
     from tests.benchmarks.rows import Row
 else:
-    from load import Run, in_processes, techflow
+    from load import Gate, Run, in_processes, techflow
     from local_server import LocalServer, QuietHandler, serving
     from rows import Row
 
@@ -26,18 +28,21 @@ MOST_SENT = 10
 STORM_MINUTES = 1.5
 AFTER_MINUTES = 2.0
 HTTP_PROVIDER_SECONDS = 3.0
-# Time for 16 processes to import the client.
-START_SECONDS = 20.0
 
 
 class Server(LocalServer):
-    """Counts requests, and refuses all until a moment."""
+    """Counts requests, and refuses all for some seconds from its beginning."""
 
-    def __init__(self, until: float) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__(Answer)
-        self.until = until
+        self.seconds = seconds
+        self.until = math.inf
         self.refused: list[float] = []
         self.taken: list[float] = []
+
+    def begin(self, now: float) -> None:
+        """Let the storm last from now on."""
+        self.until = now + self.seconds
 
 
 class Answer(QuietHandler):
@@ -53,43 +58,47 @@ class Answer(QuietHandler):
         self.answer(429 if stormy else 200, b'{"workflows": []}')
 
 
-def call(run: Run, results: Any, base_url: str, begins: float) -> None:
+def call(run: Run, gate: Gate, base_url: str) -> list[float]:
     """List workflows again and again until the end of the run."""
     from techflow_provider.client import Client, TechFlowError
 
     budget = techflow(run)
     # Loads what the store needs.
     budget.snapshot()
-    time.sleep(max(0.0, begins - time.monotonic()))
     with Client("some-key", base_url=base_url, budget=budget) as client:
-        while time.monotonic() < run.until:
+        until = gate() + run.seconds
+        while time.monotonic() < until:
             with contextlib.suppress(TechFlowError):
                 client.workflows.list()
-    results.put([])
+    return []
 
 
 def storm(places: dict[str, str], minute: float) -> list[Row]:
-    """Print how 16 processes come through the storm, and the HTTP provider's trigger beside them."""
-    rows, beside = [], http_provider()
-    for store, place in places.items():
-        begins = time.monotonic() + START_SECONDS
-        with serving(Server(begins + STORM_MINUTES * minute)) as server:
-            run = Run("techflow", place, minute, server.until + AFTER_MINUTES * minute)
-            in_processes([(functools.partial(call, base_url=server.url, begins=begins), run)] * PROCESSES)
-            sent = len(server.refused)
-            first = (min(server.taken, default=float("inf")) - server.until) / minute * 60
-            last_minute = [at for at in server.taken if run.until - minute < at <= run.until]
-        sys.stdout.write(
-            f"{store}: 90 s of 429: {PROCESSES} processes sent {sent} requests; the first one that was taken "
-            f"came {first:.0f} s after the storm; {len(last_minute)} in the last minute, n=1\n"
-        )
-        sys.stdout.flush()
-        n = f"{PROCESSES} processes, 1 storm, a minute of {minute:g} s"
-        rows += [
-            Row(f"requests of a whole storm, 90 s of 429, {store}", sent, "", n, limit=MOST_SENT, peers=beside),
-            Row(f"first request taken after the storm, {store}", first, "s", n),
-        ]
-    return rows
+    """Print how 16 processes come through the storm, all stores at once, and the HTTP provider's trigger alone."""
+    beside = http_provider()
+    with ThreadPoolExecutor(max(1, len(places))) as threads:
+        each = threads.map(lambda store: one_storm(store, places[store], minute, beside), places)
+        return [row for rows in each for row in rows]
+
+
+def one_storm(store: str, place: str, minute: float, beside: dict[str, float]) -> tuple[Row, Row]:
+    """Print how 16 processes come through the storm with one store, and return its rows."""
+    run = Run("techflow", place, minute, (STORM_MINUTES + AFTER_MINUTES) * minute)
+    with serving(Server(STORM_MINUTES * minute)) as server:
+        in_processes([(functools.partial(call, base_url=server.url), run)] * PROCESSES, server.begin)
+        sent, end = len(server.refused), server.until + AFTER_MINUTES * minute
+        first = (min(server.taken, default=math.inf) - server.until) / minute * 60
+        last_minute = [at for at in server.taken if end - minute < at <= end]
+    sys.stdout.write(
+        f"{store}: 90 s of 429: {PROCESSES} processes sent {sent} requests; the first one that was taken "
+        f"came {first:.0f} s after the storm; {len(last_minute)} in the last minute, n=1\n"
+    )
+    sys.stdout.flush()
+    n = f"{PROCESSES} processes, 1 storm, a minute of {minute:g} s"
+    return (
+        Row(f"requests of a whole storm, 90 s of 429, {store}", sent, "", n, limit=MOST_SENT, peers=beside),
+        Row(f"first request taken after the storm, {store}", first, "s", n),
+    )
 
 
 def http_provider() -> dict[str, float]:
@@ -97,14 +106,14 @@ def http_provider() -> dict[str, float]:
     if importlib.util.find_spec("airflow") is None or importlib.util.find_spec("airflow.providers.http") is None:
         sys.stdout.write("HttpSensorTrigger: not installed (pip install apache-airflow-providers-http)\n")
         return {}
-    with serving(Server(time.monotonic() + 3600)) as server:
-        in_processes([(sense, Run("", server.url, 60, 0))])
+    with serving(Server(math.inf)) as server:
+        in_processes([(sense, Run("", server.url, 60, HTTP_PROVIDER_SECONDS))])
         sent = len(server.refused)
     sys.stdout.write(f"HttpSensorTrigger on such a server, in 3 s: {sent} requests, n=1\n")
     return {"HttpSensorTrigger in 3 s": sent}
 
 
-def sense(run: Run, results: Any) -> None:
+def sense(run: Run, gate: Gate) -> list[float]:
     """Let the HTTP provider's trigger wait for the server; it writes a line for each refusal, which nobody reads."""
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -116,6 +125,7 @@ def sense(run: Run, results: Any) -> None:
         async for _ in trigger.run():
             break
 
+    gate()
     with contextlib.suppress(asyncio.TimeoutError):
-        asyncio.run(asyncio.wait_for(first_event(), HTTP_PROVIDER_SECONDS))
-    results.put([])
+        asyncio.run(asyncio.wait_for(first_event(), run.seconds))
+    return []
