@@ -185,6 +185,8 @@ def main() -> int:
     parser.add_argument("--to", type=Path, metavar="FILE", help="where the table goes, beside the screen")
     asked = parser.parse_args()
     whole = not asked.quick and asked.only == list(BENCHMARKS)
+    # A shell lets what it starts in the background ignore it, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     to, load, began = asked.to or (RESULTS if whole else None), os.getloadavg()[0], time.monotonic()
     results = asyncio.run(run_all(asked.only, quick=asked.quick))
     text = report(results, time.monotonic() - began, load, quick=asked.quick)
