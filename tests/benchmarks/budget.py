@@ -117,9 +117,17 @@ def rate_rows(
     minute = f"a minute of {length.minute:g} s"
     for count, run in ours.items():
         peers = {name: each.per_minute for name, each in others.items()} if count == most else {}
-        what = f"used a minute, {count} {'processes' if count.isdecimal() else 'of coroutines'}, {store}"
+        who = f"{count} processes" if count.isdecimal() else f"{count} (coroutines)"
         n = f"{run.requests} requests, {minute}"
-        yield Row(what, run.per_minute, f"of {LIMIT}", n, limit=LEAST_USED, bound="≥", peers=peers)
+        yield Row(
+            f"used a minute by {who}, {store}",
+            run.per_minute,
+            f"of {LIMIT}",
+            n,
+            limit=LEAST_USED,
+            bound="≥",
+            peers=peers,
+        )
     yield Row(
         f"rejected by the strictest of {len(JUDGES)} servers, {store}",
         max(max(run.rejected) for run in ours.values()),

@@ -81,7 +81,7 @@ def rows_of(table: dict[str, tuple[float, list[str]]], runs: int) -> list[Row]:
     what = "CPU time of importing operators and sensors, beyond airflow.sdk"
     return [
         Row(what, ours, "ms", n, limit=LIMIT_MS, peers=spent),
-        Row(f"loaded by that of {', '.join(HEAVY)}", len(heavy), "", n, limit=0, bound="=", peers=loaded),
+        Row(f"packages that it loads, of {', '.join(HEAVY)}", len(heavy), "", n, limit=0, bound="=", peers=loaded),
     ]
 
 

@@ -84,9 +84,9 @@ class Done:
     @property
     def result(self) -> str:
         """What became of it, in words."""
-        ended = "took too long" if self.code is None else f"exit code {self.code}"
+        ended = {0: "", None: ", took too long"}.get(self.code, f", exit code {self.code}")
         missed = sum(not row.met for row in self.rows)
-        return f"failed ({ended})" if self.failed else f"{missed} not reached" if missed else "reached"
+        return f"failed{ended}" if self.failed else f"{missed} not reached{ended}" if missed else "reached"
 
 
 async def run(name: str, command: str, folder: Path, turn: asyncio.Semaphore) -> Done:

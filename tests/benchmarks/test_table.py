@@ -79,13 +79,13 @@ def test_the_page_names_what_failed_and_what_is_not_reached():
     page = report(results, 60.0, 0.5, quick=False)
     assert [done.result for done in results] == [
         "reached",
-        "1 not reached",
-        "failed (exit code 1)",
-        "failed (took too long)",
+        "1 not reached, exit code 1",
+        "failed, exit code 1",
+        "failed, took too long",
     ]
     assert "| what is measured | 2 ms | - | ≤ 10 | ours/limit 0.2 | 1 run | good.py |" in page
     assert "| what is measured | 20 ms | - | ≤ 10, **not reached** | ours/limit 2 | 1 run | slow.py |" in page
-    assert "| **stuck.py failed (took too long)** |" in page
+    assert "| **stuck.py failed, took too long** |" in page
     assert "| good.py --n 1 | 1 | reached |" in page
 
 
