@@ -23,11 +23,13 @@ KNOWN_BODY = b'{"test": 2432232314}'
 KNOWN_SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 SECRET = WebhookSecret("correct horse battery".replace(" ", "-"))
 OTHER = WebhookSecret("another-secret-0123456789")
+# The right time in digits that int() reads and no sender writes.
+ARABIC = str(NOW).translate({ord(str(digit)): 0x0660 + digit for digit in range(10)})
 
 
-def signed(secret: WebhookSecret = SECRET, at: int | str = NOW, **changes: Any) -> Delivery:
+def signed(secret: WebhookSecret = SECRET, at: int | str = NOW, name: str = "msg_1", **changes: Any) -> Delivery:
     """A delivery with a right signature, and then with something changed."""
-    headers = {"webhook-id": "msg_1", "webhook-timestamp": str(at), "webhook-signature": secret.sign("msg_1", at, BODY)}
+    headers = {"webhook-id": name, "webhook-timestamp": str(at), "webhook-signature": secret.sign(name, at, BODY)}
     body = changes.pop("body", BODY)
     return Delivery({**headers, **{f"webhook-{name}": value for name, value in changes.items()}}, body)
 
@@ -39,6 +41,34 @@ def test_it_signs_as_the_specifications_reference_does() -> None:
 def test_a_right_signature_or_a_right_token_is_enough() -> None:
     assert SECRET.authenticates(signed(), NOW)
     assert SECRET.authenticates(Delivery(body=BODY, token=SECRET.text), NOW)
+
+
+@pytest.mark.parametrize("name", ["x", "x" * 256, "\ud800"])
+def test_a_delivery_may_have_any_name_of_256_characters(name: str) -> None:
+    assert SECRET.authenticates(signed(name=name), NOW)
+    assert signed(name=name).id == name
+
+
+def test_a_longer_name_tells_no_delivery_from_another() -> None:
+    assert signed(name="x" * 257).id is None
+
+
+def test_a_time_may_have_twelve_digits() -> None:
+    assert SECRET.authenticates(signed(at=f"{NOW:012}"), NOW)
+    assert not SECRET.authenticates(signed(at="9" * 12), NOW)
+
+
+def test_ten_signatures_are_looked_at() -> None:
+    right = SECRET.sign("msg_1", NOW, BODY)
+    assert SECRET.authenticates(signed(signature=" ".join(["v1,AAAA"] * 9 + [right, "v1,AAAA"])), NOW)
+    assert SECRET.authenticates(signed(signature="  ".join(["v1,AAAA", right])), NOW)
+
+
+@pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])
+def test_a_signature_needs_all_three_headers(missing: str) -> None:
+    delivery = signed()
+    headers = {name: value for name, value in delivery.headers.items() if name != missing}
+    assert not SECRET.authenticates(Delivery(headers, BODY), NOW)
 
 
 @pytest.mark.parametrize("seconds", [-300, 0, 300])
@@ -59,7 +89,15 @@ def test_clocks_may_differ_by_five_minutes(seconds: int) -> None:
         signed(at=NOW + 301),
         signed(at="-1"),
         signed(at="٣" * 10),
+        signed(at=ARABIC),
+        signed(at=f"+{NOW}"),
+        signed(at=f"{NOW:_}"),
         signed(at="9" * 500),
+        signed(at="9" * 5000),
+        signed(at=f"{NOW:013}"),
+        signed(name=""),
+        signed(name="x" * 257),
+        signed(name="x" * 257, at="9" * 500),
         signed(timestamp=str(NOW + 1)),
         signed(id="msg_2"),
         signed(id=""),
@@ -96,7 +134,11 @@ def test_a_plus_sign_in_a_token_may_have_been_read_as_a_space() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "short", "with a space inside it", "grün-0123456789-0123", "whsec_no!base64!!!", 7]
+    "text",
+    [
+        *("", "short", "x" * 15, "with a space inside it", "with-a-delete-\x7f-inside", "grün-0123456789-0123"),
+        *("whsec_no!base64!!!", "whsec_YWJjZA=!YWJj", 7),
+    ],
 )
 def test_a_secret_that_cannot_be_used_is_refused_and_not_shown(text: Any) -> None:
     with pytest.raises(InvalidParameterError) as caught:
@@ -104,9 +146,46 @@ def test_a_secret_that_cannot_be_used_is_refused_and_not_shown(text: Any) -> Non
     assert not text or str(text) not in str(caught.value)
 
 
-def test_a_secret_is_not_shown() -> None:
-    assert SECRET.text not in repr(SECRET)
-    assert SECRET.text not in repr(Delivery(token=SECRET.text))
+@pytest.mark.parametrize("text", ["x" * 16, "!" * 16, "~" * 16])
+def test_sixteen_characters_of_any_kind_that_can_be_seen_are_a_secret(text: str) -> None:
+    assert WebhookSecret(text).is_token(text)
+
+
+def test_a_secret_is_not_shown_and_neither_is_what_a_delivery_brings() -> None:
+    assert repr(SECRET) == "WebhookSecret()"
+    assert repr(signed()) == repr(Delivery(token=SECRET.text)) == "Delivery()"
+
+
+def test_without_anything_it_is_an_empty_delivery() -> None:
+    assert Delivery() == Delivery({}, b"", None)
+    assert not WebhookSecret("~" * 16).authenticates(Delivery(), NOW)
+
+
+@pytest.mark.parametrize("event", [f"workflow.{what}" for what in ("created", "updated", "deleted")])
+def test_an_event_of_a_workflow_is_told(event: str) -> None:
+    assert Hint.read(json.dumps({"event": event, "workflow_id": "wf_1"}).encode()) == Hint(event, "wf_1")
+
+
+@pytest.mark.parametrize("event", [f"execution.{what}" for what in ("started", "completed", "failed")])
+@pytest.mark.parametrize("name", ["event", "type", "event_type", "event_name", "name"])
+def test_an_event_of_an_execution_is_told_under_any_usual_name(event: str, name: str) -> None:
+    body = json.dumps({name: event, "execution_id": "exec_1"}).encode()
+    assert Hint.read(body) == Hint(event, None, "exec_1")
+    assert Delivery(body=body).id == f"{event} exec_1"
+
+
+@pytest.mark.parametrize("inner", ["data", "payload", "object"])
+def test_what_it_is_about_may_be_wrapped(inner: str) -> None:
+    body = {"event": "execution.failed", inner: {"execution": {"execution_id": "exec_1"}, "workflow_id": "wf_1"}}
+    assert Hint.read(json.dumps(body).encode()) == Hint("execution.failed", "wf_1", "exec_1")
+
+
+def test_an_id_has_256_characters_at_most_and_one_at_least() -> None:
+    def read(execution_id: str) -> str | None:
+        return Hint.read(json.dumps({"execution_id": execution_id, "execution": {"id": "inner"}}).encode()).execution_id
+
+    assert (read("x"), read("x" * 256)) == ("x", "x" * 256)
+    assert read("") == read("x" * 257) == "inner"
 
 
 @pytest.mark.parametrize(
@@ -138,4 +217,6 @@ def test_a_repetition_is_known_by_its_id_or_by_an_event_that_happens_once() -> N
     assert Delivery({"webhook-id": "msg_1"}, body("workflow.updated")).id == "msg_1"
     assert Delivery(body=body("execution.failed")).id == "execution.failed exec_1"
     assert Delivery(body=body("workflow.updated")).id is None
+    assert Delivery(body=b'{"event": "execution.failed"}').id is None
+    assert Delivery(body=b'{"execution_id": "exec_1"}').id is None
     assert Delivery().id is None
