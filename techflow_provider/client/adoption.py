@@ -189,12 +189,11 @@ def _any_of(candidates: list[Execution], search: Search, *, early: bool) -> Verd
     settled = [each for each in candidates if not _answers_to_come(each, search.rivals)]
     free = [each for each in settled if not _strangers(each, search)]
     if free:
-        alike = [
-            each.window for each in search.rivals if each.intent.payload_digest is None and not each.intent.in_flight
-        ]
-        best = _served([search.window, *alike], free)
+        # None of these is in the window of a rival that has a payload or gets an answer.
+        others = [each.window for each in search.rivals]
+        best = _served([search.window, *others], free)
         chosen = next(
-            each for each in free if _served(alike, [other for other in free if other is not each]) + 1 == best
+            each for each in free if _served(others, [other for other in free if other is not each]) + 1 == best
         )
         return Found(chosen, f"nobody claims this execution, and it began in the time from {search.window}")
     if len(settled) < len(candidates):

@@ -116,6 +116,12 @@ def test_an_execution_that_an_answer_to_another_task_may_name_is_left_to_it(payl
     assert adopted([execution("ex_1", 7)], [answered], payload=payload) == "ex_1"
 
 
+def test_with_a_payload_an_answer_that_may_name_one_of_two_is_waited_for():
+    assert isinstance(
+        verdict([execution("ex_1", 5), execution("ex_2", 8)], [rival(4, 6, "a", in_flight=True)], payload="a"), Later
+    )
+
+
 def test_of_two_the_one_is_taken_that_no_answer_may_name():
     assert adopted([execution("ex_1", 5), execution("ex_2", 8)], [rival(4, 6, in_flight=True)]) == "ex_2"
 
