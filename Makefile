@@ -9,7 +9,7 @@ HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; p
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
 export PYTHON
 
-.PHONY: demo test lint matrix contract deployment e2e soak bench wheel clean
+.PHONY: demo test lint matrix contract deployment e2e soak bench wheel mutants clean
 
 demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
@@ -55,6 +55,11 @@ wheel: ## Build the wheel and the source archive, and check them
 	@rm -rf dist
 	@$(ENVIRONMENTS)/uv/bin/uv build --quiet
 	@$(ENVIRONMENTS)/wheel/bin/twine check --strict dist/*
+	@$(ENVIRONMENTS)/wheel/bin/python .ci/check_package.py
+
+mutants: ## Break the heart of the package on purpose, one line at a time, and list what its tests let pass (MODULES="state/bucket.py" for some)
+	@.ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
+	@$(ENVIRONMENTS)/test/bin/python tests/mutants/run.py $(MODULES)
 
 clean: ## Remove what the other targets made
 	rm -rf .cache .demo dist

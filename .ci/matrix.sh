@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Install the built wheel next to each supported Airflow and run the tests that need Airflow. A line of matrix.txt names
-# Airflow, Python, and what Airflow's own constraints hold back and its requirements do not: with the newest FastAPI,
-# pydantic, Starlette or svcs, Airflow 3.0 and 3.2 run no task at all.
+# Airflow, Python, and further requirements: on the first line the oldest of each that the package allows, on others
+# what Airflow's own constraints hold back and its requirements do not. With the newest FastAPI, pydantic, Starlette or
+# svcs, Airflow 3.0 and 3.2 run no task at all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +23,8 @@ while read -r airflow version extra; do
   read -ra also <<< "$extra"
   name=matrix-$airflow-$version
   .ci/environment.sh "$name" "$python" wheel "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" "${also[@]}" --group test
-  echo "· Airflow $airflow on Python $version"
+  echo "· Airflow $airflow on Python $version${extra:+ with $extra}"
+  .cache/environments/uv/bin/uv pip check --quiet -p ".cache/environments/$name/bin/python"
   checkout=$PWD
   if ! (cd "$(mktemp -d)" && "$checkout/.cache/environments/$name/bin/pytest" -q --numprocesses 2 --dist loadfile -c "$checkout/pyproject.toml" \
         --rootdir "$checkout" -p no:cacheprovider --ignore "$checkout/tests/integration/test_examples.py" "$checkout/tests/integration" --durations=3); then
