@@ -61,7 +61,7 @@ def test_a_time_may_have_twelve_digits() -> None:
 def test_ten_signatures_are_looked_at() -> None:
     right = SECRET.sign("msg_1", NOW, BODY)
     assert SECRET.authenticates(signed(signature=" ".join(["v1,AAAA"] * 9 + [right, "v1,AAAA"])), NOW)
-    assert SECRET.authenticates(signed(signature="  ".join(["v1,AAAA", right])), NOW)
+    assert SECRET.authenticates(signed(signature=f"v1,AAAA  {right}"), NOW)
 
 
 @pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])

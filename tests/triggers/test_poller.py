@@ -243,6 +243,108 @@ async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeyp
     waiting.cancel()
 
 
+async def test_pollers_that_cannot_be_counted_are_as_many_as_before(served: Sandbox) -> None:
+    counts = iter([1, StoreError("the store is gone"), 1])
+
+    def attend() -> int:
+        count = next(counts, 1)
+        if isinstance(count, StoreError):
+            raise count
+        return count
+
+    connect = Connections(served.base_url)
+    execution_id = served.start("wf_1").id
+    waiting = wait(Poller(replace(connect.access(), attend=attend), connect), execution_id)
+    await looks(served, 4)
+    served.finish(execution_id, outcome="completed")
+    assert (await waiting).ended
+
+
+@dataclass(eq=False)
+class Reader:
+    """Observes the history, and keeps what it is told."""
+
+    interval_seconds: float = INTERVAL
+    histories: list[History] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    failed: list[TechFlowError] = field(default_factory=list)
+
+    def add_interest(self, interest: Interest) -> None:
+        interest.wants_workflows = True
+
+    def look(self, history: History, now: float) -> bool:
+        self.histories.append(history)
+        return False
+
+    def miss(self, error: TechFlowError) -> None:
+        self.missed.append(str(error))
+
+    def fail(self, error: TechFlowError) -> None:
+        self.failed.append(error)
+
+
+async def until(happened: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not happened():  # noqa: ASYNC110 - the sandbox answers in another thread
+            await asyncio.sleep(INTERVAL / 2)
+
+
+async def test_an_observer_of_workflows_is_handed_them_and_nothing_after_it_left(served: Sandbox) -> None:
+    poller, reader = Connections(served.base_url).poller(), Reader()
+    with poller.observed_by(reader):
+        await until(lambda: reader.histories)
+    handed = len(reader.histories)
+    assert [each.id for each in reader.histories[0].workflows or ()] == ["wf_1"]
+    assert poller._task is not None
+    await poller._task
+    assert len(reader.histories) == handed
+
+
+async def test_without_an_interest_in_workflows_none_are_read(served: Sandbox) -> None:
+    waiting = wait(Connections(served.base_url).poller(), served.start("wf_1").id)
+    await looks(served, 2)
+    assert served.count(path="/workflows") == 0
+    waiting.cancel()
+
+
+async def test_the_same_failure_is_told_once_and_again_after_a_look_that_succeeded(served: Sandbox) -> None:
+    poller, reader = Connections(served.base_url).poller(), Reader()
+    with poller.observed_by(reader):
+        for times in (1, 2):
+            served.faults.add(Fault(path="/workflows", times=3))
+            await until(lambda: len(reader.missed) == times)  # noqa: B023 - awaited in this round
+            seen = len(reader.histories)
+            await until(lambda: len(reader.histories) > seen)  # noqa: B023 - awaited in this round
+    assert len(reader.missed) == 2
+    assert not reader.failed
+
+
+async def test_a_failed_look_is_one_request(served: Sandbox) -> None:
+    waiting = wait(Connections(served.base_url).poller(), served.start("wf_1").id)
+    await looks(served, 1)
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+    served.faults.add(Fault(path="/workflows", times=1))
+    poller, reader = Connections(served.base_url).poller(), Reader()
+    with poller.observed_by(reader):
+        await until(lambda: reader.missed)
+        assert served.count(path="/workflows") == 1
+
+
+async def test_the_end_of_a_poller_is_told_when_its_last_observer_has_left(served: Sandbox) -> None:
+    ended: list[bool] = []
+    connect = Connections(served.base_url)
+    poller = Poller(connect.access(), connect, lambda: ended.append(True))
+    first, second = wait(poller, served.start("wf_1").id), wait(poller, served.start("wf_1").id)
+    await looks(served, 2)
+    first.cancel()
+    await looks(served, 2)
+    assert not ended
+    second.cancel()
+    await until(lambda: ended)
+
+
 async def test_an_end_on_a_page_before_one_that_fails_is_not_lost(served: Sandbox) -> None:
     served.etags, served.page_size = True, 1
     served.start("wf_1")

@@ -116,6 +116,12 @@ def test_a_body_may_be_anything_when_the_sender_is_genuine(served: Served) -> No
     assert served.bells.rung() == 2
 
 
+def test_a_body_may_have_64_kibibytes_and_not_one_byte_more(served: Served) -> None:
+    assert served.post(f"one?token={SECRET.text}", body=b"x" * 65536) == 200
+    assert served.post(f"one?token={SECRET.text}", body=b"x" * 65537) == 413
+    assert served.bells.rung() == 1
+
+
 FORGED: dict[str, tuple[str, dict[str, str]]] = {
     "nothing": ("one", {}),
     "a wrong token": ("one?token=wrong-wrong-wrong-wrong", {}),
