@@ -106,6 +106,7 @@ def test_no_two_identities_have_one_text():
     assert str(Identity("a", "b/c", "t", 4)) == "a/b%2Fc/t/4"
     assert str(Identity("a", "b", "", part="x/y")) == "a/b//-1/x%2Fy"
     assert str(Identity("a", "b", "t", round="1")) == str(Identity("a", "b", "t", round="2"))
+    assert Identity("a", "b", "t") == Identity("a", "b", "t", -1, "", "")
 
 
 def test_the_note_is_kept_in_the_tasks_own_state_where_airflow_has_one(served, submission):
@@ -153,6 +154,19 @@ def test_firing_again_in_one_round_starts_nothing_and_in_another_it_does(served,
     assert submission().fire("wf_1", {"a": 1}).execution.id == fired.execution.id
     assert submission(round="2").fire("wf_1", {"a": 1}).execution.id != fired.execution.id
     assert [each.payload for each in served.executions] == [{"a": 1}, {"a": 1}]
+
+
+def test_what_was_fired_is_done_with_and_is_not_joined_by_another_round_while_it_goes_on(served, submission):
+    first = submission().fire("wf_1")
+    assert submission(round="2").fire("wf_1").execution.id != first.execution.id
+
+
+def test_an_execution_is_claimed_where_all_processes_look(served, submission):
+    from techflow_provider.hooks.budget import open_records
+    from techflow_provider.hooks.techflow import TechFlowHook
+
+    started = submission().start("wf_1")
+    assert started.execution.id in open_records(TechFlowHook().connection).claims()
 
 
 async def test_in_an_event_loop_it_starts_once_too(served, submission):

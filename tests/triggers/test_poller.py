@@ -244,7 +244,7 @@ async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeyp
 
 
 async def test_pollers_that_cannot_be_counted_are_as_many_as_before(served: Sandbox) -> None:
-    counts = iter([1, StoreError("the store is gone"), 1])
+    counts: Iterator[int | StoreError] = iter([1, StoreError("the store is gone"), 1])
 
     def attend() -> int:
         count = next(counts, 1)
