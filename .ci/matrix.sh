@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the built wheel next to each supported Airflow and run the tests that need Airflow. A line of matrix.txt names
-# Airflow, Python, and further requirements: on the first line the oldest of each that the package allows, on others
+# Airflow, Python, and further requirements: in one line the oldest of each that the package allows, in others
 # what Airflow's own constraints hold back and its requirements do not. With the newest FastAPI, pydantic, Starlette or
 # svcs, Airflow 3.0 and 3.2 run no task at all.
 set -euo pipefail
