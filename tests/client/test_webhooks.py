@@ -182,7 +182,9 @@ def test_what_it_is_about_may_be_wrapped(inner: str) -> None:
 
 def test_an_id_has_256_characters_at_most_and_one_at_least() -> None:
     def read(execution_id: str) -> str | None:
-        return Hint.read(json.dumps({"execution_id": execution_id, "execution": {"id": "inner"}}).encode()).execution_id
+        return Hint.read(
+            json.dumps({"execution_id": execution_id, "data": {"execution_id": "inner"}}).encode()
+        ).execution_id
 
     assert (read("x"), read("x" * 256)) == ("x", "x" * 256)
     assert read("") == read("x" * 257) == "inner"
