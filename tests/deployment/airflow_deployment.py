@@ -91,6 +91,11 @@ class Program:
                 start_new_session=True,
             )
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.process is not None and self.process.poll() is not None
+
     def kill(self) -> None:
         """Kill it and its children at once, as the loss of a host does."""
         self._end(signal.SIGKILL)

@@ -50,19 +50,37 @@ class Schedule(threading.Thread):
     def __init__(self, airflow: Deployment, seed: int) -> None:
         super().__init__(daemon=True)
         self.done: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
         self._airflow = airflow
         self._chance = random.Random(seed)
         self._over = threading.Event()
 
     def run(self) -> None:
         """Break and mend."""
-        while not self._over.wait(self._chance.uniform(*PAUSE_SECONDS)):
-            victim, seconds = self._chance.choice(VICTIMS), self._chance.uniform(*OUTAGE_SECONDS)
-            self.done[victim] += 1
-            if victim.startswith("TechFlow"):
-                self._break_techflow(victim, seconds)
-            else:
-                self._kill(victim, seconds)
+        due = self._due()
+        while not self._over.wait(1.0):
+            self._start_what_ended()
+            if time.monotonic() >= due:
+                self._break()
+                due = self._due()
+
+    def _due(self) -> float:
+        return time.monotonic() + self._chance.uniform(*PAUSE_SECONDS)
+
+    def _start_what_ended(self) -> None:
+        """Start what ended by itself, as a supervisor of services does: Airflow's scheduler ends when Redis is gone."""
+        for name, program in self._airflow.programs.items():
+            if program.ended:
+                self.ended[name] += 1
+                program.start()
+
+    def _break(self) -> None:
+        victim, seconds = self._chance.choice(VICTIMS), self._chance.uniform(*OUTAGE_SECONDS)
+        self.done[victim] += 1
+        if victim.startswith("TechFlow"):
+            self._break_techflow(victim, seconds)
+        else:
+            self._kill(victim, seconds)
 
     def _break_techflow(self, victim: str, seconds: float) -> None:
         self._airflow.sandbox.faults.add(Fault("lost_answer") if victim.endswith("after") else Fault("reset"))
@@ -105,6 +123,7 @@ def run(steps: int, limit: int, seed: int, folder: Path) -> list[str]:
             schedule.stop()
         took, states = time.monotonic() - began, airflow.query(STATES)
     say(f"{steps} steps in {took:.0f} s, seed {seed}; killed or broken: {dict(schedule.done)}")
+    say(f"ended by themselves and started again: {dict(schedule.ended)}")
     say(f"states: {', '.join(' '.join(row) for row in states)}")
     return _faults(steps, states, sandbox)
 
