@@ -12,6 +12,8 @@ from techflow_provider.sandbox import ManualClock, Sandbox
 # Airflow makes its home and opens its database when it is imported, which some tests do while they are collected; both
 # must not be the user's.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
+# Airflow 2.11 warns at every start until this is set.
+os.environ["AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY"] = "True"
 os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{os.environ['AIRFLOW_HOME']}/airflow.db"
 
 

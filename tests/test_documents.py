@@ -13,7 +13,7 @@ import pytest
 
 from techflow_provider import __version__
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.sandbox.server import _parser
+from techflow_provider.sandbox.server import DEFAULT_PORT, _greeting, _parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,6 +55,34 @@ def test_the_readmes_python_compiles():
 
 def test_the_readmes_dag_is_the_example():
     assert PYTHON_BLOCKS[0] in (ROOT / "dags_examples" / "techflow_create_trigger_wait.py").read_text()
+
+
+def readme_commands() -> list[str]:
+    found = re.findall(r"^( *)```sh\n(.*?)^\1```", README, re.MULTILINE | re.DOTALL)
+    return [line.strip() for _, block in found for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_the_readmes_connection_is_the_one_that_the_sandbox_prints():
+    printed = _greeting(Sandbox(), f"http://127.0.0.1:{DEFAULT_PORT}/v2").splitlines()[-1]
+    assert printed in readme_commands()
+
+
+@pytest.mark.airflow
+@pytest.mark.filterwarnings("ignore")
+def test_the_readmes_commands_are_ones():
+    from airflow.cli.cli_parser import get_parser
+
+    from techflow_provider.cli import build_parser
+
+    for line in readme_commands():
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "airflow":
+            assert get_parser().parse_args(arguments)
+        elif program == "python":
+            assert build_parser().parse_args(arguments[2:])
+        else:
+            assert program in ("pip", "export")
+    assert len(readme_commands()) >= 6
 
 
 def test_the_licence_is_the_whole_apache_2():
@@ -112,10 +140,20 @@ def test_a_link_to_a_file_leads_to_one(path):
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=example_name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=example_name)
 def test_a_test_that_is_named_exists(path):
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", path.read_text()):
-        assert f"def {name}" in (ROOT / file).read_text()
+        wanted = rf"^ *(async )?def {name}\(" if name else r"^def test_"
+        assert re.search(wanted, (ROOT / file).read_text(), re.MULTILINE), (file, name)
+
+
+def test_what_is_said_beside_other_providers_has_a_test_for_us_and_a_file_for_them():
+    text = (ROOT / "docs" / "comparison.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [A-Z`].*", text, re.MULTILINE)]
+    ours = {number for row in rows for number in re.findall(r"\[(\d+)\]", row[1])}
+    assert all(re.search(r"\[\d+\]", row[1]) for row in rows)
+    assert ours == set(re.findall(r"^(\d+)\. `tests/", text, re.MULTILINE))
+    assert all(len(row) == 7 and (cell == "—" or re.search(r"`[\w/]+\.py`$", cell)) for row in rows for cell in row[2:])
 
 
 @pytest.mark.airflow

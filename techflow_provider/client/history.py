@@ -175,7 +175,8 @@ class Watch:
         """What the looks have shown so far, in words."""
         if self.told is not None:
             unknown = "" if USUAL_WORDS.knows(self.told) else ", a word that is not known and is taken as still running"
-            return f"execution {self._execution_id} was last seen with status {self.told!r}{unknown}"
+            seen = "it" if self.target.execution_id else f"execution {self._execution_id}"
+            return f"{seen} was last seen with status {self.told!r}{unknown}"
         if self._first_look is None:
             return "the history has not been read yet"
         return "it is not in the execution history"

@@ -112,3 +112,17 @@ def webhooks(*, receives: bool) -> Finding:
     if receives:
         return Finding("webhooks", Verdict.OK, "the receiver is on: /techflow/webhooks/ and the connection's id")
     return Finding("webhooks", Verdict.OK, "the receiver is off, and waits poll: the connection has no webhook_secret")
+
+
+def triggerer(*, alive: bool | None) -> Finding:
+    """Judge whether deferrable tasks find a triggerer.
+
+    :param alive: whether one beats; None where Airflow's database can't tell
+    """
+    if alive is None:
+        said = "Airflow's database can't be read, so nothing is known of a triggerer"
+        return Finding("triggerer", Verdict.WARNING, said, "In a new Airflow: airflow db migrate.")
+    if alive:
+        return Finding("triggerer", Verdict.OK, "a triggerer is running")
+    said = "no triggerer is running: deferrable tasks stay deferred until there is one"
+    return Finding("triggerer", Verdict.WARNING, said, "Start one: airflow triggerer. `airflow dags test` needs none.")

@@ -12,6 +12,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from airflow.jobs.job import most_recent_job
+from sqlalchemy.exc import SQLAlchemyError
+
 from techflow_provider import __version__
 from techflow_provider.client import Client, InvalidParameterError, RetryPolicy, TechFlowError
 from techflow_provider.client.calls import raw
@@ -55,6 +58,7 @@ def _lines(finding: Finding) -> Iterator[str]:
 def _findings(conn_id: str) -> Iterator[Finding]:
     yield checks.versions(_installed())
     yield from _state_findings()
+    yield checks.triggerer(alive=_triggerer_beats())
     try:
         connection = look_up(conn_id)
     except InvalidParameterError as error:
@@ -90,6 +94,15 @@ def _state_findings() -> Iterator[Finding]:
         return
     yield checks.store(store.shown, _trouble(store))
     yield checks.spread(spreading_executors(), in_file=is_for_one_host())
+
+
+def _triggerer_beats() -> bool | None:
+    """Whether a triggerer told Airflow's database lately that it runs; None where that can't be read."""
+    try:
+        job = most_recent_job("TriggererJob")
+    except SQLAlchemyError:
+        return None
+    return job is not None and job.is_alive()
 
 
 def _trouble(store: Store) -> str | None:

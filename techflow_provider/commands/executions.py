@@ -54,7 +54,7 @@ def read_payload(text: str | None) -> dict[str, Json] | None:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InvalidParameterError("--payload", str(error), "a JSON object") from error
+        raise InvalidParameterError("--payload", quote(text), "a JSON object") from error
     if not isinstance(value, dict):
         raise InvalidParameterError("--payload", quote(value), "a JSON object")
     return value

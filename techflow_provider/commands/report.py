@@ -40,7 +40,8 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else shorten(str(value), LONGEST_CELL)
+    words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "" if value is None else shorten(words, LONGEST_CELL)
 
 
 def listing(rows: Sequence[dict[str, Json]], columns: Sequence[str]) -> Report:

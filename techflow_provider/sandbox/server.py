@@ -170,12 +170,19 @@ def _retry_after(text: str) -> RetryAfter:
     return choices[text]
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, where there are some."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="techflow-sandbox",
         description="A local TechFlow: every call of the API reference, its errors and its rate limit.",
         epilog=EPILOG,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -200,7 +207,7 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
 
 def _add_executions(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("workflows and executions").add_argument
-    add("--workflow", action="append", metavar="ID=NAME", help=f"exists at start, repeatable ({DEFAULT_WORKFLOW})")
+    add("--workflow", action="append", metavar="ID=NAME", help=f"is there, repeatable (default: {DEFAULT_WORKFLOW})")
     add("--execution-seconds", type=_number, default=5.0, metavar="SECONDS", help="how long an execution takes")
     add("--outcome", default="completed", help="how it ends", metavar="|".join(get_args(Outcome)))
     add("--history-lag", type=_number, default=0.0, metavar="SECONDS", help="how long the history lacks it")

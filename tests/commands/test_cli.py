@@ -28,6 +28,7 @@ def test_workflows_are_listed_as_a_table_and_as_json(served, techflow):
 def test_a_workflow_is_created_shown_updated_and_deleted(served, techflow):
     created = techflow("workflows", "create", "Weekly", "--trigger", "manual", "--output", "json").json
     assert (created["name"], created["triggers"]) == ("Weekly", ["manual"])
+    assert techflow("workflows", "get", created["id"]).out.endswith("triggers     manual\n")
     assert techflow("workflows", "update", created["id"], "--description", "on Mondays").code == 0
     assert "on Mondays" in techflow("workflows", "get", created["id"]).out
     assert techflow("workflows", "delete", created["id"]).out == f"deleted {created['id']}\n"

@@ -11,7 +11,7 @@ from tests.deployment.airflow_deployment import Deployment
 
 REDIS_DATABASES = 3
 PAGES = ("techflow-page/", "api/v2/connections", "api/v2/eventLogs", "api/v2/importErrors", "api/v2/plugins")
-COMMANDS = (("doctor",), ("budget",), ("executions", "list"), ("workflows", "list", "--output", "json"))
+COMMANDS = (("doctor",), ("budget",), ("executions",), ("workflows", "list", "--output", "json"))
 
 
 def show_everything(airflow: Deployment) -> None:

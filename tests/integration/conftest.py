@@ -26,8 +26,6 @@ os.environ.update(
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
     AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
     AIRFLOW__CORE__TEST_CONNECTION="Enabled",
-    # Airflow 2.11 warns at every start until this is set.
-    AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY="True",
     AIRFLOW__TECHFLOW__POLL_INTERVAL="0.2",
 )
 

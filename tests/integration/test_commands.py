@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from techflow_provider import __version__
+from techflow_provider.cli import main
 from techflow_provider.sandbox import Sandbox
 
 pytestmark = pytest.mark.airflow
@@ -58,3 +59,18 @@ def test_all_dags_are_imported_without_an_error(airflow: Command) -> None:
     done = airflow("dags", "list-import-errors", "--output", "json")
     assert "Traceback" not in done.stdout + done.stderr
     assert "techflow" not in done.stdout.lower(), done.stdout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_doctor_knows_whether_a_triggerer_runs(
+    served: Sandbox, airflow_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from airflow.jobs.job import Job
+    from airflow.utils.session import create_session
+
+    assert main(["doctor"]) == 0
+    assert "no triggerer is running" in capsys.readouterr().out
+    with create_session() as session:
+        session.add(Job(job_type="TriggererJob", state="running"))  # type: ignore[no-untyped-call]
+    assert main(["doctor"]) == 0
+    assert "a triggerer is running" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -26,6 +27,14 @@ pytestmark = [
 
 def test_the_package_has_the_name_of_the_distribution() -> None:
     assert get_provider_info()["package-name"] == metadata("airflow-provider-techflow")["Name"]
+
+
+def test_the_wheel_has_a_module_of_the_distributions_name() -> None:
+    root = Path(__file__).parents[2]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    ((source, module),) = wheel["force-include"].items()
+    assert module == f"{get_provider_info()['package-name'].replace('-', '_')}.py"
+    assert (root / source).is_file()
 
 
 @pytest.mark.parametrize("layer", ["operators", "sensors", "hooks", "triggers"])

@@ -20,6 +20,14 @@ COMMAND = [sys.executable, "-m", "techflow_provider.sandbox.server"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
+def test_the_help_shows_a_default_where_there_is_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "(default: 8765)" in shown
+    assert "default: None" not in shown
+
+
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """Run the command and give its process and the Airflow connection that it prints."""
