@@ -79,6 +79,11 @@ def no_json(content: bytes, error: Exception) -> ShapeError:
     return ShapeError("JSON", f"{came} ({shorten(str(error), 80)})")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 workflow`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def in_seconds(seconds: float) -> str:
     """Return a duration as it stands in a message: short ones with a fraction, such as `0.5 s`, long ones without."""
     return f"{seconds:.0f} s" if seconds >= SHORTEST_WHOLE_SECONDS else f"{round(seconds, 2):g} s"

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from techflow_provider.client.diagnosis import Diagnosis
+from techflow_provider.client.shapes import counted
 from techflow_provider.state.snapshot import Snapshot
 
 # Below this a skew is what a network and a date without fractions make of nothing.
@@ -51,7 +52,8 @@ def versions(installed: Mapping[str, str]) -> Finding:
 def answer(diagnosis: Diagnosis | None, workflows: int, seconds: float) -> Finding:
     """Judge whether TechFlow answered as it should."""
     if diagnosis is None:
-        return Finding("techflow", Verdict.OK, f"the API key sees {workflows} workflows; it took {seconds:.2f} s")
+        said = f"the API key sees {counted(workflows, 'workflow')}; it took {seconds:.2f} s"
+        return Finding("techflow", Verdict.OK, said)
     return Finding("techflow", Verdict.PROBLEM, f"{diagnosis.trouble}: {diagnosis.said}", diagnosis.remedy)
 
 
@@ -71,6 +73,11 @@ def skew(server: datetime | None, here: datetime) -> Finding:
     return Finding("clock", Verdict.WARNING, said, remedy)
 
 
+def no_store(trouble: str) -> Finding:
+    """Say that `[techflow] state_url` names no store that can be used."""
+    return Finding("state", Verdict.PROBLEM, trouble, "Correct it: without it no request is sent.")
+
+
 def store(shown: str, trouble: str | None) -> Finding:
     """Judge whether the shared state can be written and read."""
     if trouble is None:
@@ -87,8 +94,10 @@ def spread(executors: Sequence[str], *, in_file: bool) -> Finding:
     :param executors: those that may run tasks on several hosts
     :param in_file: whether the state is a file of this host
     """
-    if not executors or not in_file:
-        return Finding("hosts", Verdict.OK, "the state can be reached from where tasks run")
+    if not executors:
+        return Finding("hosts", Verdict.OK, "all tasks run on this host")
+    if not in_file:
+        return Finding("hosts", Verdict.OK, "tasks may run on several hosts, and the state is no file of this one")
     said = f"{' and '.join(executors)} may run tasks on several hosts, and the state is a file of this one"
     remedy = "Set [techflow] state_url = redis://…, or give each host its part of requests_per_minute."
     return Finding("hosts", Verdict.WARNING, said, remedy)
@@ -97,9 +106,9 @@ def spread(executors: Sequence[str], *, in_file: bool) -> Finding:
 def budget(snapshot: Snapshot) -> Finding:
     """Judge how the budget stands."""
     used = sum(snapshot.used.values())
-    said = f"{used} of {snapshot.requests_per_minute} requests in the last minute, {snapshot.free} free now"
+    said = f"{used} of {snapshot.requests_per_minute} requests in the last minute, {snapshot.outlook}"
     if not snapshot.shared:
-        remedy = "See the state above: until it can be used, this process has a part of the limit for itself."
+        remedy = "See the state above: until it can be used, this host goes on with a quarter of the limit."
         return Finding("budget", Verdict.PROBLEM, f"{said}; not shared", remedy)
     if snapshot.cooldown_seconds:
         said = f"{said}; TechFlow answered 429, and all wait {snapshot.cooldown_seconds:.0f} s more"

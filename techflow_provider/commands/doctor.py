@@ -20,13 +20,13 @@ from techflow_provider.client import Client, InvalidParameterError, RetryPolicy,
 from techflow_provider.client.calls import raw
 from techflow_provider.client.diagnosis import Diagnosis, Trouble, diagnose, uses_proxy
 from techflow_provider.client.models import read_workflows
-from techflow_provider.client.shapes import ShapeError, http_date, parse_json
+from techflow_provider.client.shapes import ShapeError, counted, http_date, parse_json
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Verdict
 from techflow_provider.commands.learn import learn
 from techflow_provider.commands.report import Report, table
 from techflow_provider.commands.session import look_up
-from techflow_provider.hooks.budget import is_for_one_host, open_budget, open_state, spreading_executors
+from techflow_provider.hooks.budget import MeteredBudget, is_for_one_host, open_budget, open_state, spreading_executors
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.state.store import Store, StoreError
 
@@ -44,8 +44,10 @@ def examine(args: Namespace) -> Report:
 
 def _report(findings: list[Finding]) -> Report:
     lines = [line for finding in findings for line in _lines(finding)]
-    problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
-    ending = f"{problems} of {len(findings)} checks found a problem" if problems else "no problem found"
+    problems, warnings = (
+        sum(finding.verdict is each for finding in findings) for each in (Verdict.PROBLEM, Verdict.WARNING)
+    )
+    ending = f"{counted(problems, 'problem')}, {counted(warnings, 'warning')} in {len(findings)} checks"
     return Report([asdict(each) for each in findings], "\n".join([*lines, ending]), 1 if problems else 0)
 
 
@@ -69,10 +71,11 @@ def _findings(conn_id: str) -> Iterator[Finding]:
     settings = connection.settings
     said = f"{conn_id}: {settings.base_url}, {connection.requests_per_minute} requests a minute"
     yield Finding("connection", Verdict.OK, said)
-    yield from _answer_findings(connection)
+    # A state_url that can't be used was told above, and nothing is sent then.
     with suppress(InvalidParameterError):
-        # A state_url that can't be used was told above.
-        yield checks.budget(open_budget(connection).snapshot())
+        budget = open_budget(connection)
+        yield from _answer_findings(connection, budget)
+        yield checks.budget(budget.snapshot())
     yield checks.webhooks(receives=connection.webhook_secret is not None)
 
 
@@ -90,7 +93,7 @@ def _state_findings() -> Iterator[Finding]:
     try:
         store, _ = open_state()
     except InvalidParameterError as error:
-        yield checks.store("", str(error))
+        yield checks.no_store(str(error))
         return
     yield checks.store(store.shown, _trouble(store))
     yield checks.spread(spreading_executors(), in_file=is_for_one_host())
@@ -126,17 +129,17 @@ class _Seen:
     own_time: datetime | None = None
 
 
-def _answer_findings(connection: TechFlowConnection) -> Iterator[Finding]:
-    seen = _see(connection)
+def _answer_findings(connection: TechFlowConnection, budget: MeteredBudget) -> Iterator[Finding]:
+    seen = _see(connection, budget)
     yield checks.answer(seen.diagnosis, seen.workflows, seen.seconds)
     if seen.own_time is not None:
         yield checks.skew(seen.server_time, seen.own_time)
 
 
-def _see(connection: TechFlowConnection) -> _Seen:
+def _see(connection: TechFlowConnection, budget: MeteredBudget) -> _Seen:
     """Read the workflows once, and keep the answer's date."""
     try:
-        with _client(connection) as client:
+        with _client(connection, budget) as client:
             response = client.send(raw("GET", "/workflows"))
     except TechFlowError as error:
         return _Seen(diagnose(error, through_proxy=uses_proxy(connection.settings)))
@@ -158,14 +161,14 @@ def _not_techflow(connection: TechFlowConnection, error: ShapeError, content: by
     )
 
 
-def _client(connection: TechFlowConnection) -> Client:
+def _client(connection: TechFlowConnection, budget: MeteredBudget) -> Client:
     settings = replace(connection.settings, deadline_seconds=DEADLINE_SECONDS)
-    return Client(settings=settings, budget=open_budget(connection), retry=RetryPolicy(max_attempts=1))
+    return Client(settings=settings, budget=budget, retry=RetryPolicy(max_attempts=1))
 
 
 def _learn(args: Namespace) -> Report:
     connection = look_up(args.conn_id)
-    with _client(connection) as client:
+    with _client(connection, open_budget(connection)) as client:
         response = client.send(raw("GET", "/executions"))
     lessons: list[dict[str, Any]] = [asdict(each) for each in learn(response, connection.settings)]
     return Report([*lessons], table(lessons, ("what", "met", "taken_for")))

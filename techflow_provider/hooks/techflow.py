@@ -24,7 +24,7 @@ from techflow_provider.client import (
 from techflow_provider.client.calls import Method, Trigger
 from techflow_provider.client.diagnosis import diagnose, uses_proxy
 from techflow_provider.client.history import History, Interest, Target
-from techflow_provider.client.shapes import Json
+from techflow_provider.client.shapes import Json, counted
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
@@ -223,4 +223,4 @@ class TechFlowHook(BaseHook):
                 count = len(client.workflows.list())
         except TechFlowError as error:
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
-        return True, f"TechFlow answered at {settings.base_url}: the API key sees {count} workflows"
+        return True, f"TechFlow answered at {settings.base_url}: the API key sees {counted(count, 'workflow')}"

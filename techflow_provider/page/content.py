@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from techflow_provider.client.models import ExecutionState
+from techflow_provider.client.shapes import counted
 from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.snapshot import Slice, Snapshot
 
@@ -120,7 +121,7 @@ def total(history: Sequence[Slice]) -> int:
 
 def _bar(x: int, part: Slice, scale: float) -> Bar:
     commands, polls = (part.requests.get(each, 0) for each in (RequestClass.COMMAND, RequestClass.POLL))
-    words = f"{duration(part.ends_seconds_ago)} ago: {commands} commands, {polls} polls"
+    words = f"{duration(part.ends_seconds_ago)} ago: {counted(commands, 'command')}, {counted(polls, 'poll')}"
     return Bar(x, round(commands * scale, 1), round(polls * scale, 1), words)
 
 

@@ -55,6 +55,13 @@ class Snapshot:
     store: str
     shared: bool
 
+    @property
+    def outlook(self) -> str:
+        """When the next command may leave, in words."""
+        if self.free:
+            return f"{self.free} may leave now"
+        return f"the next may leave in {self.next_slot_seconds[RequestClass.COMMAND]:.1f} s"
+
 
 def snapshot_of(ledger: Ledger, policy: Policy, requests_per_minute: int, store: str, *, shared: bool) -> Snapshot:
     """Return what a store's ledger means under a policy."""

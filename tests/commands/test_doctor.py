@@ -38,7 +38,7 @@ def test_a_sound_set_up_has_no_problem(served, techflow):
     sound = ("versions", "state", "hosts", "connection", "techflow", "clock", "budget", "webhooks")
     assert verdicts(done) == {"triggerer": "warning", **dict.fromkeys(sound, "ok")}
     assert served.count() == 1
-    assert techflow("doctor").out.endswith("no problem found\n")
+    assert techflow("doctor").out.endswith("0 problems, 1 warning in 9 checks\n")
 
 
 def test_no_connection(techflow):
@@ -89,7 +89,8 @@ def test_a_state_that_cannot_be_written(served, techflow, monkeypatch, tmp_path)
 def test_a_state_url_that_names_no_store(served, techflow, monkeypatch):
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "ftp://user:state-secret@host/1")
     done = techflow("doctor", "--output", "json")
-    assert (done.code, verdicts(done)["state"]) == (1, "problem")
+    assert (done.code, verdicts(done)["state"], served.count()) == (1, "problem", 0)
+    assert verdicts(done).keys().isdisjoint({"techflow", "budget"})
     assert "state-secret" not in done.out
 
 
