@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE, NARROW, HEIGHT = 1000, 400, 900
+WIDE, NARROW, HEIGHT, HIGHEST = 1000, 400, 900, 2000
 SECONDS = 120
 
 
@@ -36,9 +36,9 @@ class Browser:
         self._url = url.rstrip("/")
         self._folder = folder
 
-    def look(self, width: int, scheme: str) -> None:
-        """Set the window's width in pixels, and whether it is `light` or `dark`."""
-        size = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    def look(self, width: int, scheme: str, height: int = HEIGHT) -> None:
+        """Set the window's size in pixels, and whether it is `light` or `dark`."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -72,6 +72,8 @@ def page(browser: Browser) -> None:
         browser.look(width, scheme)
         browser.open("/techflow-page/")
         browser.find("//h2[text()='Executions']")
+        whole: int = browser.driver.execute_script("return document.documentElement.scrollHeight")
+        browser.look(width, scheme, min(whole, HIGHEST))
         browser.keep(f"page-{name}")
 
 

@@ -18,6 +18,7 @@ from techflow_provider.client.errors import (
     InvalidParameterError,
     NotFoundError,
     RateLimitError,
+    ResponseError,
     TechFlowError,
     TransportError,
     UnauthorizedError,
@@ -89,7 +90,8 @@ def diagnose(error: TechFlowError, *, through_proxy: bool = False) -> Diagnosis:
     """
     trouble = _trouble(error, through_proxy)
     unknown = trouble is Trouble.NETWORK and any(isinstance(each, socket.gaierror) for each in _causes(error))
-    return Diagnosis(trouble, str(error).rstrip("."), UNKNOWN_HOST if unknown else REMEDIES[trouble])
+    said = str(error).removesuffix(f"; {error.advice}") if isinstance(error, ResponseError) else str(error)
+    return Diagnosis(trouble, said.rstrip("."), UNKNOWN_HOST if unknown else REMEDIES[trouble])
 
 
 def uses_proxy(settings: Settings) -> bool:

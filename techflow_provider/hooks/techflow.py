@@ -217,7 +217,9 @@ class TechFlowHook(BaseHook):
         try:
             settings = replace(self.connection.settings, deadline_seconds=TEST_SECONDS)
         except InvalidParameterError as error:
-            return False, str(diagnose(error))
+            # Airflow tests a connection under an id of its own, which says nothing to who reads this.
+            field = error.parameter.rpartition(", ")[2]
+            return False, str(diagnose(InvalidParameterError(field, error.received, error.expected)))
         try:
             with Client(settings=settings, budget=self._budget, retry=ASK_ONCE) as client:
                 count = len(client.workflows.list())

@@ -60,6 +60,8 @@ class Snapshot:
         """When the next command may leave, in words."""
         if self.free:
             return f"{self.free} may leave now"
+        if self.cooldown_seconds:
+            return "none may leave now"
         return f"the next may leave in {self.next_slot_seconds[RequestClass.COMMAND]:.1f} s"
 
 

@@ -111,6 +111,7 @@ def test_a_wrong_key_is_told(tested, served):
     assert not ok
     assert words.startswith("The trouble is the API key. GET /workflows answered 401")
     assert "copy it anew" in words
+    assert "check the API key" not in words
 
 
 def test_a_base_url_without_its_path_is_told(tested, served):
@@ -199,4 +200,4 @@ def test_a_server_that_fails_is_told_after_one_request(tested, served):
 def test_a_field_that_cannot_be_used_is_told(tested):
     ok, words = tested("ftp://api.techflow.com")
     assert not ok
-    assert words.startswith("The trouble is a field of the connection. connection 'techflow_default', host")
+    assert words.startswith("The trouble is a field of the connection. host (the base URL): expected")
