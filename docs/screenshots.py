@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE, NARROW, HEIGHT, HIGHEST = 1000, 400, 900, 2000
+WIDE, NARROW, HEIGHT, HIGHEST = 1000, 400, 900, 1500
 SECONDS = 120
 
 
@@ -63,7 +63,8 @@ class Browser:
         self.driver.save_screenshot(str(path))
         picture = Image.open(path).convert("RGB")
         smaller = picture.resize((picture.width * 7 // 10, picture.height * 7 // 10))
-        smaller.quantize(64).save(path, optimize=True)
+        # This method keeps a colour that few pixels have, such as a bar's.
+        smaller.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def page(browser: Browser) -> None:

@@ -62,7 +62,8 @@ class Snapshot:
             return f"{self.free} may leave now"
         if self.cooldown_seconds:
             return "none may leave now"
-        return f"the next may leave in {self.next_slot_seconds[RequestClass.COMMAND]:.1f} s"
+        wait = self.next_slot_seconds[RequestClass.COMMAND]
+        return f"the next may leave in {wait:.1f} s" if wait > 0 else "1 may leave now, to try again after a 429"
 
 
 def snapshot_of(ledger: Ledger, policy: Policy, requests_per_minute: int, store: str, *, shared: bool) -> Snapshot:
