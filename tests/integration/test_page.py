@@ -107,6 +107,19 @@ def test_it_tells_of_pauses_waits_and_webhooks():
         assert words in html
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "5 may leave now"),
+        ({"free": 0, "cooldown_seconds": 9.0}, "none may leave now"),
+        ({"free": 0, "next_slot_seconds": dict.fromkeys(RequestClass, 0.64)}, "the next may leave in 0.6 s"),
+        ({"free": 0}, "1 may leave now, to try again after a 429"),
+    ],
+)
+def test_it_tells_when_the_next_request_may_leave(changes, words):
+    assert snapshot(**changes).outlook == words
+
+
 def test_an_empty_page_says_so():
     html = render(Content(NOW, (), (), ()))[0]
     for words in ("no connection of the type techflow", "No task waits", "No task has started"):
