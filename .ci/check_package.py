@@ -55,15 +55,15 @@ def checkout() -> set[str]:
     return {name for name in listed if (ROOT / name).exists()}
 
 
-def check_wheel(wheel: Path, files: set[str]) -> None:
-    """Compare the wheel with the package's folder, and each entry point with the wheel."""
+def check_wheel(wheel: Path, files: set[str], included: dict[str, str]) -> None:
+    """Compare the wheel with the package's folder, where some files have other names, and each entry point with the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         entries = configparser.ConfigParser(delimiters=("=",))
         entries.read_string(archive.read(next(name for name in held if name.endswith("entry_points.txt"))).decode())
     about = next(iter(held & {name for name in held if name.endswith("/METADATA")})).removesuffix("METADATA")
     wanted = {f"{about}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    wanted |= {name for name in files if name.startswith("techflow_provider/")}
+    wanted |= {included.get(name, name) for name in files if name.startswith("techflow_provider/")}
     none_left("files that the wheel lacks", wanted - held)
     none_left("files that the wheel should not have", held - wanted)
     named = {f"{each.partition(':')[0].replace('.', '/')}.py" for part in entries.values() for each in part.values()}
@@ -133,8 +133,9 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (wheel,), (sdist,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz")
     files = checkout()
-    check_wheel(wheel, files)
-    check_sdist(sdist, files, project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
+    targets = project["tool"]["hatch"]["build"]["targets"]
+    check_wheel(wheel, files, targets["wheel"]["force-include"])
+    check_sdist(sdist, files, targets["sdist"]["include"])
     check_metadata(wheel, project["project"])
     with tempfile.TemporaryDirectory() as folder:
         check_rebuild(files, Path(folder))
