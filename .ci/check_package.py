@@ -56,7 +56,7 @@ def checkout() -> set[str]:
 
 
 def check_wheel(wheel: Path, files: set[str], included: dict[str, str]) -> None:
-    """Compare the wheel with the package's folder, where some files have other names, and each entry point with the wheel."""
+    """Compare the wheel with the package's folder, where some files have other names, and with its entry points."""
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         entries = configparser.ConfigParser(delimiters=("=",))
