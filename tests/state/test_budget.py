@@ -123,6 +123,34 @@ def test_a_snapshot_has_a_history_of_ten_minutes(budget, clock):
     assert history[-3].ends_seconds_ago == 20
 
 
+def test_a_store_whose_clock_is_set_ahead_grants_no_more(key, clock):
+    theirs = type(clock)(5.0)
+    budget = SharedBudget(MemoryStore(theirs), key, clock=clock)
+    budget.reserve(COMMAND, 1e9)
+    theirs.advance(3600)
+    assert not budget.reserve(COMMAND, 0.0).granted
+
+
+def test_a_store_whose_clock_goes_with_the_callers_forgets_nothing(key, clock):
+    theirs = type(clock)(5.0)
+    budget = SharedBudget(MemoryStore(theirs), key, clock=clock)
+    budget.reserve(COMMAND, 1e9)
+    for seconds in (60, 10):
+        clock.advance(seconds)
+        theirs.advance(seconds)
+        assert budget.reserve(COMMAND, 0.0).may_send
+    assert sum(budget.snapshot().used.values()) == 2
+
+
+def test_others_follow_a_probe_once_it_is_told_that_the_server_took_it(budget, clock):
+    budget.cool_down(1.0, budget.reserve(COMMAND, 1e9))
+    clock.advance(30)
+    probe = budget.reserve(COMMAND, 0.0)
+    assert (probe.probe, budget.reserve(COMMAND, 0.0).may_send) == (True, False)
+    budget.settle(probe)
+    assert budget.reserve(COMMAND, 0.0).may_send
+
+
 def test_a_budget_of_one_process_begins_with_a_burst(clock):
     budget = LocalBudget(100, 6, clock)
     assert [budget.reserve(COMMAND, 0.0).granted for _ in range(7)] == [True] * 6 + [False]
@@ -186,6 +214,22 @@ class TestWithoutItsStore:
         clock.advance(31)
         budget.reserve(COMMAND, 0.0)
         assert budget.snapshot().shared
+
+    def test_the_store_is_tried_again_after_a_second(self, budget, fragile, clock):
+        fragile.broken = True
+        budget.reserve(COMMAND, 0.0)
+        fragile.broken = False
+        clock.advance(1)
+        assert budget.snapshot().shared
+
+    def test_a_return_brings_no_burst(self, budget, fragile, clock):
+        budget.reserve(COMMAND, 1e9)
+        clock.advance(60)
+        fragile.broken = True
+        budget.reserve(COMMAND, 0.0)
+        clock.advance(60)
+        fragile.broken = False
+        assert not budget.reserve(COMMAND, 0.0).granted
 
     def test_a_slot_of_the_one_means_nothing_to_the_other(self, budget, fragile, clock):
         held = budget.reserve(COMMAND, 1e9)
