@@ -186,6 +186,13 @@ class TestWithoutItsStore:
         waits = [budget.reserve(COMMAND, 1e9).due for budget in budgets]
         assert len(set(waits)) == 4
 
+    def test_the_spare_store_is_asked_while_the_first_is_left_alone(self, fragile, clock):
+        fragile.broken, spare = True, Fragile(clock)
+        budget = SharedBudget(fragile, "key", fallback=spare, clock=clock)
+        for _ in range(3):
+            budget.reserve(COMMAND, 0.0)
+        assert (fragile.asked, spare.asked) == (1, 3)
+
     def test_a_fallback_that_fails_too_leaves_the_process_on_its_own(self, clock):
         stores = [Fragile(clock), Fragile(clock)]
         for each in stores:
