@@ -25,10 +25,8 @@ while read -r airflow version extra; do
   .ci/environment.sh "$name" "$python" wheel "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" "${also[@]}" --group test
   echo "· Airflow $airflow on Python $version${extra:+ with $extra}"
   .cache/environments/uv/bin/uv pip check --quiet -p ".cache/environments/$name/bin/python"
-  # A DAG run of Airflow 2 beside another one did not end on a busy machine.
-  case "$airflow" in 2.*) processes=0 ;; *) processes=2 ;; esac
   checkout=$PWD
-  if ! (cd "$(mktemp -d)" && "$checkout/.cache/environments/$name/bin/pytest" -q --numprocesses "$processes" --dist loadfile -c "$checkout/pyproject.toml" \
+  if ! (cd "$(mktemp -d)" && "$checkout/.cache/environments/$name/bin/pytest" -q --numprocesses 2 --dist loadfile -c "$checkout/pyproject.toml" \
         --rootdir "$checkout" -p no:cacheprovider --ignore "$checkout/tests/integration/test_examples.py" "$checkout/tests/integration" "$checkout/tests/operators" --durations=3); then
     failed=1
     echo "· FAILED: Airflow $airflow on Python $version"

@@ -72,5 +72,10 @@ def test_doctor_knows_whether_a_triggerer_runs(
     assert "no triggerer is running" in capsys.readouterr().out
     with create_session() as session:
         session.add(Job(job_type="TriggererJob", state="running"))  # type: ignore[no-untyped-call]
-    assert main(["doctor"]) == 0
-    assert "a triggerer is running" in capsys.readouterr().out
+    try:
+        assert main(["doctor"]) == 0
+        assert "a triggerer is running" in capsys.readouterr().out
+    finally:
+        # Airflow 2.11's `dag.test()` leaves deferred tasks to a triggerer that seems to run.
+        with create_session() as session:
+            session.query(Job).filter_by(job_type="TriggererJob").delete()
