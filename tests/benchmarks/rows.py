@@ -57,7 +57,8 @@ def _quotient(name: str, above: float, below: float) -> str:
 
 def shown(value: float) -> str:
     """Return a figure with three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 or value.is_integer() else f"{value:.3g}"
+    # An int has no is_integer() before Python 3.12.
+    return f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
