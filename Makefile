@@ -7,6 +7,9 @@ ENVIRONMENTS := .cache/environments
 HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
 # Files run side by side; those that need a deployment of their own have their own targets.
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
+# Environments that two targets use.
+TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
+E2E_ENVIRONMENT = .ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
 export PYTHON
 
 .PHONY: demo test lint matrix contract deployment e2e soak bench wheel mutants clean
@@ -16,7 +19,7 @@ demo: ## Create a workflow, start it and wait for it, in a real Airflow against 
 	@$(ENVIRONMENTS)/demo/bin/python .ci/demo.py
 
 test: ## Run the tests, those in a real Airflow among them
-	@.ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
+	@$(TEST_ENVIRONMENT)
 	@if command -v redis-server >/dev/null; then $(ENVIRONMENTS)/test/bin/pytest $(TESTS); else \
 	  echo "· redis-server is not installed (apt-get install redis-server): the tests on Redis are left out"; \
 	  $(ENVIRONMENTS)/test/bin/pytest $(TESTS) -k "not redis"; fi
@@ -43,11 +46,11 @@ bench: ## Run all benchmarks beside other libraries and providers, and write tes
 	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/table.py $(BENCH)
 
 e2e: ## Run steps through a whole Airflow: 200 with Celery workers, 40 with EXECUTOR=local, or STEPS=… (apt-get install postgresql redis-server)
-	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
+	@$(E2E_ENVIRONMENT)
 	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/e2e.py --executor $(EXECUTOR) $(if $(STEPS),--steps $(STEPS))
 
 soak: ## Run 500 steps through Celery workers while workers, triggerers, Redis and TechFlow are killed
-	@.ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
+	@$(E2E_ENVIRONMENT)
 	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/soak.py
 
 wheel: ## Build the wheel and the source archive, and check them
@@ -58,7 +61,7 @@ wheel: ## Build the wheel and the source archive, and check them
 	@$(ENVIRONMENTS)/wheel/bin/python .ci/check_package.py
 
 mutants: ## Break the heart of the package on purpose, one line at a time, and list what its tests let pass (MODULES="state/bucket.py" for some)
-	@.ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
+	@$(TEST_ENVIRONMENT)
 	@$(ENVIRONMENTS)/test/bin/python tests/mutants/run.py $(MODULES)
 
 clean: ## Remove what the other targets made

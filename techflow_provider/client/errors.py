@@ -114,10 +114,14 @@ class ResponseError(TechFlowError):
         self.detail = detail
         self.attempts = attempts
 
-    def __str__(self) -> str:
+    @property
+    def fact(self) -> str:
+        """What was asked and what came, without what to do about it."""
         tries = f" after {self.attempts} requests" if self.attempts > 1 else ""
-        advice = f"; {self.advice}" if self.advice else ""
-        return f"{self.call} answered {self.status_code}{tries}: {self.detail}{advice}"
+        return f"{self.call} answered {self.status_code}{tries}: {self.detail}"
+
+    def __str__(self) -> str:
+        return f"{self.fact}; {self.advice}" if self.advice else self.fact
 
 
 class BadRequestError(ResponseError):

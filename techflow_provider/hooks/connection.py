@@ -33,6 +33,23 @@ class AirflowConnection(Protocol):
     password: str | None
 
 
+class ConnectionFieldError(InvalidParameterError):
+    """A field of a connection can't be used.
+
+    :param conn_id: the connection's id
+    :param field: the field, as the user finds it
+    :param received: what stands there, or its type
+    :param expected: what may stand there
+    """
+
+    def __init__(self, conn_id: str, field: str, received: str, expected: str) -> None:
+        super().__init__(f"connection {conn_id!r}, {field}", received, expected)
+        # What a copy or a pickle is made of.
+        self.args = (conn_id, field, received, expected)
+        self.conn_id = conn_id
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class TechFlowConnection:
     """A connection's content.
@@ -57,13 +74,13 @@ class TechFlowConnection:
         """Read a connection.
 
         :param extra: the connection's extra as a dict; texts are accepted for numbers, since forms send them
-        :raises InvalidParameterError: a field can't be used; the message names the connection and the field
+        :raises ConnectionFieldError: a field can't be used; the message names the connection and the field
         """
         try:
             return cls._read(connection, extra)
         except InvalidParameterError as error:
-            where = f"connection {connection.conn_id!r}, {FIELDS.get(error.parameter, f'extra {error.parameter}')}"
-            raise InvalidParameterError(where, error.received, error.expected) from error
+            field = FIELDS.get(error.parameter, f"extra {error.parameter}")
+            raise ConnectionFieldError(connection.conn_id, field, error.received, error.expected) from error
 
     @classmethod
     def _read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:

@@ -26,7 +26,7 @@ from techflow_provider.client.diagnosis import diagnose, uses_proxy
 from techflow_provider.client.history import History, Interest, Target
 from techflow_provider.client.shapes import Json, counted
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
-from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
+from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
 from techflow_provider.hooks.requests import RunOptions, raw_call
 
@@ -216,10 +216,9 @@ class TechFlowHook(BaseHook):
         """Read the list of workflows once, and say in words what came of it, and what to do."""
         try:
             settings = replace(self.connection.settings, deadline_seconds=TEST_SECONDS)
-        except InvalidParameterError as error:
+        except ConnectionFieldError as error:
             # Airflow tests a connection under an id of its own, which says nothing to who reads this.
-            field = error.parameter.rpartition(", ")[2]
-            return False, str(diagnose(InvalidParameterError(field, error.received, error.expected)))
+            return False, str(diagnose(InvalidParameterError(error.field, error.received, error.expected)))
         try:
             with Client(settings=settings, budget=self._budget, retry=ASK_ONCE) as client:
                 count = len(client.workflows.list())

@@ -42,18 +42,16 @@ def celery_deployment(
     :param slots: tasks that one of them runs at a time
     :param triggerers: triggerers
     """
-    redis = Redis.at(folder)
-    redis.start()
-    spread = {
-        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-        "AIRFLOW__CORE__PARALLELISM": "64",
-        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "500",
-        "AIRFLOW__CELERY__BROKER_URL": redis.url(0),
-        "AIRFLOW__CELERY__RESULT_BACKEND": redis.url(1),
-        "AIRFLOW__TECHFLOW__STATE_URL": redis.url(2),
-        **environment,
-    }
-    try:
+    with Redis.running(folder) as redis:
+        spread = {
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+            "AIRFLOW__CORE__PARALLELISM": "64",
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "500",
+            "AIRFLOW__CELERY__BROKER_URL": redis.url(0),
+            "AIRFLOW__CELERY__RESULT_BACKEND": redis.url(1),
+            "AIRFLOW__TECHFLOW__STATE_URL": redis.url(2),
+            **environment,
+        }
         settings: dict[str, Any] = {"environment": spread, "extra": extra, "others": others, "folder": folder}
         with deployment(python, dags, sandbox=sandbox, **settings, own_homes=True) as running:
             running.programs["redis"] = redis.program
@@ -62,5 +60,3 @@ def celery_deployment(
             for number in range(2, triggerers + 1):
                 running.start(f"triggerer-{number}", "triggerer")
             yield running
-    finally:
-        redis.program.stop()

@@ -28,7 +28,7 @@ from techflow_provider.sandbox import Sandbox, Webhooks  # noqa: E402  # the che
 from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402
-from tests.deployment.secrets_search import count_places, places_with, show_everything  # noqa: E402
+from tests.deployment.secrets_search import Search, search, show_everything  # noqa: E402
 from tests.deployment.webhook_deployment import SECRET, await_status  # noqa: E402
 
 DAG = ROOT / "tests" / "deployment" / "dags" / "steps.py"
@@ -41,8 +41,7 @@ WRONG_KEY = "key-that-techflow-does-not-know"
 SECRETS = {"the API key": KEY, "the wrong API key": WRONG_KEY, "the webhook secret": SECRET}
 STEPS = {"celery": 200, "local": 40}
 SETTINGS = {**PATIENCE, "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5"}
-# Celery workers have slots of their own.
-PARALLELISM = {"celery": "64", "local": "6"}
+LOCAL_SETTINGS = {"AIRFLOW__CORE__PARALLELISM": "6"}
 
 
 def say(text: str) -> None:
@@ -57,14 +56,12 @@ class Outcome:
 
     :param seconds: how long it took
     :param states: task, state and number of task instances
-    :param searched: where secrets were looked for
-    :param secrets: what was found where
+    :param search: for secrets
     """
 
     seconds: float
     states: list[list[str]]
-    searched: str
-    secrets: list[str]
+    search: Search
 
 
 def run(executor: str, steps: int, limit: int, folder: Path) -> list[str]:
@@ -73,7 +70,6 @@ def run(executor: str, steps: int, limit: int, folder: Path) -> list[str]:
     sandbox = Sandbox(api_keys=(KEY,), limit=limit, execution_seconds=EXECUTION_SECONDS)
     say(f"· starting Airflow with the {executor} executor in {folder}")
     environment = {**SETTINGS, **metrics.environment, "STEPS": str(steps)}
-    environment["AIRFLOW__CORE__PARALLELISM"] = PARALLELISM[executor]
     with _deployment(executor, folder, sandbox, limit, environment) as airflow:
         url = airflow.serve_webhooks()
         await_status(url, 401)
@@ -96,8 +92,10 @@ def _deployment(
         "others": {"techflow_wrong": {"password": WRONG_KEY, "extra": {}}},
         "folder": folder,
     }
-    made = celery_deployment if executor == "celery" else deployment
-    return made(sys.executable, [DAG], **settings)
+    if executor == "celery":
+        return celery_deployment(sys.executable, [DAG], **settings)
+    settings["environment"] = {**LOCAL_SETTINGS, **environment}
+    return deployment(sys.executable, [DAG], **settings)
 
 
 def _run(airflow: Deployment, steps: int) -> Outcome:
@@ -109,8 +107,7 @@ def _run(airflow: Deployment, steps: int) -> Outcome:
     airflow.trigger("refused")
     airflow.await_task("refused", "create", "failed")
     show_everything(airflow)
-    found = [f"{name} in {place}" for name, secret in SECRETS.items() for place in places_with(secret, airflow)]
-    return Outcome(took, states, count_places(airflow), found)
+    return Outcome(took, states, search(SECRETS, airflow))
 
 
 def _report(steps: int, outcome: Outcome, sandbox: Sandbox, metrics: Metrics) -> None:
@@ -121,12 +118,12 @@ def _report(steps: int, outcome: Outcome, sandbox: Sandbox, metrics: Metrics) ->
     say(f"requests {sandbox.count() / minutes:.1f} a minute, polls of the whole deployment {polls / minutes:.1f}")
     say(f"waits for a slot {len(metrics.waits)}, longest {max(metrics.waits, default=0.0):.1f} s")
     say(f"webhooks {len(sandbox.deliveries)}")
-    say(f"searched for {', '.join(SECRETS)}: {outcome.searched}; found {len(outcome.secrets)}")
+    say(f"searched for {', '.join(SECRETS)}: {outcome.search}; found {len(outcome.search.found)}")
 
 
 def _faults(steps: int, outcome: Outcome, sandbox: Sandbox) -> list[str]:
     faults = [" ".join(row) for row in outcome.states if row[1] != "success"]
-    faults += outcome.secrets
+    faults += outcome.search.found
     if len(sandbox.executions) != steps:
         faults.append(f"{len(sandbox.executions)} executions for {steps} steps")
     if sandbox.count(status=429):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +35,17 @@ class Redis:
         """Return the URL of one of its databases."""
         return f"redis://127.0.0.1:{self.port}/{number}"
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        self.program.start()
-        until(self._answers, READY_SECONDS, "Redis")
-
-    def stop(self) -> None:
-        """End it."""
-        self.program.stop()
+    @classmethod
+    @contextmanager
+    def running(cls, folder: Path) -> Iterator[Redis]:
+        """Run one while the context lasts, once it answers."""
+        redis = cls.at(folder)
+        redis.program.start()
+        try:
+            until(redis._answers, READY_SECONDS, "Redis")
+            yield redis
+        finally:
+            redis.program.stop()
 
     def _answers(self) -> bool:
         ping = ["redis-cli", "-p", str(self.port), "ping"]

@@ -1,10 +1,13 @@
-"""Search what a deployment left behind for a secret: its files, its database, its Redis, and the command lines."""
+"""Search what a deployment left behind for secrets: its files, its database, its Redis, and the command lines."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.deployment.airflow_deployment import Deployment
@@ -28,70 +31,67 @@ def show_everything(airflow: Deployment) -> None:
                 (airflow.home / f"page-{page.replace('/', '-')}.txt").write_bytes(shown.content)
 
 
-def count_places(airflow: Deployment) -> str:
-    """Return what `places_with` looks at, in words."""
-    files = [path for path in airflow.home.rglob("*") if path.is_file() and "postgres" not in path.parts]
-    logs = [path for path in files if "log" in path.suffix]
-    redis = _redis_port(airflow)
-    keys = sum(len(_keys(_client(redis, number))) for number in range(REDIS_DATABASES)) if redis else 0
-    rows = airflow.query("SELECT sum(n_live_tup) FROM pg_stat_user_tables")[0][0]
-    processes = len(list(Path("/proc").glob("[0-9]*/cmdline")))
-    return (
-        f"{len(files)} files ({len(logs)} logs, {len(PAGES) if airflow.version >= (3, 1) else 0} pages, "
-        f"{len(COMMANDS)} commands' output), {rows} rows of the database, {keys} keys of Redis, {processes} processes"
-    )
+@dataclass
+class Search:
+    """What a search came to.
+
+    :param found: a secret's name and the place where it stands, each once
+    :param looked_at: how many there were of each kind of place
+    """
+
+    found: list[str] = field(default_factory=list)
+    looked_at: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {kind}" for kind, count in self.looked_at.items())
 
 
-def places_with(secret: str, airflow: Deployment) -> list[str]:
-    """Return the places where a secret stands, each once."""
-    needle = secret.encode()
-    found = [*_in_files(needle, airflow.home), *_in_command_lines(needle)]
-    redis = _redis_port(airflow)
-    if redis:
-        found += _in_redis(needle, redis)
+def search(secrets: Mapping[str, str], airflow: Deployment) -> Search:
+    """Look for secrets, which are given by their names, everywhere; each place is read once."""
+    done, found = Search(), set()
+    for kind, place, content in _contents(airflow):
+        done.looked_at[kind] += 1
+        found |= {f"{name} in {place}" for name, secret in secrets.items() if secret.encode() in content}
+    # A dump is read as a whole.
+    done.looked_at["rows of the database"] = int(airflow.query("SELECT sum(n_live_tup) FROM pg_stat_user_tables")[0][0])
+    done.found = sorted(found)
+    return done
+
+
+def _contents(airflow: Deployment) -> Iterator[tuple[str, str, bytes]]:
+    """Give the kind, the name and the content of every place."""
+    yield from _files(airflow.home)
+    yield from _command_lines()
+    # Empty unless the state is in a Redis.
+    port = airflow.environment.get("AIRFLOW__TECHFLOW__STATE_URL", "").rpartition(":")[2].partition("/")[0]
+    if port:
+        yield from _redis_keys(port)
     url = f"postgresql://airflow@127.0.0.1:{airflow.postgres.port}/airflow"
-    if needle in _output(["pg_dump", url]):
-        found.append("the database")
-    return sorted(set(found))
+    yield "rows of the database", "the database", _output(["pg_dump", url])
 
 
-def _redis_port(airflow: Deployment) -> str | None:
-    """Return the port of the Redis, where the state is in one."""
-    return airflow.environment.get("AIRFLOW__TECHFLOW__STATE_URL", "").rpartition(":")[2].partition("/")[0] or None
-
-
-def _in_files(needle: bytes, folder: Path) -> Iterator[str]:
+def _files(folder: Path) -> Iterator[tuple[str, str, bytes]]:
     for path in folder.rglob("*"):
         # The files of the database are dumped in its own words instead.
-        if path.is_file() and "postgres" not in path.parts and needle in path.read_bytes():
-            yield str(path.relative_to(folder))
+        if path.is_file() and "postgres" not in path.parts:
+            shown = path.parent == folder and path.name.startswith(("page-", "command-"))
+            kind = "pages and commands' output" if shown else "logs" if "log" in path.suffix else "other files"
+            yield kind, str(path.relative_to(folder)), path.read_bytes()
 
 
-def _client(port: str, number: int) -> list[str]:
-    return ["redis-cli", "-p", port, "-n", str(number)]
+def _command_lines() -> Iterator[tuple[str, str, bytes]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        # The process may have ended meanwhile.
+        with suppress(OSError):
+            yield "command lines", "a command line", path.read_bytes()
 
 
-def _keys(client: Sequence[str]) -> list[bytes]:
-    return _output([*client, "--scan"]).splitlines()
-
-
-def _in_redis(needle: bytes, port: str) -> Iterator[str]:
+def _redis_keys(port: str) -> Iterator[tuple[str, str, bytes]]:
     for number in range(REDIS_DATABASES):
-        client = _client(port, number)
-        for key in _keys(client):
-            if needle in key or needle in _output([*client, "DUMP", key.decode()]):
-                yield f"database {number} of Redis"
+        client = ["redis-cli", "-p", port, "-n", str(number)]
+        for key in _output([*client, "--scan"]).splitlines():
+            yield "keys of Redis", f"database {number} of Redis", key + b"\n" + _output([*client, "DUMP", key.decode()])
 
 
 def _output(command: list[str]) -> bytes:
     return subprocess.run(command, capture_output=True, check=True).stdout
-
-
-def _in_command_lines(needle: bytes) -> Iterator[str]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if needle in path.read_bytes():
-                yield "a command line"
-        except OSError:
-            # The process has ended meanwhile.
-            continue

@@ -50,14 +50,9 @@ def test_webhooks_wake_waits_within_a_second_at_the_median() -> None:
 
 
 def test_webhooks_wake_waits_over_hosts_that_share_a_redis_alone(tmp_path: Path) -> None:
-    redis = Redis.at(tmp_path)
-    redis.start()
-    try:
-        with airflow(["webhook_waits"], redis_url=redis.url(0)) as run:
-            event, _ = measure("webhooks, Redis", run)
-            assert not list(run.running.home.rglob("state.db"))
-    finally:
-        redis.stop()
+    with Redis.running(tmp_path) as redis, airflow(["webhook_waits"], redis_url=redis.url(0)) as run:
+        event, _ = measure("webhooks, Redis", run)
+        assert not list(run.running.home.rglob("state.db"))
     assert event.median <= 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import Connection
 
 from techflow_provider.client import InvalidParameterError
-from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.connection import ConnectionFieldError, TechFlowConnection
 
 pytestmark = pytest.mark.airflow
 KEY = "key-of-the-connection-tests"
@@ -76,6 +77,13 @@ def test_a_field_that_cannot_be_used_is_named(fields: dict[str, Any], extra: dic
     with pytest.raises(InvalidParameterError) as caught:
         read(extra, **fields)
     assert said in str(caught.value)
+
+
+def test_the_field_is_told_apart_from_its_connection_also_in_another_process() -> None:
+    with pytest.raises(ConnectionFieldError) as caught:
+        read({"timeout": "soon"})
+    there = pickle.loads(pickle.dumps(caught.value))
+    assert (there.conn_id, there.field, str(there)) == ("c", "extra timeout", str(caught.value))
 
 
 def test_neither_the_key_nor_the_proxys_password_is_shown() -> None:
