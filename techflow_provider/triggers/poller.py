@@ -207,7 +207,7 @@ class _Looks:
             due = self._pace.due(began, ended, self._crowd.interval_seconds, budget, self._pollers)
             left = due - self._clock()
             if left <= 0:
-                return False
+                break
             if await self._hears_ring():
                 await asyncio.sleep(max(0.0, self._pace.rung(began) - self._clock()))
                 return True

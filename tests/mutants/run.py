@@ -62,7 +62,7 @@ AREAS = {
         ("client/test_adoption.py", "client/test_starting.py", "submission/test_machine.py"),
         left_out=frozenset({"_ids", "Window.__str__"}),
     ),
-    "triggers/poller.py": Area(("triggers/test_poller.py", "triggers/test_sharing.py")),
+    "triggers/poller.py": Area(("triggers/test_looks.py", "triggers/test_poller.py", "triggers/test_sharing.py")),
     "webhooks/receiver.py": Area(WEBHOOKS),
     "client/webhooks.py": Area(("client/test_webhooks.py", *WEBHOOKS)),
 }

@@ -218,7 +218,7 @@ class TestWithoutItsStore:
         fragile.broken = True
         sent(budget, clock, 300)
         fragile.broken = False
-        clock.advance(31)
+        clock.advance(30)
         budget.reserve(COMMAND, 0.0)
         assert budget.snapshot().shared
 
@@ -228,6 +228,15 @@ class TestWithoutItsStore:
         fragile.broken = False
         clock.advance(1)
         assert budget.snapshot().shared
+
+    def test_the_store_is_tried_again_later_each_time_up_to_half_a_minute(self, budget, fragile, clock):
+        fragile.broken, tries = True, []
+        for second in range(95):
+            before = fragile.asked
+            budget.reserve(COMMAND, 0.0)
+            tries += [second] * (fragile.asked - before)
+            clock.advance(1)
+        assert tries == [0, 1, 3, 7, 15, 31, 61, 91]
 
     def test_a_return_brings_no_burst(self, budget, fragile, clock):
         budget.reserve(COMMAND, 1e9)
