@@ -209,6 +209,13 @@ class TestWithoutItsStore:
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert "out of order" in caplog.text
 
+    def test_the_first_failure_is_told_with_what_goes_on_and_where_it_is_counted(self, fragile, clock, caplog):
+        fragile.broken = True
+        spare = MemoryStore(clock)
+        spare.shown = "a spare file"
+        SharedBudget(fragile, "key", fallback=spare, clock=clock).reserve(COMMAND, 0.0)
+        assert "25 requests a minute go on, counted in a spare file" in caplog.text
+
     def test_the_store_is_not_asked_each_time(self, budget, fragile, clock):
         fragile.broken = True
         sent(budget, clock, 120)
@@ -246,6 +253,16 @@ class TestWithoutItsStore:
         clock.advance(60)
         fragile.broken = False
         assert not budget.reserve(COMMAND, 0.0).granted
+
+    def test_once_it_is_back_all_is_as_before(self, budget, fragile, clock):
+        fragile.broken = True
+        budget.reserve(COMMAND, 0.0)
+        fragile.broken = False
+        for _ in range(2):
+            clock.advance(60)
+            budget.reserve(COMMAND, 0.0)
+        clock.advance(60)
+        assert [budget.reserve(COMMAND, 0.0).granted for _ in range(7)] == [True] * 6 + [False]
 
     def test_a_slot_of_the_one_means_nothing_to_the_other(self, budget, fragile, clock):
         held = budget.reserve(COMMAND, 1e9)
