@@ -171,6 +171,18 @@ class TestWithoutItsStore:
         fragile.broken = True
         assert 20 <= sent(budget, clock, 60) <= 25
 
+    def test_requests_go_on_one_by_one(self, budget, fragile, clock):
+        fragile.broken = True
+        budget.reserve(COMMAND, 0.0)
+        clock.advance(60)
+        assert [budget.reserve(COMMAND, 0.0).granted for _ in range(2)] == [True, False]
+
+    def test_of_a_small_limit_one_request_goes_on(self, fragile, clock):
+        fragile.broken = True
+        budget = SharedBudget(fragile, "key", 2, clock=clock)
+        assert sent(budget, clock, 600) in (9, 10)
+        assert budget.snapshot().requests_per_minute == 1
+
     def test_it_never_exceeds_the_limit_on_the_way_out_and_back(self, budget, fragile, clock):
         log = []
         for broken in (False, True, False, True, False):
