@@ -18,6 +18,7 @@ from techflow_provider.sandbox.server import DEFAULT_PORT, _greeting, _parser
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+COMPARISON = (ROOT / "docs" / "comparison.md").read_text()
 EXAMPLES = sorted((ROOT / "dags_examples").glob("*.py"))
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES, *GUIDES]
@@ -147,13 +148,28 @@ def test_a_test_that_is_named_exists(path):
         assert re.search(wanted, (ROOT / file).read_text(), re.MULTILINE), (file, name)
 
 
+def compared(text: str) -> list[list[str]]:
+    """Return the rows of a table beside other providers: what is compared, ours, theirs."""
+    cells = (line.strip("| ").split(" | ") for line in re.findall(r"^\| [A-Z`].*", text, re.MULTILINE))
+    return [row for row in cells if len(row) == 7]
+
+
+def test_the_readme_says_of_other_providers_what_their_page_says():
+    page = {row[0]: row[1:] for row in compared(COMPARISON)}
+    rows = compared(README)
+    assert len(rows) > 4
+    for what, ours, *theirs in rows:
+        assert page[what][0].startswith(ours)
+        assert theirs == [cell.partition(":")[0] for cell in page[what][1:]]
+
+
 def test_what_is_said_beside_other_providers_has_a_test_for_us_and_a_file_for_them():
-    text = (ROOT / "docs" / "comparison.md").read_text()
-    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [A-Z`].*", text, re.MULTILINE)]
+    text, rows = COMPARISON, compared(COMPARISON)
+    assert len(rows) == len(re.findall(r"^\| [A-Z`]", text, re.MULTILINE))
     ours = {number for row in rows for number in re.findall(r"\[(\d+)\]", row[1])}
     assert all(re.search(r"\[\d+\]", row[1]) for row in rows)
     assert ours == set(re.findall(r"^(\d+)\. `tests/", text, re.MULTILINE))
-    assert all(len(row) == 7 and (cell == "—" or re.search(r"`[\w/]+\.py`$", cell)) for row in rows for cell in row[2:])
+    assert all(cell == "—" or re.search(r"`[\w/]+\.py`$", cell) for row in rows for cell in row[2:])
 
 
 @pytest.mark.airflow
