@@ -224,19 +224,19 @@ async def test_a_pace_knows_how_many_pollers_share_the_budget(
     waiting.cancel()
 
 
-async def test_nothing_of_the_wait_that_came_first_belongs_to_the_poller(served: Sandbox, pace: NotedPace) -> None:
-    wait_of = contextvars.ContextVar("wait_of", default="nobody")
-    wait_of.set("the first")
+async def test_nothing_of_the_observer_that_came_first_belongs_to_the_poller(served: Sandbox, pace: NotedPace) -> None:
+    observed_by = contextvars.ContextVar("observed_by", default="nobody")
+    observed_by.set("the first")
     seen: list[str] = []
 
-    def attend() -> int:
-        seen.append(wait_of.get())
-        return 1
+    class Asking(Reader):
+        def look(self, history: History, now: float) -> bool:
+            seen.append(observed_by.get())
+            return False
 
-    waiting = wait(poller(served, attend=attend), served.start("wf_1").id)
-    await until(lambda: seen)
-    assert seen == ["nobody"]
-    waiting.cancel()
+    with poller(served).observed_by(Asking()):
+        await until(lambda: seen)
+    assert seen[0] == "nobody"
 
 
 async def test_a_refused_key_is_no_look_that_is_repeated(served: Sandbox, pace: NotedPace) -> None:
