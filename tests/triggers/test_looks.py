@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from techflow_provider.client import Settings, TechFlowError, UnauthorizedError
-from techflow_provider.client.history import History, Interest, Target, Watch
+from techflow_provider.client import Settings, UnauthorizedError
+from techflow_provider.client.history import History, Target, Watch
 from techflow_provider.sandbox import Fault, Sandbox
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.snapshot import Snapshot
@@ -20,9 +20,8 @@ from techflow_provider.triggers import pace as pace_module
 from techflow_provider.triggers import poller as module
 from techflow_provider.triggers.pace import Pace
 from techflow_provider.triggers.poller import Access, Poller
+from tests.triggers.conftest import INTERVAL, KEY, Reader, until
 
-KEY = "key-of-the-looks-tests"
-INTERVAL = 0.02
 # Between two looks that no webhook asks for; longer than any test.
 RARELY = 3600.0
 
@@ -70,46 +69,12 @@ class Bell:
         return self.rings
 
 
-@dataclass(eq=False)
-class Reader:
-    """Observes the workflows, and keeps what it is told."""
-
-    interval_seconds: float = INTERVAL
-    histories: list[History] = field(default_factory=list)
-    missed: list[TechFlowError] = field(default_factory=list)
-    failed: list[TechFlowError] = field(default_factory=list)
-
-    def add_interest(self, interest: Interest) -> None:
-        interest.wants_workflows = True
-
-    def look(self, history: History, now: float) -> bool:
-        self.histories.append(history)
-        return False
-
-    def miss(self, error: TechFlowError) -> None:
-        self.missed.append(error)
-
-    def fail(self, error: TechFlowError) -> None:
-        self.failed.append(error)
-
-
 @pytest.fixture
-def pace(monkeypatch: pytest.MonkeyPatch) -> NotedPace:
+def pace(quick: None, monkeypatch: pytest.MonkeyPatch) -> NotedPace:
     """Let looks follow each other at once, by a pace that a test can ask."""
-    monkeypatch.setattr(pace_module, "SHORTEST_INTERVAL_SECONDS", INTERVAL)
-    monkeypatch.setattr(pace_module, "SHORTEST_RUNG_SECONDS", INTERVAL)
-    monkeypatch.setattr(module, "BELL_SECONDS", INTERVAL)
     pace = NotedPace()
     monkeypatch.setattr(module, "Pace", lambda: pace)
     return pace
-
-
-@pytest.fixture
-def served() -> Iterator[Sandbox]:
-    """Serve a sandbox with one workflow, whose executions end when a test says so."""
-    sandbox = Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=3600, workflows_at_start={"wf_1": "one"})
-    with sandbox.serve():
-        yield sandbox
 
 
 def poller(
@@ -129,12 +94,6 @@ def poller(
 
 def wait(of: Poller, execution_id: str, interval_seconds: float = RARELY) -> asyncio.Future[object]:
     return asyncio.ensure_future(of.wait(Watch(Target(execution_id)), interval_seconds))
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not happened():  # noqa: ASYNC110 - the sandbox answers in another thread
-            await asyncio.sleep(INTERVAL / 2)
 
 
 async def heard(bell: Bell) -> None:

@@ -15,12 +15,10 @@ from techflow_provider.client.history import History, Interest, Target, Watch
 from techflow_provider.sandbox import Fault, Record, Sandbox
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.store import StoreError
-from techflow_provider.triggers import pace
-from techflow_provider.triggers import poller as module
 from techflow_provider.triggers.poller import Access, Poller
+from tests.triggers.conftest import INTERVAL, KEY, Reader, until
 
-KEY = "key-of-the-poller-tests"
-INTERVAL = 0.02
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @dataclass
@@ -42,22 +40,6 @@ class Connections:
 
     def poller(self) -> Poller:
         return Poller(self.access(), self)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let looks follow each other at once."""
-    monkeypatch.setattr(pace, "SHORTEST_INTERVAL_SECONDS", INTERVAL)
-    monkeypatch.setattr(pace, "SHORTEST_RUNG_SECONDS", INTERVAL)
-    monkeypatch.setattr(module, "BELL_SECONDS", INTERVAL)
-
-
-@pytest.fixture
-def served() -> Iterator[Sandbox]:
-    """Serve a sandbox with one workflow, whose executions end when a test says so."""
-    sandbox = Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=3600, workflows_at_start={"wf_1": "one"})
-    with sandbox.serve():
-        yield sandbox
 
 
 async def looks(sandbox: Sandbox, count: int) -> None:
@@ -235,9 +217,7 @@ async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeyp
     poller = Poller(replace(connect.access(), attend=attend), connect)
     waiting = wait(poller, served.start("wf_1").id)
     await looks(served, 1)
-    async with asyncio.timeout(30):
-        while not asked:  # noqa: ASYNC110 - it is asked in a thread
-            await asyncio.sleep(INTERVAL)
+    await until(lambda: asked)
     await asyncio.sleep(5 * INTERVAL)
     assert served.count(path="/executions") == 1
     waiting.cancel()
@@ -258,35 +238,6 @@ async def test_pollers_that_cannot_be_counted_are_as_many_as_before(served: Sand
     await looks(served, 4)
     served.finish(execution_id, outcome="completed")
     assert (await waiting).ended
-
-
-@dataclass(eq=False)
-class Reader:
-    """Observes the history, and keeps what it is told."""
-
-    interval_seconds: float = INTERVAL
-    histories: list[History] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
-    failed: list[TechFlowError] = field(default_factory=list)
-
-    def add_interest(self, interest: Interest) -> None:
-        interest.wants_workflows = True
-
-    def look(self, history: History, now: float) -> bool:
-        self.histories.append(history)
-        return False
-
-    def miss(self, error: TechFlowError) -> None:
-        self.missed.append(str(error))
-
-    def fail(self, error: TechFlowError) -> None:
-        self.failed.append(error)
-
-
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
-        while not happened():  # noqa: ASYNC110 - the sandbox answers in another thread
-            await asyncio.sleep(INTERVAL / 2)
 
 
 async def test_an_observer_of_workflows_is_handed_them_and_nothing_after_it_left(served: Sandbox) -> None:
