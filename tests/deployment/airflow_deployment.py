@@ -420,6 +420,8 @@ def _environment(home: Path, postgres_port: int) -> dict[str, str]:
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{api_port}",
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": "deployment",
+        # Airflow 3.0 hands on None without one, which PyJWT refuses.
+        "AIRFLOW__API_AUTH__JWT_ISSUER": "deployment",
         "AIRFLOW__API_AUTH__JWT_SECRET": "a secret of the deployment tests that is of no use anywhere else",
         "AIRFLOW__WEBSERVER__SECRET_KEY": "deployment",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),

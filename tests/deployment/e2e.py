@@ -43,8 +43,6 @@ STEPS = {"celery": 200, "local": 40}
 SETTINGS = {**PATIENCE, "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5"}
 LOCAL_SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": "6",
-    # Airflow 3.0 hands on None without one, which PyJWT refuses.
-    "AIRFLOW__API_AUTH__JWT_ISSUER": "deployment",
     # Airflow 3.0 to 3.2 fail a task whose event comes before the scheduler has noticed that it was deferred; a retry
     # goes on with the same execution.
     "STEP_RETRIES": "2",
