@@ -16,9 +16,9 @@ from urllib.parse import quote as percent_encode
 import httpx
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.json_stream import keep_all, parse_list
 from techflow_provider.client.models import Execution, StatusWords, Workflow, read_executions, read_workflows
-from techflow_provider.client.shapes import Json, ShapeError, http_date, parse_json, quote
-from techflow_provider.client.slices import keep_all, parse_list
+from techflow_provider.client.parsing import DecodeError, Json, http_date, parse_json, quote
 from techflow_provider.state.budget import RequestClass
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Call(Generic[T]):
     :param method: HTTP method
     :param path: path below the base URL, percent-encoded
     :param read: turns a 2xx response into the result, given what the status words of this TechFlow mean; raises
-        `ShapeError` for an implausible one
+        `DecodeError` for an implausible one
     :param content: the body's bytes
     :param headers: headers beside the standard ones
     :param params: the query
@@ -199,9 +199,9 @@ def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page
     try:
         following = current.join(page.next_url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise ShapeError("the URL of a next page", quote(page.next_url)) from error
+        raise DecodeError("the URL of a next page", quote(page.next_url)) from error
     if (following.scheme, following.host, following.port) != (current.scheme, current.host, current.port):
-        raise ShapeError("a next page on the same origin", quote(page.next_url))
+        raise DecodeError("a next page on the same origin", quote(page.next_url))
     return replace(call, url=str(following))
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
 from techflow_provider.client.models import USUAL_WORDS, Execution, Workflow, status_word
-from techflow_provider.client.shapes import Json, find, quote
+from techflow_provider.client.parsing import Json, find, quote
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExecutionSelector:
     """The execution that is meant: one by its id, or the first of a workflow that started at or after an instant.
 
     :param execution_id: its id
@@ -52,7 +52,7 @@ class Target:
         return f"the first execution of workflow {self.workflow_id} started after {self.started_after}"
 
 
-class Interest:
+class HistoryFilter:
     """What some observers want to know of the history, so that the rest of a long one need not be read.
 
     :param everything: whether every execution is of interest, whatever is added
@@ -64,7 +64,7 @@ class Interest:
         self._told: dict[str, str | None] = {}
         self._workflows: set[str] = set()
 
-    def add(self, target: Target, told: str | None = None) -> None:
+    def add(self, target: ExecutionSelector, told: str | None = None) -> None:
         """Add what one wait is about.
 
         :param told: the status that the wait knows already, and does not want to hear again
@@ -131,7 +131,7 @@ class History:
     def __iter__(self) -> Iterator[Execution]:
         return iter(self._by_id.values())
 
-    def find(self, target: Target) -> Execution | None:
+    def find(self, target: ExecutionSelector) -> Execution | None:
         """Return the execution that is meant, or None when it is not listed."""
         if target.execution_id:
             return self._by_id.get(target.execution_id)
@@ -148,40 +148,42 @@ def _start(execution: Execution) -> datetime:
 
 
 @dataclass(slots=True)
-class Watch:
+class ExecutionTracker:
     """What one wait knows about its execution from look to look.
 
     :param target: the execution that is waited for
     :param appear_seconds: how long an execution known by its id may be missing from the history; an execution that
         is known by its workflow alone may not have been started yet, and is waited for without this bound
-    :param told: the status that the history showed last, None until the execution is in it
+    :param status: what the history showed last, None until the execution is in it
     """
 
-    target: Target
+    target: ExecutionSelector
     appear_seconds: float = DEFAULT_APPEAR_SECONDS
-    told: str | None = None
+    status: str | None = None
     _execution_id: str | None = field(default=None, repr=False)
     _first_look: float | None = field(default=None, repr=False)
 
     @property
-    def interest(self) -> Interest:
+    def history_filter(self) -> HistoryFilter:
         """What this wait alone wants to know of the history."""
-        interest = Interest()
-        interest.add(self.target, self.told)
-        return interest
+        history_filter = HistoryFilter()
+        history_filter.add(self.target, self.status)
+        return history_filter
 
     @property
     def last_seen(self) -> str:
         """What the looks have shown so far, in words."""
-        if self.told is not None:
-            unknown = "" if USUAL_WORDS.knows(self.told) else ", a word that is not known and is taken as still running"
+        if self.status is not None:
+            unknown = (
+                "" if USUAL_WORDS.knows(self.status) else ", a word that is not known and is taken as still running"
+            )
             seen = "it" if self.target.execution_id else f"execution {self._execution_id}"
-            return f"{seen} was last seen with status {self.told!r}{unknown}"
+            return f"{seen} was last seen with status {self.status!r}{unknown}"
         if self._first_look is None:
             return "the history has not been read yet"
         return "it is not in the execution history"
 
-    def look(self, history: History, now: float) -> Execution | None:
+    def update(self, history: History, now: float) -> Execution | None:
         """Return the execution when it has ended, and None while there is more to wait for.
 
         :param history: may leave out the execution when its status is the one that was told already
@@ -190,16 +192,16 @@ class Watch:
         """
         execution = history.find(self.target)
         if execution is None:
-            if self.told is None:
+            if self.status is None:
                 self._miss(now)
             return None
         self._note(execution)
         return execution if execution.ended else None
 
     def _note(self, execution: Execution) -> None:
-        before = self._execution_id, self.told
+        before = self._execution_id, self.status
         # The words are few and the waits may be many.
-        self._execution_id, self.told = execution.id, sys.intern(execution.status or "")
+        self._execution_id, self.status = execution.id, sys.intern(execution.status or "")
         if not execution.has_known_status and (execution.id, execution.status) != before:
             log.warning("%s: %s", self.target, self.last_seen)
 

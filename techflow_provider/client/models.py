@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from techflow_provider.client.shapes import (
+from techflow_provider.client.parsing import (
+    DecodeError,
     Json,
-    ShapeError,
     find,
     items,
     quote,
@@ -171,7 +171,7 @@ class Execution:
         """
         execution = cls._read_fields(read_object(value, "an execution object"), words)
         if execution.status is None:
-            raise ShapeError("an execution with status", quote(value))
+            raise DecodeError("an execution with status", quote(value))
         return execution
 
     @classmethod
@@ -185,7 +185,7 @@ class Execution:
         # `execution_id` first: beside it, an `id` could be the workflow's.
         started = cls._read_fields(source, words, "execution_id", "id")
         if started.id == workflow_id:
-            raise ShapeError("the id of an execution, not the workflow's own", quote(value))
+            raise DecodeError("the id of an execution, not the workflow's own", quote(value))
         return started
 
     @classmethod

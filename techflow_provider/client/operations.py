@@ -20,15 +20,17 @@ from techflow_provider.client.errors import (
     ExecutionTimeoutError,
     InvalidParameterError,
     TechFlowError,
+    backoff_seconds,
+    had_no_effect,
+    log_or_raise,
 )
-from techflow_provider.client.exchange import Conversation, Sleep, Terms, collect, exchange
-from techflow_provider.client.history import History, Interest, Target, Watch, select
+from techflow_provider.client.flow import Flow, FlowContext, collect, exchange
+from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter, select
+from techflow_provider.client.json_stream import keep_all
 from techflow_provider.client.models import Execution, Workflow
-from techflow_provider.client.pages import PageMemory
-from techflow_provider.client.patience import backoff_seconds, bear, had_no_effect
+from techflow_provider.client.paging import ConditionalCache
+from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.settings import check_positive
-from techflow_provider.client.shapes import Json, quote
-from techflow_provider.client.slices import keep_all
 from techflow_provider.state.budget import RequestClass
 
 log = logging.getLogger(__name__)
@@ -42,23 +44,23 @@ LOOKS = 6
 LOOK_INTERVAL_SECONDS = 2.0
 
 
-def list_workflows(terms: Terms) -> Conversation[list[Workflow]]:
+def list_workflows(context: FlowContext) -> Flow[list[Workflow]]:
     """Return all workflows (List Workflows)."""
-    return collect(calls.list_workflows(), terms)
+    return collect(calls.list_workflows(), context)
 
 
-def get_workflow(terms: Terms, workflow_id: str) -> Conversation[Workflow]:
+def get_workflow(context: FlowContext, workflow_id: str) -> Flow[Workflow]:
     """Return one workflow (Get Workflow)."""
-    return exchange(calls.get_workflow(workflow_id), terms)
+    return exchange(calls.get_workflow(workflow_id), context)
 
 
 def create_workflow(
-    terms: Terms,
+    context: FlowContext,
     name: str,
     description: str | None = None,
     triggers: Sequence[calls.Trigger] = (),
     known: Collection[str] | None = None,
-) -> Conversation[Workflow]:
+) -> Flow[Workflow]:
     """Create a workflow (Create Workflow). It is not idempotent: each call creates one more, and none is sent twice.
 
     When the answer is lost, the workflow is looked for by its name (List Workflows).
@@ -67,37 +69,37 @@ def create_workflow(
     :raises TechFlowError: `AmbiguousWorkflowError` when one may have been created and can't be told, or what the call
         raises when none was
     """
-    return _create(terms, calls.create_workflow(name, description, triggers), name, known)
+    return _create(context, calls.create_workflow(name, description, triggers), name, known)
 
 
-def _create(
-    terms: Terms, call: calls.Call[Workflow], name: str, known: Collection[str] | None
-) -> Conversation[Workflow]:
+async def _create(
+    context: FlowContext, call: calls.Call[Workflow], name: str, known: Collection[str] | None
+) -> Workflow:
     try:
-        return (yield from exchange(call, terms))
+        return await exchange(call, context)
     except TechFlowError as error:
         if had_no_effect(error):
             raise
         log.warning("The answer is lost (%s): looking for the workflow %r in the list", error, name)
-        created = yield from _find_created(terms, name, known, error)
+        created = await _find_created(context, name, known, error)
         if created is None:
             raise
         log.warning("Workflow %s is the one that was created: no other of its name is new", created.id)
         return created
 
 
-def _find_created(
-    terms: Terms, name: str, known: Collection[str] | None, lost: TechFlowError
-) -> Conversation[Workflow | None]:
+async def _find_created(
+    context: FlowContext, name: str, known: Collection[str] | None, lost: TechFlowError
+) -> Workflow | None:
     """Return the one new workflow of a name, or None when there is none after some looks.
 
     :raises AmbiguousWorkflowError: there are several, or nobody knows which ones are new
     """
     for look in range(LOOKS):
         if look:
-            yield Sleep(LOOK_INTERVAL_SECONDS)
+            await context.io.sleep(LOOK_INTERVAL_SECONDS)
         try:
-            listed = yield from collect(calls.list_workflows(), terms)
+            listed = await collect(calls.list_workflows(), context)
         except TechFlowError as error:
             log.warning("The list of workflows can't be read: %s", error)
             return None
@@ -112,12 +114,12 @@ def _find_created(
 
 
 def update_workflow(
-    terms: Terms,
+    context: FlowContext,
     workflow_id: str,
     name: str | None = None,
     description: str | None = None,
     triggers: Sequence[calls.Trigger] | None = None,
-) -> Conversation[Workflow]:
+) -> Flow[Workflow]:
     """Change the fields of a workflow that are given (Get Workflow, Update Workflow).
 
     The workflow is read, changed and written whole, since PUT may drop what is left out.
@@ -125,13 +127,13 @@ def update_workflow(
     :raises TechFlowError: `InvalidParameterError` before anything is sent, or what the two calls raise
     """
     changes = _changes(name, description, triggers)
-    return _write_changed(terms, workflow_id, changes)
+    return _write_changed(context, workflow_id, changes)
 
 
-def _write_changed(terms: Terms, workflow_id: str, changes: dict[str, Json]) -> Conversation[Workflow]:
-    workflow = yield from exchange(calls.get_workflow(workflow_id), terms)
+async def _write_changed(context: FlowContext, workflow_id: str, changes: dict[str, Json]) -> Workflow:
+    workflow = await exchange(calls.get_workflow(workflow_id), context)
     changed = replace(Workflow.read({**workflow.to_dict(), **changes}), id=workflow.id)
-    return (yield from exchange(calls.replace_workflow(changed), terms))
+    return await exchange(calls.replace_workflow(changed), context)
 
 
 def _changes(name: str | None, description: str | None, triggers: Sequence[calls.Trigger] | None) -> dict[str, Json]:
@@ -142,38 +144,38 @@ def _changes(name: str | None, description: str | None, triggers: Sequence[calls
     return {key: value for key, value in asked.items() if given[key] is not None}
 
 
-def delete_workflow(terms: Terms, workflow_id: str) -> Conversation[None]:
+def delete_workflow(context: FlowContext, workflow_id: str) -> Flow[None]:
     """Delete a workflow for good (Delete Workflow)."""
-    return exchange(calls.delete_workflow(workflow_id), terms)
+    return exchange(calls.delete_workflow(workflow_id), context)
 
 
-def list_executions(
-    terms: Terms, workflow_id: str | None = None, status: str | None = None
-) -> Conversation[list[Execution]]:
+async def list_executions(
+    context: FlowContext, workflow_id: str | None = None, status: str | None = None
+) -> list[Execution]:
     """Return the execution history (List Executions), of one workflow or with one status when given."""
-    history = yield from collect(calls.list_executions(), terms)
+    history = await collect(calls.list_executions(), context)
     return select(history, workflow_id, status)
 
 
-def get_execution(terms: Terms, execution_id: str) -> Conversation[Execution]:
+async def get_execution(context: FlowContext, execution_id: str) -> Execution:
     """Return one execution, found in the history (List Executions).
 
     :raises TechFlowError: `ExecutionNotFoundError`, or what reading the history raises
     """
-    target = Target(execution_id)
-    history = History((yield from collect(calls.list_executions(), terms)))
+    target = ExecutionSelector(execution_id)
+    history = History(await collect(calls.list_executions(), context))
     execution = history.find(target)
     if execution is None:
         raise ExecutionNotFoundError(str(target), 0.0)
     return execution
 
 
-def wait_for_execution(
-    terms: Terms,
-    target: Target,
+async def wait_for_execution(
+    context: FlowContext,
+    target: ExecutionSelector,
     interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS,
     timeout_seconds: float | None = None,
-) -> Conversation[Execution]:
+) -> Execution:
     """Read the history until an execution has ended, and return it whichever way it ended.
 
     A look that fails in passing does not end the wait.
@@ -183,48 +185,50 @@ def wait_for_execution(
     check_positive("interval_seconds", interval_seconds)
     if timeout_seconds is not None and not timeout_seconds >= 0:
         raise InvalidParameterError("timeout_seconds", quote(timeout_seconds), "a number from 0, or None")
-    deadline = terms.clock() + (float("inf") if timeout_seconds is None else timeout_seconds)
-    began, failures, watch = terms.clock(), 0, Watch(target)
+    deadline = context.clock() + (float("inf") if timeout_seconds is None else timeout_seconds)
+    began, failures, watch = context.clock(), 0, ExecutionTracker(target)
     while True:
-        ended, failures = yield from _look_for(watch, terms, deadline, failures)
+        ended, failures = await _poll_for(watch, context, deadline, failures)
         if ended is not None:
             return ended
-        left = deadline - terms.clock()
+        left = deadline - context.clock()
         if left <= 0:
-            raise ExecutionTimeoutError(str(target), terms.clock() - began, watch.last_seen)
-        yield Sleep(min(backoff_seconds(interval_seconds, failures), left))
+            raise ExecutionTimeoutError(str(target), context.clock() - began, watch.last_seen)
+        await context.io.sleep(min(backoff_seconds(interval_seconds, failures), left))
 
 
-def _look_for(watch: Watch, terms: Terms, deadline: float, failures: int) -> Conversation[tuple[Execution | None, int]]:
+async def _poll_for(
+    watch: ExecutionTracker, context: FlowContext, deadline: float, failures: int
+) -> tuple[Execution | None, int]:
     """Return the execution when it has ended, and how many looks in a row have failed by now."""
     try:
-        history = yield from look(terms, deadline - terms.clock(), watch.interest)
-        return watch.look(history, terms.clock()), 0
+        history = await poll_history(context, deadline - context.clock(), watch.history_filter)
+        return watch.update(history, context.clock()), 0
     except TechFlowError as error:
-        bear(error, log.warning)
+        log_or_raise(error, log.warning)
         return None, failures + 1
 
 
-def look(
-    terms: Terms,
+async def poll_history(
+    context: FlowContext,
     within_seconds: float,
-    interest: Interest | None = None,
-    memory: PageMemory[Execution] | None = None,
-) -> Conversation[History]:
+    interest: HistoryFilter | None = None,
+    memory: ConditionalCache[Execution] | None = None,
+) -> History:
     """Read the execution history as a wait does: after the commands, and within a time (List Executions).
 
     :param within_seconds: how long to wait for a slot in the budget, and for further tries
     :param interest: what is wanted of the history; the rest is left out, nothing without it
     :param memory: the pages of the last look; what a server says is unchanged since is left out, too
     """
-    settings = replace(terms.settings, deadline_seconds=min(max(within_seconds, 0.001), LONGEST_LOOK_SECONDS))
+    settings = replace(context.settings, deadline_seconds=min(max(within_seconds, 0.001), LONGEST_LOOK_SECONDS))
     call = calls.list_executions(RequestClass.POLL, interest.skips if interest else keep_all)
-    return History((yield from collect(call, replace(terms, settings=settings), memory)))
+    return History(await collect(call, replace(context, settings=settings), memory))
 
 
-def start_execution(
-    terms: Terms, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
-) -> Conversation[Execution]:
+async def start_execution(
+    context: FlowContext, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
+) -> Execution:
     """Start an execution (Trigger Execution). It is not idempotent: each call starts one more.
 
     Its id comes from the answer or, where that is empty, from the history.
@@ -233,14 +237,14 @@ def start_execution(
     :raises TechFlowError: `BudgetTimeoutError` or `RateLimitError` when nothing was started for want of a slot,
         `AmbiguousExecutionError` when it was started and its id can't be told, or what the call raises
     """
-    admission = replace(terms, admission_seconds=within_seconds)
-    start = yield from exchange(calls.execute_workflow(workflow_id, payload), admission)
+    admission = replace(context, admission_seconds=within_seconds)
+    start = await exchange(calls.execute_workflow(workflow_id, payload), admission)
     if start.execution is not None:
         return start.execution
-    return (yield from _find_started(terms, workflow_id, start.sent_at - SERVER_CLOCK_TOLERANCE))
+    return await _find_started(context, workflow_id, start.sent_at - SERVER_CLOCK_TOLERANCE)
 
 
-def _find_started(terms: Terms, workflow_id: str, since: datetime) -> Conversation[Execution]:
+async def _find_started(context: FlowContext, workflow_id: str, since: datetime) -> Execution:
     """Return the one execution of the workflow that started since then, when two looks agree that it is the only one.
 
     :raises AmbiguousExecutionError: there is none after some looks, or more than one
@@ -248,9 +252,9 @@ def _find_started(terms: Terms, workflow_id: str, since: datetime) -> Conversati
     found: list[Execution] = []
     for look in range(LOOKS):
         if look:
-            yield Sleep(LOOK_INTERVAL_SECONDS)
+            await context.io.sleep(LOOK_INTERVAL_SECONDS)
         before = [each.id for each in found]
-        found = History((yield from collect(calls.list_executions(), terms))).started(workflow_id, since)
+        found = History(await collect(calls.list_executions(), context)).started(workflow_id, since)
         ids = [each.id for each in found]
         if len(ids) > 1:
             facts = f"the answer named no id, and {len(ids)} executions began since: {', '.join(ids[:5])}"

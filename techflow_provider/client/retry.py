@@ -11,7 +11,7 @@ import httpx
 
 from techflow_provider.client.calls import Call
 from techflow_provider.client.errors import ResponseSizeError, TransportError
-from techflow_provider.client.shapes import http_date
+from techflow_provider.client.parsing import http_date
 
 Outcome = httpx.Response | TransportError
 

@@ -11,7 +11,7 @@ import httpx
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
-from techflow_provider.client.shapes import quote, shorten
+from techflow_provider.client.parsing import quote, shorten
 from techflow_provider.state.store import budget_key
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import httpx
 
 from techflow_provider.client.errors import ResponseSizeError, TransportError
-from techflow_provider.client.shapes import shorten
+from techflow_provider.client.parsing import shorten
 
 # With these the request was never written, so repeating it is safe.
 NEVER_SENT = (

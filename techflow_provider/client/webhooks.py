@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import EVENT_PREFIX
-from techflow_provider.client.shapes import Json, ShapeError, find, parse_json
+from techflow_provider.client.parsing import DecodeError, Json, find, parse_json
 
 EVENTS = (
     *("workflow.created", "workflow.updated", "workflow.deleted"),
@@ -146,7 +146,7 @@ class Hint:
         """Read what a body hints at; any body will do, since no payload is documented."""
         try:
             outer = parse_json(body)
-        except ShapeError:
+        except DecodeError:
             return cls()
         if not isinstance(outer, dict):
             return cls()

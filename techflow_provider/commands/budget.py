@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from techflow_provider.client.shapes import Json
+from techflow_provider.client.parsing import Json
 from techflow_provider.commands.report import Report, facts
 from techflow_provider.commands.session import look_up
 from techflow_provider.hooks.budget import open_budget

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from techflow_provider.client.diagnosis import Diagnosis
-from techflow_provider.client.shapes import counted
+from techflow_provider.client.parsing import counted
+from techflow_provider.hooks.diagnosis import Diagnosis
 from techflow_provider.state.snapshot import Snapshot
 
 # Below this a skew is what a network and a date without fractions make of nothing.

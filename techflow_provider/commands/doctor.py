@@ -18,9 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from techflow_provider import __version__
 from techflow_provider.client import Client, InvalidParameterError, RetryPolicy, TechFlowError
 from techflow_provider.client.calls import raw
-from techflow_provider.client.diagnosis import Diagnosis, Trouble, diagnose, uses_proxy
 from techflow_provider.client.models import read_workflows
-from techflow_provider.client.shapes import ShapeError, counted, http_date, parse_json
+from techflow_provider.client.parsing import DecodeError, counted, http_date, parse_json
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Verdict
 from techflow_provider.commands.learn import learn
@@ -28,6 +27,7 @@ from techflow_provider.commands.report import Report, table
 from techflow_provider.commands.session import look_up
 from techflow_provider.hooks.budget import MeteredBudget, is_for_one_host, open_budget, open_state, spreading_executors
 from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.diagnosis import Cause, Diagnosis, diagnose, uses_proxy
 from techflow_provider.state.store import Store, StoreError
 
 # Somebody waits for the answer.
@@ -95,7 +95,7 @@ def _state_findings() -> Iterator[Finding]:
     except InvalidParameterError as error:
         yield checks.no_store(str(error))
         return
-    yield checks.store(store.shown, _trouble(store))
+    yield checks.store(store.location, _trouble(store))
     yield checks.spread(spreading_executors(), in_file=is_for_one_host())
 
 
@@ -117,7 +117,7 @@ def _trouble(store: Store) -> str | None:
         store.drop(SPACE, name)
     except StoreError as error:
         return str(error)
-    return None if entry is not None and entry.value == name else f"{store.shown} does not keep what is written"
+    return None if entry is not None and entry.value == name else f"{store.location} does not keep what is written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +147,15 @@ def _see(connection: TechFlowConnection, budget: MeteredBudget) -> _Seen:
     date = http_date(response.headers.get("date", ""))
     try:
         count = len(read_workflows(parse_json(response.content)))
-    except ShapeError as error:
+    except DecodeError as error:
         return _Seen(_not_techflow(connection, error, response.content), server_time=date, own_time=own_time)
     return _Seen(None, count, response.elapsed.total_seconds(), date, own_time)
 
 
-def _not_techflow(connection: TechFlowConnection, error: ShapeError, content: bytes) -> Diagnosis:
+def _not_techflow(connection: TechFlowConnection, error: DecodeError, content: bytes) -> Diagnosis:
     shown = "words that repeat the API key" if connection.settings.holds_key(content) else error.received
     return Diagnosis(
-        Trouble.HOST,
+        Cause.HOST,
         f"GET /workflows: expected {error.expected}, got {shown}",
         "Check the connection's host, which is the base URL with its path.",
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from techflow_provider.client import Execution, ExecutionState, InvalidParameterError
-from techflow_provider.client.history import Target
-from techflow_provider.client.shapes import Json, quote
+from techflow_provider.client.history import ExecutionSelector
+from techflow_provider.client.parsing import Json, quote
 from techflow_provider.commands.report import Report, facts, listing
 from techflow_provider.commands.session import open_client
 
@@ -36,7 +36,7 @@ def trigger(args: Namespace) -> Report:
         if args.wait and not execution.ended:
             progress.begin(execution)
             try:
-                execution = client.executions.wait(Target(execution.id), args.poll_interval, args.timeout)
+                execution = client.executions.wait(ExecutionSelector(execution.id), args.poll_interval, args.timeout)
             finally:
                 progress.end()
     value = {**execution.to_dict(), "state": execution.state.value}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import httpx
 
 from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
+from techflow_provider.client.parsing import DecodeError, Json, find, items, parse_json, quote, shorten
 from techflow_provider.client.settings import Settings
-from techflow_provider.client.shapes import Json, ShapeError, find, items, parse_json, quote, shorten
 
 UNKNOWN_WORD = "running, since the word is not known: name it in completed_statuses or failed_statuses if it is an end"
 MEANINGS = {
@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Inference:
     """Something that was met.
 
     :param what: a part of the answer
@@ -37,19 +37,19 @@ class Lesson:
     taken_for: str
 
 
-def learn(response: httpx.Response, settings: Settings) -> list[Lesson]:
+def learn(response: httpx.Response, settings: Settings) -> list[Inference]:
     """Return what a page of the execution history teaches."""
     if settings.holds_key(response.content):
-        return [Lesson("answer", "words that repeat the API key and are not shown", "nothing")]
+        return [Inference("answer", "words that repeat the API key and are not shown", "nothing")]
     try:
         value = parse_json(response.content)
         found = list(items(value, "a list of executions", "executions"))
-    except ShapeError as error:
-        return [Lesson("answer", error.received, f"nothing: expected {error.expected}")]
+    except DecodeError as error:
+        return [Inference("answer", error.received, f"nothing: expected {error.expected}")]
     objects = [each for each in found if isinstance(each, dict)]
     return [
-        Lesson("answer", _shape(value), f"a list of {len(found)} executions"),
-        Lesson("next page", *_next_page(value, response)),
+        Inference("answer", _shape(value), f"a list of {len(found)} executions"),
+        Inference("next page", *_next_page(value, response)),
         *(_field(name, objects) for name in EXECUTION_NAMES),
         *_further(objects),
         *_status_words(objects, settings.status_words),
@@ -67,11 +67,11 @@ def _next_page(value: Json, response: httpx.Response) -> tuple[str, str]:
     return (shorten(str(url)), "the next page, when it lies on the same origin") if url else ("none", "the only page")
 
 
-def _field(name: str, objects: Sequence[dict[str, Json]]) -> Lesson:
+def _field(name: str, objects: Sequence[dict[str, Json]]) -> Inference:
     keys = Counter(key for each in objects if (key := _key(each, EXECUTION_NAMES[name])) is not None)
     met = ", ".join(f"{shorten(key)} in {count} of {len(objects)}" for key, count in keys.most_common(3))
     example = next((find(each, *EXECUTION_NAMES[name]) for each in objects if find(each, *EXECUTION_NAMES[name])), None)
-    return Lesson(name, f"{met}, such as {quote(example)}" if met else "nothing", MEANINGS[name])
+    return Inference(name, f"{met}, such as {quote(example)}" if met else "nothing", MEANINGS[name])
 
 
 def _key(item: dict[str, Json], names: Sequence[str]) -> str | None:
@@ -80,19 +80,19 @@ def _key(item: dict[str, Json], names: Sequence[str]) -> str | None:
     return None if value is None else next(key for key, each in item.items() if each is value)
 
 
-def _further(objects: Sequence[dict[str, Json]]) -> list[Lesson]:
+def _further(objects: Sequence[dict[str, Json]]) -> list[Inference]:
     used = {_key(each, names) for each in objects for names in EXECUTION_NAMES.values()}
     known = {*used, *(name for names in EXECUTION_NAMES.values() for name in names)}
     others = dict.fromkeys(key for each in objects for key in each if key not in known)
     names = ", ".join(shorten(key, 40) for key in list(others)[:20])
-    return [Lesson("further fields", names, "kept as they are, and not used")] if others else []
+    return [Inference("further fields", names, "kept as they are, and not used")] if others else []
 
 
-def _status_words(objects: Sequence[dict[str, Json]], words: StatusWords) -> list[Lesson]:
+def _status_words(objects: Sequence[dict[str, Json]], words: StatusWords) -> list[Inference]:
     found = (find(each, *EXECUTION_NAMES["status"]) for each in objects)
     counts = Counter(each for each in found if isinstance(each, str))
     return [
-        Lesson(
+        Inference(
             f"status {shorten(word)!r}",
             f"in {count} of {len(objects)}",
             words.state(word) if words.knows(word) else UNKNOWN_WORD,
@@ -101,13 +101,13 @@ def _status_words(objects: Sequence[dict[str, Json]], words: StatusWords) -> lis
     ]
 
 
-def _unreadable(found: Sequence[Json]) -> list[Lesson]:
+def _unreadable(found: Sequence[Json]) -> list[Inference]:
     reasons: list[str] = []
     for each in found:
         try:
             Execution.read(each)
-        except ShapeError as error:
+        except DecodeError as error:
             reasons.append(str(error))
     if not reasons:
         return []
-    return [Lesson("unreadable", f"{len(reasons)} of {len(found)}", f"an error, which ends the call: {reasons[0]}")]
+    return [Inference("unreadable", f"{len(reasons)} of {len(found)}", f"an error, which ends the call: {reasons[0]}")]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from techflow_provider.client.shapes import Json, shorten
+from techflow_provider.client.parsing import Json, shorten
 
 LONGEST_CELL = 60
 

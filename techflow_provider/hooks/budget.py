@@ -71,7 +71,7 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
     """
     store, spare = open_state()
     if is_for_one_host():
-        warn_of_hosts(store.shown)
+        warn_of_hosts(store.location)
     return MeteredBudget(connection, store, spare)
 
 

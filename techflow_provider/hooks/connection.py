@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import StatusWords, status_word
+from techflow_provider.client.parsing import quote
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
-from techflow_provider.client.shapes import quote
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.hooks.dashboard import DEFAULT_DASHBOARD_URL, check_dashboard_url
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE

@@ -11,8 +11,8 @@ import httpx
 
 from techflow_provider.client.calls import Call, Method, raw
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.settings import Settings
-from techflow_provider.client.shapes import Json, quote
 
 METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # HttpHook's options that mean the same as what happens here anyway.

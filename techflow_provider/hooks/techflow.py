@@ -22,11 +22,11 @@ from techflow_provider.client import (
     Workflow,
 )
 from techflow_provider.client.calls import Method, Trigger
-from techflow_provider.client.diagnosis import diagnose, uses_proxy
-from techflow_provider.client.history import History, Interest, Target
-from techflow_provider.client.shapes import Json, counted
+from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
+from techflow_provider.client.parsing import Json, counted
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
+from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
 from techflow_provider.hooks.requests import RunOptions, raw_call
 
@@ -165,7 +165,7 @@ class TechFlowHook(BaseHook):
         :param poll_interval: seconds between two looks
         :param timeout: seconds to wait at most; None waits for ever
         """
-        return self.get_conn().executions.wait(Target(execution_id), poll_interval, timeout)
+        return self.get_conn().executions.wait(ExecutionSelector(execution_id), poll_interval, timeout)
 
     async def await_execution(
         self,
@@ -175,14 +175,14 @@ class TechFlowHook(BaseHook):
     ) -> Execution:
         """Wait in the event loop until an execution has ended, as `wait_for_execution` does (List Executions)."""
         async with await self.aget_conn() as client:
-            return await client.executions.wait(Target(execution_id), poll_interval, timeout)
+            return await client.executions.wait(ExecutionSelector(execution_id), poll_interval, timeout)
 
-    def look(self, within_seconds: float, interest: Interest | None = None) -> History:
+    def poll_history(self, within_seconds: float, interest: HistoryFilter | None = None) -> History:
         """Read the execution history as a wait does: after the commands, and within some seconds (List Executions).
 
         :param interest: what is wanted of it, everything without it
         """
-        return self.get_conn().executions.look(within_seconds, interest)
+        return self.get_conn().executions.poll(within_seconds, interest)
 
     def run(
         self,

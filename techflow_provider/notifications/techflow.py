@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.notifier import BaseNotifier
 
-from techflow_provider.client.shapes import Json
+from techflow_provider.client.parsing import Json
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.submission import Identity
+    from techflow_provider.submission.airflow import Identity
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +53,24 @@ class TechFlowNotifier(BaseNotifier):
 
     def notify(self, context: Context) -> None:
         """Start the execution, in a worker or in the DAG processor."""
-        from techflow_provider.submission import Submission
+        from techflow_provider.submission.airflow import ExecutionStarter
 
         hook = self._hook()
         with hook.get_conn():
-            started = Submission(hook, self._identity(context)).fire(self.workflow_id, self.payload)
+            started = ExecutionStarter(hook, self._identity(context)).fire(self.workflow_id, self.payload)
         self._tell(started.execution.id)
 
     async def async_notify(self, context: Context) -> None:
         """Start the execution in the triggerer, as a deadline's callback."""
-        from techflow_provider.client.starting import conclude
-        from techflow_provider.submission import Submission
+        from techflow_provider.submission.airflow import ExecutionStarter
+        from techflow_provider.submission.start import mark_done
 
         hook = self._hook()
         connection = await hook.aget_techflow_connection()
-        submission = Submission(hook, self._identity(context), connection=connection)
+        submission = ExecutionStarter(hook, self._identity(context), connection=connection)
         async with await hook.aget_conn() as client:
             started = await submission.astart(client, self.workflow_id, self.payload)
-            await client.converse(conclude(submission.task, started.execution.id))
+            await client.run(mark_done(client.context, submission.task, started.execution.id))
         self._tell(started.execution.id)
 
     def _hook(self) -> TechFlowHook:
@@ -91,7 +91,7 @@ def identity_of(context: Mapping[str, Any], part: str) -> Identity:
 
     A DAG's callback gets a `reason`, and a deadline's the run as a dict.
     """
-    from techflow_provider.submission import Identity
+    from techflow_provider.submission.airflow import Identity
 
     run = context.get("dag_run")
     dag_id = _of(run, "dag_id") or context["dag"].dag_id

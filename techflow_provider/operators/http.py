@@ -15,7 +15,7 @@ from requests import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
 
 from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.shapes import quote
+from techflow_provider.client.parsing import quote
 from techflow_provider.hooks.techflow import TechFlowHook
 
 # What HttpOperator takes and this one does not, and why.

@@ -17,9 +17,8 @@ from techflow_provider.client.errors import (
     NotFoundError,
     RateLimitError,
 )
-from techflow_provider.client.shapes import Json, quote
-from techflow_provider.links.techflow import TechFlowLink, keep_link
-from techflow_provider.waiting import (
+from techflow_provider.client.parsing import Json, quote
+from techflow_provider.deferral import (
     ADMISSION_SECONDS,
     DEFAULT_TIMEOUT,
     DEFERRAL_GRACE,
@@ -31,15 +30,16 @@ from techflow_provider.waiting import (
     ended_execution,
     shorter,
 )
+from techflow_provider.links.techflow import TechFlowLink, keep_link
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from techflow_provider.client.calls import Trigger
     from techflow_provider.client.models import Execution, Workflow
-    from techflow_provider.client.started import OnAmbiguous, Started
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.submission import Submission
+    from techflow_provider.submission.airflow import ExecutionStarter
+    from techflow_provider.submission.model import OnAmbiguous, Submission
 
 IfExists = Literal["create", "return", "update", "fail"]
 
@@ -315,27 +315,27 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
         """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
-        from techflow_provider.triggers.events import check_admitted
+        from techflow_provider.triggers.outcomes import check_admitted
 
         check_admitted(event)
         submission = self._submission(context)
         return self._run(context, submission, submission.resolve(self.workflow_id, self.payload))
 
-    def _submission(self, context: Context) -> Submission:
-        from techflow_provider.client.started import Rules
-        from techflow_provider.submission import Identity, Submission, history_lag
+    def _submission(self, context: Context) -> ExecutionStarter:
+        from techflow_provider.submission.airflow import ExecutionStarter, Identity, history_lag
+        from techflow_provider.submission.model import SubmissionPolicy
 
-        rules = Rules(self.on_ambiguous, self.reattach, self.wait_for_completion, history_lag())
-        return Submission(self.hook, Identity.of(context), rules, context)
+        rules = SubmissionPolicy(self.on_ambiguous, self.reattach, self.wait_for_completion, history_lag())
+        return ExecutionStarter(self.hook, Identity.of(context), rules, context)
 
-    def _run(self, context: Context, submission: Submission, known: Started | None) -> str:
+    def _run(self, context: Context, submission: ExecutionStarter, known: Submission | None) -> str:
         timeout, interval = self._checked()
         got = known or self._start(submission)
         self._started = started = got.execution
         _tell_start(context, got.to_dict())
         keep_link(self.hook, started.id, self.workflow_id, started.status)
         if not self.wait_for_completion:
-            submission.conclude(started.id)
+            submission.mark_done(started.id)
             return started.id
         if started.ended:
             return self._finish(submission, started)
@@ -343,7 +343,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
             self._defer(started.id, timeout, interval)
         return self._finish(submission, self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
 
-    def _start(self, submission: Submission) -> Started:
+    def _start(self, submission: ExecutionStarter) -> Submission:
         if not self.deferrable:
             return submission.send(self.workflow_id, self.payload)
         try:
@@ -369,10 +369,10 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         )
 
     def _defer(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
-        from techflow_provider.client.history import Target
+        from techflow_provider.client.history import ExecutionSelector
 
         defer_until_ended(
-            self, self.techflow_conn_id, Target(execution_id), poll_interval=poll_interval, timeout=timeout
+            self, self.techflow_conn_id, ExecutionSelector(execution_id), poll_interval=poll_interval, timeout=timeout
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
@@ -380,15 +380,15 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         timeout, _ = self._checked()
         return self._finish(self._submission(context), ended_execution(self, event, timeout, _timeout_error), context)
 
-    def _finish(self, submission: Submission, execution: Execution, resumed: Context | None = None) -> str:
+    def _finish(self, submission: ExecutionStarter, execution: Execution, resumed: Context | None = None) -> str:
         self._started = execution
         keep_link(self.hook, execution.id, self.workflow_id, execution.status)
         try:
             check_ended(execution)
         except ExecutionFailedError:
-            submission.give_up(execution.id)
+            submission.discard(execution.id)
             raise
-        told = submission.conclude(execution.id)
+        told = submission.mark_done(execution.id)
         if resumed is not None and told is not None:
             # Airflow deletes a task's XComs when it resumes it.
             _tell_start(resumed, told)
@@ -408,7 +408,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
 
 def _tell_start(context: Context, told: Mapping[str, Any]) -> None:
-    from techflow_provider.submission import START_KEY
+    from techflow_provider.submission.airflow import START_KEY
 
     context["ti"].xcom_push(key=START_KEY, value=dict(told))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from techflow_provider.client.models import ExecutionState
-from techflow_provider.client.shapes import counted
+from techflow_provider.client.parsing import counted
 from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.snapshot import Slice, Snapshot
 

@@ -25,19 +25,19 @@ from techflow_provider.client.errors import (
     ExecutionFailedError,
     InvalidParameterError,
     TechFlowError,
+    log_or_raise,
 )
-from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, Target, Watch
-from techflow_provider.client.patience import bear
-from techflow_provider.client.shapes import Json, in_seconds, quote
+from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, ExecutionSelector, ExecutionTracker
+from techflow_provider.client.parsing import Json, in_seconds, quote
 from techflow_provider.compat import first_reschedule_date
-from techflow_provider.links.techflow import TechFlowLink, keep_link
-from techflow_provider.waiting import (
+from techflow_provider.deferral import (
     as_timedelta,
     check_ended,
     default_poll_interval,
     defer_until_ended,
     ended_execution,
 )
+from techflow_provider.links.techflow import TechFlowLink, keep_link
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -113,8 +113,8 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         return TechFlowHook(self.techflow_conn_id)
 
     @cached_property
-    def _target(self) -> Target:
-        return Target(self.execution_id, self.workflow_id, _instant(self.started_after))
+    def _target(self) -> ExecutionSelector:
+        return ExecutionSelector(self.execution_id, self.workflow_id, _instant(self.started_after))
 
     def execute(self, context: Context) -> Any:
         """Wait in the way that was chosen; what is over already ends the task at once."""
@@ -123,7 +123,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         if not self.deferrable:
             # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
             return unwrap(BaseSensorOperator.execute)(self, context)
-        over = self._look(Watch(self._target), within_seconds=0)
+        over = self._poll(ExecutionTracker(self._target), within_seconds=0)
         if over is not None:
             return self._conclude(over)
         self._defer()
@@ -131,28 +131,30 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look once."""
-        execution = self._look(self._watch(context), LOOK_SECONDS)
+        execution = self._poll(self._watch(context), LOOK_SECONDS)
         return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._conclude(execution))
 
-    def _watch(self, context: Context) -> Watch:
+    def _watch(self, context: Context) -> ExecutionTracker:
         if self.mode != "reschedule":
             return self._patient_watch
         first = first_reschedule_date(context)
         looked_for = (datetime.now(UTC) - first).total_seconds() if first else 0.0
-        return Watch(self._target, max(0.0, DEFAULT_APPEAR_SECONDS - looked_for) if first else DEFAULT_APPEAR_SECONDS)
+        return ExecutionTracker(
+            self._target, max(0.0, DEFAULT_APPEAR_SECONDS - looked_for) if first else DEFAULT_APPEAR_SECONDS
+        )
 
     @cached_property
-    def _patient_watch(self) -> Watch:
-        return Watch(self._target)
+    def _patient_watch(self) -> ExecutionTracker:
+        return ExecutionTracker(self._target)
 
-    def _look(self, watch: Watch, within_seconds: float) -> Execution | None:
+    def _poll(self, watch: ExecutionTracker, within_seconds: float) -> Execution | None:
         try:
-            execution = watch.look(self.hook.look(within_seconds, watch.interest), time.monotonic())
+            execution = watch.update(self.hook.poll_history(within_seconds, watch.history_filter), time.monotonic())
         except BudgetTimeoutError as error:
             self.log.info("The rate budget is used up; looking again later: %s", error)
             return None
         except TechFlowError as error:
-            bear(error, self.log.warning)
+            log_or_raise(error, self.log.warning)
             return None
         self.log.info("%s: %s", self._target, watch.last_seen)
         return execution

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from techflow_provider.state.account import Reason, RequestClass, Reservation, Wish
-from techflow_provider.state.bucket import MINUTE_SECONDS, Policy
+from techflow_provider.state.gcra import MINUTE_SECONDS, Policy, Reason, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
 from techflow_provider.state.store import Store, StoreError
@@ -99,7 +98,9 @@ class _TieredBudget:
 
         def act(tier: _Tier, changed: bool) -> Reservation:
             # What was sent while another tier kept the budget is not known in this one.
-            wish = Wish(request_class, within_seconds, earlier, drain=changed, expected=self._expected(tier, asked))
+            wish = ReservationRequest(
+                request_class, within_seconds, earlier, drain=changed, expected=self._expected(tier, asked)
+            )
             reservation = tier.store.take(self._key, tier.policy, wish)
             self._last = (tier, reservation.at, asked)
             return reservation
@@ -129,9 +130,9 @@ class _TieredBudget:
         """Return the state of the budget; changes nothing."""
 
         def act(tier: _Tier, _: bool) -> Snapshot:
-            ledger = tier.store.look(self._key)
+            ledger = tier.store.read_budget(self._key)
             shared = tier is self._tiers[0]
-            return snapshot_of(ledger, tier.policy, tier.requests_per_minute, tier.store.shown, shared=shared)
+            return snapshot_of(ledger, tier.policy, tier.requests_per_minute, tier.store.location, shared=shared)
 
         return self._on_store(act)
 
@@ -160,12 +161,12 @@ class _TieredBudget:
                 "The rate budget's state can't be used (%s); until it can, %s requests a minute go on, counted in %s",
                 error,
                 following.requests_per_minute,
-                following.store.shown,
+                following.store.location,
             )
 
     def _succeeded(self, tier: _Tier) -> None:
         if tier.failures:
-            log.info("The rate budget's state in %s is used again", tier.store.shown)
+            log.info("The rate budget's state in %s is used again", tier.store.location)
             tier.failures = 0
         self._active = tier
 

@@ -8,10 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from techflow_provider.state.account import Account, Reservation, Wish, cool, settle, take
-from techflow_provider.state.bucket import Policy
-from techflow_provider.state.store import HISTORY_SECONDS, Entry, Grant, Ledger
+from techflow_provider.state.gcra import GcraState, Policy, Reservation, ReservationRequest, cool, settle, take
+from techflow_provider.state.store import HISTORY_SECONDS, BudgetState, Change, Entry, Grant
+
+T = TypeVar("T")
 
 
 class _ProcessLock:
@@ -44,18 +46,18 @@ class MemoryStore:
     :param full: whether a burst may leave at once at the beginning
     """
 
-    shown = "memory"
+    location = "memory"
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, full: bool = False) -> None:
         self._clock = clock
         self._full = full
         self._lock = _ProcessLock()
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[str, GcraState] = {}
         self._grants: dict[str, deque[Grant]] = {}
         self._records: dict[tuple[str, str], _Record] = {}
         self._bells: dict[str, int] = {}
 
-    def take(self, key: str, policy: Policy, wish: Wish) -> Reservation:
+    def take(self, key: str, policy: Policy, wish: ReservationRequest) -> Reservation:
         """Answer a wish to send."""
         with self._lock:
             now = self._clock()
@@ -64,8 +66,8 @@ class MemoryStore:
                 self._log(key, Grant(reservation.at, wish.request_class))
             return reservation
 
-    def _account(self, key: str, policy: Policy, now: float) -> Account:
-        begun = Account.full(policy, now) if self._full else Account.empty(policy, now)
+    def _account(self, key: str, policy: Policy, now: float) -> GcraState:
+        begun = GcraState.full(policy, now) if self._full else GcraState.empty(policy, now)
         return self._accounts.get(key, begun)
 
     def _log(self, key: str, grant: Grant) -> None:
@@ -87,70 +89,82 @@ class MemoryStore:
             if key in self._accounts:
                 self._accounts[key] = settle(self._accounts[key], epoch)
 
-    def look(self, key: str) -> Ledger:
+    def read_budget(self, key: str) -> BudgetState:
         """Return what is known of a key's budget."""
         with self._lock:
             now = self._clock()
             recent = (grant for grant in self._grants.get(key, ()) if grant.at >= now - HISTORY_SECONDS)
-            return Ledger(now, self._accounts.get(key), tuple(recent))
+            return BudgetState(now, self._accounts.get(key), tuple(recent))
 
-    def get(self, space: str, name: str) -> Entry | None:
+    def get(self, namespace: str, name: str) -> Entry | None:
         """Return a record."""
         with self._lock:
             now = self._clock()
-            record = self._live(space, name, now)
+            record = self._live(namespace, name, now)
             return None if record is None else Entry(name, record.value, now - record.written)
 
-    def _live(self, space: str, name: str, now: float) -> _Record | None:
-        record = self._records.get((space, name))
+    def _live(self, namespace: str, name: str, now: float) -> _Record | None:
+        record = self._records.get((namespace, name))
         return None if record is None or record.expires <= now else record
 
-    def put(self, space: str, name: str, value: str, ttl_seconds: float) -> None:
+    def put(self, namespace: str, name: str, value: str, ttl_seconds: float) -> None:
         """Write a record."""
         with self._lock:
-            self._write(space, name, value, ttl_seconds)
+            self._write(namespace, name, value, ttl_seconds)
 
-    def _write(self, space: str, name: str, value: str | None, ttl_seconds: float) -> None:
+    def _write(self, namespace: str, name: str, value: str | None, ttl_seconds: float) -> None:
         now = self._clock()
         self._records = {place: record for place, record in self._records.items() if record.expires > now}
         if value is None:
-            self._records.pop((space, name), None)
+            self._records.pop((namespace, name), None)
         else:
-            self._records[space, name] = _Record(value, now, now + ttl_seconds)
+            self._records[namespace, name] = _Record(value, now, now + ttl_seconds)
 
-    def swap(self, space: str, name: str, expected: str | None, value: str | None, ttl_seconds: float) -> str | None:
+    def swap(
+        self, namespace: str, name: str, expected: str | None, value: str | None, ttl_seconds: float
+    ) -> str | None:
         """Write a record where the present one is as expected, and return the one found."""
         with self._lock:
-            record = self._live(space, name, self._clock())
+            record = self._live(namespace, name, self._clock())
             found = None if record is None else record.value
             if found == expected:
-                self._write(space, name, value, ttl_seconds)
+                self._write(namespace, name, value, ttl_seconds)
             return found
 
-    def drop(self, space: str, name: str) -> None:
+    def update(self, namespace: str, name: str, change: Change[T]) -> T:
+        """Read an entry, decide and write it in one atomic step, and return the change's result."""
+        with self._lock:
+            now = self._clock()
+            record = self._live(namespace, name, now)
+            write, result = change(None if record is None else Entry(name, record.value, now - record.written), now)
+            if write is not None:
+                self._write(namespace, name, write.value, write.ttl_seconds)
+            return result
+
+    def drop(self, namespace: str, name: str) -> None:
         """Delete a record."""
         with self._lock:
-            self._records.pop((space, name), None)
+            self._records.pop((namespace, name), None)
 
-    def entries(self, space: str, prefix: str = "") -> list[Entry]:
+    def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the records whose names begin with a prefix, by name."""
         with self._lock:
             now = self._clock()
             return [
                 Entry(name, record.value, now - record.written)
                 for (where, name), record in sorted(self._records.items(), key=lambda item: item[0])
-                if where == space and name.startswith(prefix) and record.expires > now
+                if where == namespace and name.startswith(prefix) and record.expires > now
             ]
 
-    def ring(self, space: str) -> int:
+    def ring(self, namespace: str) -> int:
         """Count a bell one up."""
         with self._lock:
-            self._bells[space] = self._bells.get(space, 0) + 1
-            return self._bells[space]
+            self._bells[namespace] = self._bells.get(namespace, 0) + 1
+            return self._bells[namespace]
 
-    def bell(self, space: str) -> int:
+    def bell(self, namespace: str) -> int:
         """Return the count of a bell."""
-        return self._bells.get(space, 0)
+        return self._bells.get(namespace, 0)
 
     def close(self) -> None:
         """Keep everything: there is no connection."""

@@ -148,7 +148,7 @@ class Records:
         """Remember a webhook's delivery; False when it was seen before."""
         return self._store.swap(self._deliveries, delivery_id, None, "seen", ttl_seconds) is None
 
-    def attend(self, poller: str) -> int:
+    def heartbeat(self, poller: str) -> int:
         """Write down that a poller is there, and return how many were in the last two minutes."""
         self._store.put(self._pollers, poller, "", POLLER_TTL_SECONDS)
         return len(self._store.entries(self._pollers))
@@ -157,19 +157,19 @@ class Records:
         """Return the ages of the deliveries that are remembered, in seconds."""
         return [entry.age_seconds for entry in self._store.entries(self._deliveries)]
 
-    def lookout(self, watcher: str) -> Entry | None:
+    def cursor(self, watcher: str) -> Entry | None:
         """Return what a watcher of events has written down."""
         return self._store.get(self._lookouts, watcher)
 
-    def replace_lookout(self, watcher: str, present: str | None, following: str) -> bool:
+    def replace_cursor(self, watcher: str, present: str | None, following: str) -> bool:
         """Write down what a watcher of events knows; False when another process did so since."""
         return self._store.swap(self._lookouts, watcher, present, following, RECORD_TTL_SECONDS) == present
 
-    def ring(self) -> int:
+    def notify(self) -> int:
         """Let those who listen know that there may be news, and return the bell's count."""
         return self._store.ring(self._bell)
 
-    def bell(self) -> int:
+    def wakeups(self) -> int:
         """Return the bell's count; another one than last time says that it rang."""
         return self._store.bell(self._bell)
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from techflow_provider.state import scripts
-from techflow_provider.state.account import Account, Reason, RequestClass, Reservation, Wish
-from techflow_provider.state.bucket import Policy
+from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.store import (
     HISTORY_SECONDS,
     STORE_TIMEOUT_SECONDS,
+    BudgetState,
+    Change,
     Entry,
     Grant,
-    Ledger,
     StateUrlError,
     StoreError,
 )
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 # An account that nobody used for so long begins anew, empty, which costs the next request one interval.
 ACCOUNT_TTL_SECONDS = 7 * 24 * 3600
-FIELDS = tuple(Account.__dataclass_fields__)
+FIELDS = tuple(GcraState.__dataclass_fields__)
 LONGEST_WAIT_SECONDS = 1e12
 
 
@@ -45,12 +45,12 @@ class RedisStore:
     """
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
-        self.shown = _shown(url)
+        self.location = _shown(url)
         self._url = url
         self._clock = clock
         self._connection: _Connection | None = None
 
-    def take(self, key: str, policy: Policy, wish: Wish) -> Reservation:
+    def take(self, key: str, policy: Policy, wish: ReservationRequest) -> Reservation:
         """Answer a wish to send."""
         earlier = wish.earlier
         held: tuple[str, ...] = ("", "", "")
@@ -106,45 +106,58 @@ class RedisStore:
         """End the time of probing."""
         self._run(scripts.SETTLE, (_key(key, "account"),), (_text(epoch),))
 
-    def look(self, key: str) -> Ledger:
+    def read_budget(self, key: str) -> BudgetState:
         """Return what is known of a key's budget."""
         keys = (_key(key, "account"), _key(key, "grants"))
         now, fields, grants = self._run(scripts.LOOK, keys, (self._now(), *FIELDS))
-        account = None if fields[0] is None else Account(*map(float, fields))
+        account = None if fields[0] is None else GcraState(*map(float, fields))
         read = (Grant(float(at), RequestClass(name)) for at, name in map(str.split, grants))
-        return Ledger(float(now), account, tuple(grant for grant in read if grant.at >= float(now) - HISTORY_SECONDS))
+        return BudgetState(
+            float(now), account, tuple(grant for grant in read if grant.at >= float(now) - HISTORY_SECONDS)
+        )
 
-    def get(self, space: str, name: str) -> Entry | None:
+    def get(self, namespace: str, name: str) -> Entry | None:
         """Return a record."""
-        found = self._run(scripts.GET, _record_keys(space), (self._now(), name))
+        found = self._run(scripts.GET, _record_keys(namespace), (self._now(), name))
         return None if found is None else Entry(name, found[0], float(found[1]))
 
-    def put(self, space: str, name: str, value: str, ttl_seconds: float) -> None:
+    def put(self, namespace: str, name: str, value: str, ttl_seconds: float) -> None:
         """Write a record."""
-        self._run(scripts.PUT, _record_keys(space), (self._now(), name, value, _text(ttl_seconds)))
+        self._run(scripts.PUT, _record_keys(namespace), (self._now(), name, value, _text(ttl_seconds)))
 
-    def swap(self, space: str, name: str, expected: str | None, value: str | None, ttl_seconds: float) -> str | None:
+    def swap(
+        self, namespace: str, name: str, expected: str | None, value: str | None, ttl_seconds: float
+    ) -> str | None:
         """Write a record where the present one is as expected, and return the one found."""
         arguments = (self._now(), name, _text(ttl_seconds), *_option(expected), *_option(value))
-        found: str | None = self._run(scripts.SWAP, _record_keys(space), arguments)
+        found: str | None = self._run(scripts.SWAP, _record_keys(namespace), arguments)
         return found
 
-    def drop(self, space: str, name: str) -> None:
-        """Delete a record."""
-        self._run(scripts.DROP, _record_keys(space), (name,))
+    def update(self, namespace: str, name: str, change: Change[T]) -> T:
+        """Read an entry, decide and write it in one atomic step, and return the change's result."""
+        while True:
+            entry = self.get(namespace, name)
+            write, result = change(entry, float(self._run("return redis.call('TIME')[1]", (), ())))
+            expected = None if entry is None else entry.value
+            if write is None or self.swap(namespace, name, expected, write.value, write.ttl_seconds) == expected:
+                return result
 
-    def entries(self, space: str, prefix: str = "") -> list[Entry]:
+    def drop(self, namespace: str, name: str) -> None:
+        """Delete a record."""
+        self._run(scripts.DROP, _record_keys(namespace), (name,))
+
+    def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the records whose names begin with a prefix, by name."""
-        rows = self._run(scripts.ENTRIES, _record_keys(space), (self._now(), prefix))
+        rows = self._run(scripts.ENTRIES, _record_keys(namespace), (self._now(), prefix))
         return sorted((Entry(name, value, float(age)) for name, value, age in rows), key=lambda entry: entry.name)
 
-    def ring(self, space: str) -> int:
+    def ring(self, namespace: str) -> int:
         """Count a bell one up."""
-        return int(self._run(scripts.RING, (_key(space, "bell"),), (str(ACCOUNT_TTL_SECONDS),)))
+        return int(self._run(scripts.RING, (_key(namespace, "bell"),), (str(ACCOUNT_TTL_SECONDS),)))
 
-    def bell(self, space: str) -> int:
+    def bell(self, namespace: str) -> int:
         """Return the count of a bell."""
-        return int(self._run("return redis.call('GET', KEYS[1])", (_key(space, "bell"),), ()) or 0)
+        return int(self._run("return redis.call('GET', KEYS[1])", (_key(namespace, "bell"),), ()) or 0)
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -163,7 +176,7 @@ class RedisStore:
             words = (
                 str(error) if isinstance(error, redis.RedisError | OSError) else "an option in its URL can't be used"
             )
-            raise StoreError(f"{self.shown}: {type(error).__name__}: {words}") from error
+            raise StoreError(f"{self.location}: {type(error).__name__}: {words}") from error
 
     def _connected(self) -> _Connection:
         connection = self._connection
@@ -230,5 +243,5 @@ def _key(name: str, part: str) -> str:
     return f"techflow:{{{name}}}:{part}"
 
 
-def _record_keys(space: str) -> tuple[str, str]:
-    return _key(space, "records"), _key(space, "ends")
+def _record_keys(namespace: str) -> tuple[str, str]:
+    return _key(namespace, "records"), _key(namespace, "ends")

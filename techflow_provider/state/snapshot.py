@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from techflow_provider.state.account import Account, RequestClass, Wish, take
-from techflow_provider.state.bucket import MINUTE_SECONDS, Policy
-from techflow_provider.state.store import HISTORY_SECONDS, Grant, Ledger
+from techflow_provider.state.gcra import MINUTE_SECONDS, GcraState, Policy, RequestClass, ReservationRequest, take
+from techflow_provider.state.store import HISTORY_SECONDS, BudgetState, Grant
 
 SLICE_SECONDS = 10.0
 # Sums of intervals are off by a little.
@@ -66,9 +65,9 @@ class Snapshot:
         return f"the next may leave in {wait:.1f} s" if wait > 0 else "1 may leave now, to try again after a 429"
 
 
-def snapshot_of(ledger: Ledger, policy: Policy, requests_per_minute: int, store: str, *, shared: bool) -> Snapshot:
+def snapshot_of(ledger: BudgetState, policy: Policy, requests_per_minute: int, store: str, *, shared: bool) -> Snapshot:
     """Return what a store's ledger means under a policy."""
-    account = ledger.account or Account.empty(policy, ledger.now)
+    account = ledger.account or GcraState.empty(policy, ledger.now)
     waits = {each: _wait(account, policy, each, ledger.now) for each in SENDERS}
     behind = account.arrival - policy.rate.tolerance() - ledger.now
     interval = policy.rate.interval_seconds
@@ -87,15 +86,15 @@ def snapshot_of(ledger: Ledger, policy: Policy, requests_per_minute: int, store:
     )
 
 
-def _wait(account: Account, policy: Policy, request_class: RequestClass, now: float) -> float:
-    return take(account, policy, Wish(request_class), now)[1].wait_seconds
+def _wait(account: GcraState, policy: Policy, request_class: RequestClass, now: float) -> float:
+    return take(account, policy, ReservationRequest(request_class), now)[1].wait_seconds
 
 
 def _count(grants: list[Grant]) -> dict[RequestClass, int]:
     return {each: sum(grant.request_class is each for grant in grants) for each in SENDERS}
 
 
-def _history(ledger: Ledger) -> tuple[Slice, ...]:
+def _history(ledger: BudgetState) -> tuple[Slice, ...]:
     slices: list[list[Grant]] = [[] for _ in range(int(HISTORY_SECONDS / SLICE_SECONDS))]
     for grant in ledger.grants:
         age = max(0.0, ledger.now - grant.at)

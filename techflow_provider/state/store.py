@@ -9,18 +9,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from techflow_provider.state.account import Account, RequestClass, Reservation, Wish
-from techflow_provider.state.bucket import Policy
+from techflow_provider.state.gcra import GcraState, Policy, RequestClass, Reservation, ReservationRequest
 
 # Grants are kept for as long as a chart of them looks back.
 HISTORY_SECONDS = 600.0
 # What a store waits for, in all, before it says that it can't be used.
 STORE_TIMEOUT_SECONDS = 1.0
+
+T = TypeVar("T")
 
 EXPECTED_URL = (
     "an absolute path, sqlite:////absolute/path, redis://host:port/number, "
@@ -61,7 +63,7 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
+class BudgetState:
     """What a store knows of one key's budget.
 
     :param now: the store's clock
@@ -70,7 +72,7 @@ class Ledger:
     """
 
     now: float
-    account: Account | None
+    account: GcraState | None
     grants: tuple[Grant, ...]
 
 
@@ -78,7 +80,7 @@ class Ledger:
 class Entry:
     """A record as it is kept.
 
-    :param name: its name within its space
+    :param name: its name within its namespace
     :param value: its text
     :param age_seconds: time since it was written, by the store's clock
     """
@@ -86,6 +88,23 @@ class Entry:
     name: str
     value: str
     age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What an update leaves behind.
+
+    :param value: the text to keep; None deletes the entry
+    :param ttl_seconds: how long it is kept, from now
+    """
+
+    value: str | None
+    ttl_seconds: float = 0.0
+
+
+# Takes the present entry and the store's clock, and returns what to write (None: nothing) and the update's result. It is
+# pure, since a store may call it again when another process was faster.
+Change = Callable[[Entry | None, float], tuple[Write | None, T]]
 
 
 class Store(Protocol):
@@ -96,10 +115,10 @@ class Store(Protocol):
     """
 
     @property
-    def shown(self) -> str:
+    def location(self) -> str:
         """Where the store is, fit for a log line."""
 
-    def take(self, key: str, policy: Policy, wish: Wish) -> Reservation:
+    def take(self, key: str, policy: Policy, wish: ReservationRequest) -> Reservation:
         """Answer a wish to send (see `account.take`)."""
 
     def cool(self, key: str, policy: Policy, seconds: float | None, epoch: float) -> float:
@@ -108,16 +127,21 @@ class Store(Protocol):
     def settle(self, key: str, epoch: float) -> None:
         """End the time of probing (see `account.settle`)."""
 
-    def look(self, key: str) -> Ledger:
+    def read_budget(self, key: str) -> BudgetState:
         """Return what is known of a key's budget, and change nothing."""
 
-    def get(self, space: str, name: str) -> Entry | None:
+    def update(self, namespace: str, name: str, change: Change[T]) -> T:
+        """Read an entry, decide and write it in one atomic step, and return the change's result."""
+
+    def get(self, namespace: str, name: str) -> Entry | None:
         """Return a record, or None when there is none or its time is over."""
 
-    def put(self, space: str, name: str, value: str, ttl_seconds: float) -> None:
+    def put(self, namespace: str, name: str, value: str, ttl_seconds: float) -> None:
         """Write a record, whatever was there."""
 
-    def swap(self, space: str, name: str, expected: str | None, value: str | None, ttl_seconds: float) -> str | None:
+    def swap(
+        self, namespace: str, name: str, expected: str | None, value: str | None, ttl_seconds: float
+    ) -> str | None:
         """Write a record only where the present one is as expected, and return the one found.
 
         It was written exactly when the value returned equals the expected one.
@@ -126,16 +150,16 @@ class Store(Protocol):
         :param value: the text to write; None deletes the record
         """
 
-    def drop(self, space: str, name: str) -> None:
+    def drop(self, namespace: str, name: str) -> None:
         """Delete a record, if there is one."""
 
-    def entries(self, space: str, prefix: str = "") -> list[Entry]:
+    def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the records whose names begin with a prefix, by name."""
 
-    def ring(self, space: str) -> int:
+    def ring(self, namespace: str) -> int:
         """Count a bell one up and return its count."""
 
-    def bell(self, space: str) -> int:
+    def bell(self, namespace: str) -> int:
         """Return the count of a bell, 0 when it never rang; it only ever says that something is new."""
 
     def close(self) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
+from techflow_provider.deferral import ADMISSION_SECONDS, seconds_until
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Reservation
-from techflow_provider.triggers.events import admitted_event
-from techflow_provider.waiting import ADMISSION_SECONDS, seconds_until
+from techflow_provider.triggers.outcomes import admitted_event
 
 
 class TechFlowAdmissionTrigger(BaseTrigger):

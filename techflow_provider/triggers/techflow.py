@@ -11,11 +11,11 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from techflow_provider.client import TechFlowError
-from techflow_provider.client.history import Target, Watch
-from techflow_provider.triggers.events import FIRST_EVENT_SECONDS, TimedOut, WaitOver
-from techflow_provider.triggers.sharing import shared_poller
+from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
+from techflow_provider.deferral import ended_with, seconds_until
+from techflow_provider.polling.registry import shared_poller
+from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, TimedOut, WaitOutcome
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
-from techflow_provider.waiting import ended_with, seconds_until
 
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 
@@ -56,7 +56,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.deadline = deadline
         self.success_statuses = success_statuses
-        self.target = Target(
+        self.target = ExecutionSelector(
             execution_id, workflow_id, datetime.fromisoformat(started_after) if started_after else None
         )
 
@@ -77,13 +77,13 @@ class TechFlowExecutionTrigger(BaseTrigger):
         await asyncio.sleep(max(0.0, began + FIRST_EVENT_SECONDS - loop.time()))
         yield self._event(over)
 
-    def _event(self, over: WaitOver) -> TriggerEvent:
+    def _event(self, over: WaitOutcome) -> TriggerEvent:
         if over.execution and self.success_statuses and ended_with(over.execution, self.success_statuses):
             return TaskSuccessEvent(xcoms={"return_value": over.execution.to_dict()})
         return TriggerEvent(over.to_event())  # type: ignore[no-untyped-call]  # as above
 
-    async def _wait(self) -> WaitOver:
-        watch = Watch(self.target)
+    async def _wait(self) -> WaitOutcome:
+        watch = ExecutionTracker(self.target)
         log.info("Waiting for %s; one look every %g s serves all waits", self.target, self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
@@ -91,12 +91,12 @@ class TechFlowExecutionTrigger(BaseTrigger):
                 execution = await poller.wait(watch, self.poll_interval)
         except TimeoutError:
             log.info("The time to wait for %s is over: %s", self.target, watch.last_seen)
-            return WaitOver(timed_out=TimedOut(str(self.target), watch.last_seen))
+            return WaitOutcome(timed_out=TimedOut(str(self.target), watch.last_seen))
         except TechFlowError as error:
             log.info("Waiting for %s ends: %s", self.target, error)
-            return WaitOver(error=error)
+            return WaitOutcome(error=error)
         log.info("Execution %s ended with status %r", execution.id, execution.status)
-        return WaitOver(execution=execution)
+        return WaitOutcome(execution=execution)
 
     async def on_kill(self) -> None:
         """Say that the execution goes on: TechFlow documents no call to cancel one."""

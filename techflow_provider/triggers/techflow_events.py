@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TriggerEvent
 
 from techflow_provider.client.errors import TechFlowError
-from techflow_provider.client.news import Subject
 from techflow_provider.compat import event_trigger_base
+from techflow_provider.polling.events import EventFilter
 
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseEventTrigger
@@ -49,7 +49,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
         self.techflow_conn_id = techflow_conn_id
-        self.subject = Subject.of(events, workflow_id)
+        self.subject = EventFilter.of(events, workflow_id)
         self.poll_interval = poll_interval
         self.spacing = spacing
 
@@ -67,7 +67,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event's payload for each event, for as long as it is run."""
         # The DAG's file, which is parsed again and again, needs nothing of this.
-        from techflow_provider.triggers.watching import Rhythm, watch
+        from techflow_provider.polling.event_stream import Rhythm, watch
 
         rhythm = Rhythm(self.poll_interval, self.spacing)
         while True:

@@ -105,7 +105,7 @@ def _ring(conn_id: str, records: Records, delivery: Delivery) -> Answer:
     try:
         if delivery_id is not None and not records.see_delivery(f"{conn_id} {delivery_id}"):
             return REPEATED
-        records.ring()
+        records.notify()
     except StoreError as error:
         log.warning("A webhook for connection %s could not be passed on: %s", conn_id, error)
         return BUSY

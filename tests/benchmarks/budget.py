@@ -153,7 +153,7 @@ def one_run(limiter: str, store: str, callers: str, place: str, length: Length) 
     outcome = Outcome(
         len(arrivals),
         len(arrivals) / length.seconds * length.minute,
-        [judge(arrivals, LIMIT, length.minute) for judge in JUDGES.values()],
+        [match_execution(arrivals, LIMIT, length.minute) for match_execution in JUDGES.values()],
         [len(report) for report in reports],
     )
     spread = f"{min(outcome.grants)}-{max(outcome.grants)}" if len(reports) > 1 else "-"

@@ -34,7 +34,7 @@ os.environ.update(AIRFLOW__TECHFLOW__HISTORY_LAG="2", AIRFLOW__CORE__LOAD_EXAMPL
 
 from techflow_provider.hooks.techflow import TechFlowHook  # noqa: E402 - see above
 from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402 - see above
-from techflow_provider.submission import Identity, Submission  # noqa: E402 - see above
+from techflow_provider.submission.airflow import ExecutionStarter, Identity  # noqa: E402 - see above
 
 if TYPE_CHECKING:
     from tests.benchmarks.local_server import LocalServer, QuietHandler, serving
@@ -48,7 +48,7 @@ WORKFLOW = "wf_1"
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Cause:
     """What happens to the first requests that trigger a run.
 
     :param kind: `502`, or `lost` for a connection that is closed without an answer
@@ -66,11 +66,11 @@ class Trouble:
 
 
 TROUBLES = (
-    Trouble("502", 1),
-    Trouble("lost", 1),
-    Trouble("502", None),
-    Trouble("lost", None),
-    Trouble("502", 1, acts=False),
+    Cause("502", 1),
+    Cause("lost", 1),
+    Cause("502", None),
+    Cause("lost", None),
+    Cause("502", 1, acts=False),
 )
 CONNECTOR = {"succeeded_at": "2026-01-01T00:00:00Z", "failed_at": None, "paused": False, "service": "s", "schema": "s"}
 # An answer in which each of the hooks finds what it looks for.
@@ -83,7 +83,7 @@ class Server(LocalServer):
     :param trouble: how
     """
 
-    def __init__(self, trouble: Trouble) -> None:
+    def __init__(self, trouble: Cause) -> None:
         super().__init__(Handler)
         self.trouble = trouble
         self.started = 0
@@ -176,14 +176,14 @@ def succeeds(call: Callable[[], object]) -> bool:
     return False
 
 
-def peer(trigger: Callable[[str], None], trouble: Trouble) -> tuple[int, bool]:
+def peer(trigger: Callable[[str], None], trouble: Cause) -> tuple[int, bool]:
     """Return the executions that a task of another provider starts, and whether it succeeds."""
     with serving(Server(trouble)) as server:
         done = succeeds(lambda: trigger(server.url))
         return server.started, done
 
 
-def ours(trouble: Trouble) -> tuple[int, bool]:
+def ours(trouble: Cause) -> tuple[int, bool]:
     """Return the same of this package, as `TechFlowTriggerWorkflowOperator` starts an execution."""
     sandbox = Sandbox(limit=10_000)
     sandbox.add_workflow("Report", id=WORKFLOW)
@@ -193,7 +193,7 @@ def ours(trouble: Trouble) -> tuple[int, bool]:
     with sandbox.serve() as url:
         fields = {"conn_type": "techflow", "host": url, "port": None, "schema": None, "password": sandbox.api_keys[0]}
         connect("techflow_default", url, **fields, extra={"timeout": 2, "requests_per_minute": 10_000, "burst": 1000})
-        done = succeeds(lambda: Submission(TechFlowHook(), identity).start(WORKFLOW))
+        done = succeeds(lambda: ExecutionStarter(TechFlowHook(), identity).start(WORKFLOW))
         return len(sandbox.executions), done
 
 

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from techflow_provider.client import Settings, TechFlowError
-from techflow_provider.client.history import Target, Watch
+from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
+from techflow_provider.polling.poller import Access, Poller
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.store import open_store
-from techflow_provider.triggers.poller import Access, Poller
 
 if TYPE_CHECKING:
     from tests.benchmarks.judges import worst_window
@@ -95,7 +95,7 @@ async def wait_for_all(base_url: str, ids: list[str], fault_ends: float, until: 
 
         async def wait(execution_id: str) -> None:
             try:
-                execution = await poller.wait(Watch(Target(execution_id)), INTERVAL)
+                execution = await poller.wait(ExecutionTracker(ExecutionSelector(execution_id)), INTERVAL)
             except TechFlowError as error:
                 outcome.wrong.append(str(error))
             else:

@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import httpx
 
 from techflow_provider.client import Settings
-from techflow_provider.client.history import History, Target, Watch
+from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History
 from techflow_provider.client.models import read_executions
-from techflow_provider.client.shapes import parse_json
+from techflow_provider.client.parsing import parse_json
+from techflow_provider.polling.poller import Access, Poller
 from techflow_provider.state.budget import LocalBudget
-from techflow_provider.triggers.poller import Access, Poller
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over, line
@@ -60,7 +60,7 @@ async def poll(base_url: str, ids: list[str]) -> None:
         return access
 
     poller = Poller(access, connect)
-    await asyncio.gather(*(poller.wait(Watch(Target(each)), INTERVAL) for each in ids[:WAITS]))
+    await asyncio.gather(*(poller.wait(ExecutionTracker(ExecutionSelector(each)), INTERVAL) for each in ids[:WAITS]))
 
 
 async def in_one_go(base_url: str, _: list[str]) -> None:

@@ -11,24 +11,12 @@ import httpx
 import pytest
 
 from techflow_provider.client import AsyncClient, Client, RetryPolicy, Settings
-from techflow_provider.client.exchange import Sleep, Step
 from techflow_provider.sandbox import ManualClock, Sandbox
 from techflow_provider.state.budget import Budget, LocalBudget
 
 Ask = Callable[[Callable[[Any], Any]], Any]
 Connect = Callable[..., Ask]
 Answer = Callable[[httpx.Request], httpx.Response]
-
-
-class UnhurriedClient(AsyncClient):
-    """An `AsyncClient` whose waits move a manual clock."""
-
-    manual_clock: ManualClock
-
-    async def _perform(self, step: Step) -> Any:
-        if isinstance(step, Sleep):
-            return self.manual_clock.advance(step.seconds)
-        return await super()._perform(step)
 
 
 class Connector:
@@ -82,8 +70,11 @@ class Connector:
 
     def _async(self, options: dict[str, Any]) -> Ask:
         runner = self._stack.enter_context(asyncio.Runner())
-        client = UnhurriedClient(**options)
-        client.manual_clock = self._clock
+
+        async def sleep(seconds: float) -> None:
+            self._clock.advance(seconds)
+
+        client = AsyncClient(sleep=sleep, **options)
         self._stack.callback(lambda: runner.run(client.aclose()))
 
         def ask(operation: Callable[[Any], Any]) -> Any:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from techflow_provider.client import AsyncClient, Client, ExecutionState, NotFoundError, UnauthorizedError
-from techflow_provider.client.history import Target
+from techflow_provider.client.history import ExecutionSelector
 
 KEY = "other-key-0123456789"
 FINISH_AFTER_LOOKS = 3
@@ -171,7 +171,7 @@ def test_an_execution_is_started_found_and_awaited(other, server, end, state, er
     assert (started.id, started.workflow_id, started.state) == ("905", "40", ExecutionState.RUNNING)
     assert server.calls.count("POST /api/workflows/40/execute") == 1
 
-    ended = other(lambda client: client.executions.wait(Target(started.id), 5.0, 600.0))
+    ended = other(lambda client: client.executions.wait(ExecutionSelector(started.id), 5.0, 600.0))
     assert (ended.id, ended.state, ended.error) == ("905", state, error)
     assert (ended.finished_at - ended.started_at).total_seconds() == pytest.approx(5, abs=1)
     assert len(other(lambda client: client.executions.list("40"))) == 6

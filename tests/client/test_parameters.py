@@ -13,7 +13,7 @@ import pytest
 
 from techflow_provider.client import Client, InvalidParameterError, NotFoundError, Settings
 from techflow_provider.client.calls import raw
-from techflow_provider.client.history import Target
+from techflow_provider.client.history import ExecutionSelector
 
 BY_ID = {
     "get": lambda value: lambda client: client.workflows.get(value),
@@ -237,4 +237,4 @@ def test_a_raw_call_stays_below_the_base_url(path):
 )
 def test_a_target_names_one_execution_in_one_way(target, parameter):
     with pytest.raises(InvalidParameterError, match=rf"^{parameter}: "):
-        Target(**target)
+        ExecutionSelector(**target)

@@ -23,7 +23,7 @@ from techflow_provider.client import (
     UnexpectedResponseError,
 )
 from techflow_provider.client.calls import raw
-from techflow_provider.client.exchange import build_request
+from techflow_provider.client.flow import build_request
 from techflow_provider.sandbox import Fault
 
 # With characters that JSON and URLs write in more than one way.
@@ -166,7 +166,7 @@ def test_the_key_is_in_the_authorization_header_and_nowhere_else():
 def test_the_key_and_a_proxys_password_are_in_no_repr():
     settings = Settings(KEY, proxy="http://me:proxy-password@proxy.test:3128")
     client, asynchronous = Client(settings=settings), AsyncClient(settings=settings)
-    shown = [settings, client, client.terms, client.workflows, client.executions, asynchronous, asynchronous.terms]
+    shown = [settings, client, client.context, client.workflows, client.executions, asynchronous, asynchronous.context]
     shown += [client.budget, build_request(raw("GET", "/x"), settings)]
     text = " ".join(f"{each!r} {each}" for each in shown)
     client.close()

@@ -20,14 +20,14 @@ from techflow_provider.client import (
     NotFoundError,
     UnauthorizedError,
 )
-from techflow_provider.client.history import Target
+from techflow_provider.client.history import ExecutionSelector
 from techflow_provider.sandbox import Fault
 
 HISTORY = {"method": "GET", "path": "/executions"}
 
 
 def wait(execution_id: str, interval: float = 5.0, timeout: float | None = None) -> Callable[[Any], Any]:
-    return lambda client: client.executions.wait(Target(execution_id), interval, timeout)
+    return lambda client: client.executions.wait(ExecutionSelector(execution_id), interval, timeout)
 
 
 def execute(client):
@@ -157,16 +157,16 @@ def test_a_workflows_first_execution_since_an_instant_is_awaited(ask, sandbox, w
     first = sandbox.start(workflow_id).id
     clock.advance(1)
     sandbox.start(workflow_id)
-    target = Target(workflow_id=workflow_id, started_after=since)
+    target = ExecutionSelector(workflow_id=workflow_id, started_after=since)
     assert ask(lambda client: client.executions.wait(target)).id == first
 
 
 def test_a_workflow_that_is_not_started_yet_is_awaited_beyond_the_grace_time(ask, sandbox, workflow_id, clock):
-    target = Target(workflow_id=workflow_id, started_after=clock.now())
+    target = ExecutionSelector(workflow_id=workflow_id, started_after=clock.now())
     with pytest.raises(ExecutionTimeoutError, match="it is not in the execution history"):
         ask(lambda client: client.executions.wait(target, 5.0, 3600.0))
     begun: list[str] = []
-    target = Target(workflow_id=workflow_id, started_after=clock.now())
+    target = ExecutionSelector(workflow_id=workflow_id, started_after=clock.now())
 
     def start_late(_):
         if not begun and sandbox.count(**HISTORY) > 800:

@@ -15,7 +15,7 @@ from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.dashboard import dashboard_link
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.triggers.events import WaitOver
+from techflow_provider.triggers.outcomes import WaitOutcome
 
 KEY = "key-of-the-correction-tests"
 
@@ -76,8 +76,8 @@ def test_an_event_carries_what_its_status_means(state):
     words = StatusWords(frozenset({"done"}), frozenset({"broken"}))
     status = {"completed": "Done", "failed": "broken", "running": "queued"}[state]
     execution = Execution.read({"id": "ex_1", "status": status}, words)
-    event = json.loads(json.dumps(WaitOver(execution=execution).to_event()))
-    assert WaitOver.from_event(event).ended.state is state
+    event = json.loads(json.dumps(WaitOutcome(execution=execution).to_event()))
+    assert WaitOutcome.from_event(event).ended.state is state
 
 
 def test_a_wait_ends_on_a_further_word(tmp_path: Path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from techflow_provider.client import InvalidParameterError, NotFoundError
-from techflow_provider.client.exchange import build_request
+from techflow_provider.client.flow import build_request
 from techflow_provider.client.settings import Settings
 from techflow_provider.hooks.requests import raw_call
 from techflow_provider.hooks.techflow import TechFlowHook

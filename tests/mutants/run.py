@@ -55,14 +55,14 @@ class Area:
 BUDGET = ("state/test_budget.py", "state/test_account.py")
 WEBHOOKS = ("webhooks/test_receiver.py", "integration/webhooks/test_attacks.py")
 AREAS = {
-    "state/bucket.py": Area(("state/test_bucket.py", *BUDGET)),
+    "state/gcra.py": Area(("state/test_bucket.py", *BUDGET)),
     "state/budget.py": Area((*BUDGET, "hooks/test_budget.py")),
-    "submission.py": Area(("submission/test_submission.py", "integration/test_notifier.py"), "in_airflow"),
-    "client/adoption.py": Area(
-        ("client/test_adoption.py", "client/test_starting.py", "submission/test_machine.py"),
+    "submission/airflow.py": Area(("submission/test_submission.py", "integration/test_notifier.py"), "in_airflow"),
+    "submission/matching.py": Area(
+        ("submission/test_matching.py", "submission/test_start.py", "submission/test_machine.py"),
         left_out=frozenset({"_ids", "Window.__str__"}),
     ),
-    "triggers/poller.py": Area(("triggers/test_looks.py", "triggers/test_poller.py", "triggers/test_sharing.py")),
+    "polling/poller.py": Area(("polling/test_polls.py", "polling/test_poller.py", "polling/test_registry.py")),
     "webhooks/receiver.py": Area(WEBHOOKS),
     "client/webhooks.py": Area(("client/test_webhooks.py", *WEBHOOKS)),
 }

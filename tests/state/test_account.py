@@ -8,8 +8,20 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from techflow_provider.state.account import Account, RequestClass, Reservation, Wish, cool, settle, take
-from techflow_provider.state.bucket import JITTER_SECONDS, LATE_SECONDS, MINUTE_SECONDS, Policy, Rate
+from techflow_provider.state.gcra import (
+    JITTER_SECONDS,
+    LATE_SECONDS,
+    MINUTE_SECONDS,
+    GcraState,
+    Policy,
+    Rate,
+    RequestClass,
+    Reservation,
+    ReservationRequest,
+    cool,
+    settle,
+    take,
+)
 
 COMMAND, POLL, ADMISSION = RequestClass
 
@@ -31,7 +43,7 @@ class World:
         self.policy = policy
         self.random = random
         self.refusals = refusals
-        self.account = Account.empty(policy, 0.0)
+        self.account = GcraState.empty(policy, 0.0)
         self.arrivals: list[float] = []
         self.grants: dict[RequestClass, int] = dict.fromkeys(RequestClass, 0)
 
@@ -50,7 +62,7 @@ class World:
     ) -> tuple[float, Reservation | None]:
         """Ask once, and return when to ask again and with what."""
         within = self.random.choice([0.0, 3.0, 1e9])
-        self.account, answer = take(self.account, self.policy, Wish(request_class, within, earlier), now)
+        self.account, answer = take(self.account, self.policy, ReservationRequest(request_class, within, earlier), now)
         if not answer.granted or self.random.random() < 0.02:
             # Gives up, or is killed; another one comes in its place.
             return now + self.random.uniform(0.01, 10), None
@@ -99,7 +111,7 @@ def saturate(policy: Policy, classes: list[RequestClass], seconds: float = 600.0
     heapq.heapify(asks)
     while asks[0][0] < seconds:
         now, caller, earlier = heapq.heappop(asks)
-        world.account, answer = take(world.account, policy, Wish(classes[caller], earlier=earlier), now)
+        world.account, answer = take(world.account, policy, ReservationRequest(classes[caller], earlier=earlier), now)
         if answer.may_send:
             world.grants[classes[caller]] += 1
             world.arrivals.append(now)
@@ -127,17 +139,17 @@ def test_polls_alone_use_what_nobody_else_wants():
 def test_a_command_finds_a_slot_while_polls_want_everything():
     policy = Policy.of(100, 6)
     account = saturate(policy, [POLL] * 8).account
-    _, answer = take(account, policy, Wish(COMMAND), account.seen)
+    _, answer = take(account, policy, ReservationRequest(COMMAND), account.seen)
     assert answer.may_send
 
 
 def test_equal_callers_get_equal_numbers_of_slots():
     policy, grants = Policy.of(100, 6), [0] * 16
-    account = Account.empty(policy, 0.0)
+    account = GcraState.empty(policy, 0.0)
     asks: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
     while asks[0][0] < 600:
         now, caller, earlier = heapq.heappop(asks)
-        account, answer = take(account, policy, Wish(COMMAND, earlier=earlier), now)
+        account, answer = take(account, policy, ReservationRequest(COMMAND, earlier=earlier), now)
         grants[caller] += answer.may_send
         heapq.heappush(asks, (now + answer.wait_seconds, caller, None if answer.may_send else answer))
     assert max(grants) - min(grants) <= 1
@@ -145,40 +157,40 @@ def test_equal_callers_get_equal_numbers_of_slots():
 
 def test_a_slot_that_is_missed_is_taken_anew():
     policy = Policy.of(100, 1)
-    account, held = take(Account.empty(policy, 0.0), policy, Wish(COMMAND), 0.0)
-    account, other = take(account, policy, Wish(COMMAND), 0.0)
+    account, held = take(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND), 0.0)
+    account, other = take(account, policy, ReservationRequest(COMMAND), 0.0)
     late = held.due + LATE_SECONDS + 0.1
-    account, again = take(account, policy, Wish(COMMAND, earlier=held), late)
+    account, again = take(account, policy, ReservationRequest(COMMAND, earlier=held), late)
     assert again.due > max(late, other.due)
 
 
 def test_a_slot_that_is_met_within_the_jitter_counts():
     policy = Policy.of(100, 1)
-    account, held = take(Account.empty(policy, 0.0), policy, Wish(COMMAND), 0.0)
-    assert take(account, policy, Wish(COMMAND, earlier=held), held.due + LATE_SECONDS)[1].may_send
+    account, held = take(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND), 0.0)
+    assert take(account, policy, ReservationRequest(COMMAND, earlier=held), held.due + LATE_SECONDS)[1].may_send
 
 
 def test_a_slot_beyond_the_callers_time_is_not_taken_and_told():
     policy = Policy.of(60, 1)
-    account = Account.empty(policy, 0.0)
-    after, answer = take(account, policy, Wish(COMMAND, within_seconds=0.5), 0.0)
+    account = GcraState.empty(policy, 0.0)
+    after, answer = take(account, policy, ReservationRequest(COMMAND, within_seconds=0.5), 0.0)
     assert (answer.granted, after.arrival) == (False, account.arrival)
     assert answer.wait_seconds > 0.5
 
 
 def test_admissions_spend_nothing_of_the_budget():
     policy = Policy.of(100, 6)
-    account = Account.full(policy, 0.0)
+    account = GcraState.full(policy, 0.0)
     for _ in range(50):
-        account, _answer = take(account, policy, Wish(ADMISSION), 0.0)
-    assert take(account, policy, Wish(COMMAND), 0.0)[1].may_send
+        account, _answer = take(account, policy, ReservationRequest(ADMISSION), 0.0)
+    assert take(account, policy, ReservationRequest(COMMAND), 0.0)[1].may_send
 
 
 def test_admissions_come_at_the_rate_of_the_budget():
     policy = Policy.of(100, 6)
-    account, dues = Account.full(policy, 0.0), []
+    account, dues = GcraState.full(policy, 0.0), []
     for _ in range(200):
-        account, answer = take(account, policy, Wish(ADMISSION), 0.0)
+        account, answer = take(account, policy, ReservationRequest(ADMISSION), 0.0)
         dues.append(answer.due)
     assert worst_window(dues) <= 100
 
@@ -188,20 +200,20 @@ class TestAfterA429:
 
     policy = Policy.of(100, 6)
 
-    def refused(self, seconds: float | None = None) -> tuple[Account, Reservation]:
-        account, answer = take(Account.full(self.policy, 0.0), self.policy, Wish(COMMAND), 0.0)
+    def refused(self, seconds: float | None = None) -> tuple[GcraState, Reservation]:
+        account, answer = take(GcraState.full(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
         return cool(account, self.policy, seconds, answer.epoch, 0.0), answer
 
     def test_nobody_sends_before_the_pause_is_over(self):
         account, _ = self.refused(20.0)
-        _, answer = take(account, self.policy, Wish(COMMAND), 19.0)
+        _, answer = take(account, self.policy, ReservationRequest(COMMAND), 19.0)
         assert answer.wait_seconds == 1.0
         assert not answer.held
 
     def test_a_slot_held_before_the_pause_is_void(self):
-        account, held = take(Account.empty(self.policy, 0.0), self.policy, Wish(COMMAND), 0.0)
+        account, held = take(GcraState.empty(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
         account = cool(account, self.policy, 0.0, held.epoch, held.due)
-        assert not take(account, self.policy, Wish(COMMAND, earlier=held), held.due)[1].may_send
+        assert not take(account, self.policy, ReservationRequest(COMMAND, earlier=held), held.due)[1].may_send
 
     def test_the_longest_of_several_pauses_counts(self):
         account, answer = self.refused(20.0)
@@ -216,45 +228,47 @@ class TestAfterA429:
 
     def test_one_probe_goes_first(self):
         account, _ = self.refused()
-        account, probe = take(account, self.policy, Wish(POLL), account.cool_until)
-        account, other = take(account, self.policy, Wish(COMMAND), account.seen)
+        account, probe = take(account, self.policy, ReservationRequest(POLL), account.cool_until)
+        account, other = take(account, self.policy, ReservationRequest(COMMAND), account.seen)
         assert (probe.may_send, probe.probe) == (True, True)
         assert not other.may_send
 
     def test_all_follow_when_the_probe_is_taken(self):
         account, _ = self.refused()
-        account, probe = take(account, self.policy, Wish(COMMAND), account.cool_until)
+        account, probe = take(account, self.policy, ReservationRequest(COMMAND), account.cool_until)
         account = settle(account, probe.epoch)
-        _, other = take(account, self.policy, Wish(COMMAND), account.seen)
+        _, other = take(account, self.policy, ReservationRequest(COMMAND), account.seen)
         assert (other.may_send, other.probe) == (True, False)
 
     def test_the_pause_grows_when_the_probe_is_refused(self):
         account, _ = self.refused()
         pauses = [account.cool_until]
         for _ in range(5):
-            account, probe = take(account, self.policy, Wish(COMMAND), account.cool_until)
+            account, probe = take(account, self.policy, ReservationRequest(COMMAND), account.cool_until)
             account = cool(account, self.policy, None, probe.epoch, account.seen)
             pauses.append(account.cool_until - account.seen)
         assert pauses == [5, 10, 10, 10, 10, 10]
 
     def test_a_short_retry_after_does_not_keep_it_from_growing(self):
         account, _ = self.refused(0.0)
-        account, probe = take(account, self.policy, Wish(COMMAND), account.cool_until)
+        account, probe = take(account, self.policy, ReservationRequest(COMMAND), account.cool_until)
         account = cool(account, self.policy, 0.0, probe.epoch, account.seen)
         assert account.cool_until - account.seen == 5.0
 
     def test_a_probe_whose_sender_died_is_given_up(self):
         account, _ = self.refused()
-        account, _probe = take(account, self.policy, Wish(COMMAND), account.cool_until)
-        account, other = take(account, self.policy, Wish(COMMAND), account.seen + self.policy.probe_seconds)
+        account, _probe = take(account, self.policy, ReservationRequest(COMMAND), account.cool_until)
+        account, other = take(
+            account, self.policy, ReservationRequest(COMMAND), account.seen + self.policy.probe_seconds
+        )
         assert (other.may_send, other.probe) == (True, True)
 
     def test_a_storm_of_refusals_for_90_seconds_costs_at_most_10_requests(self):
-        account, sent = Account.full(self.policy, 0.0), 0
+        account, sent = GcraState.full(self.policy, 0.0), 0
         asks: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
         while asks[0][0] < 90:
             now, caller, earlier = heapq.heappop(asks)
-            account, answer = take(account, self.policy, Wish(COMMAND, earlier=earlier), now)
+            account, answer = take(account, self.policy, ReservationRequest(COMMAND, earlier=earlier), now)
             if answer.may_send:
                 sent += 1
                 account = cool(account, self.policy, None, answer.epoch, now + 0.05)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from techflow_provider.state.bucket import Policy, Rate
+from techflow_provider.state.gcra import Policy, Rate
 
 JITTER_SECONDS = 1.5
 WHOLE = Policy.of(100, 6)

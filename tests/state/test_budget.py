@@ -224,7 +224,7 @@ class TestWithoutItsStore:
     def test_the_first_failure_is_told_with_what_goes_on_and_where_it_is_counted(self, fragile, clock, caplog):
         fragile.broken = True
         spare = MemoryStore(clock)
-        spare.shown = "a spare file"
+        spare.location = "a spare file"
         SharedBudget(fragile, "key", fallback=spare, clock=clock).reserve(COMMAND, 0.0)
         assert "25 requests a minute go on, counted in a spare file" in caplog.text
 

@@ -70,11 +70,11 @@ def test_a_clock_that_shows_more_time_since_the_request_counts(records, clock):
 
 
 def test_pollers_are_counted_while_they_say_that_they_are_there(records, clock):
-    assert [records.attend("a"), records.attend("a"), records.attend("b")] == [1, 1, 2]
+    assert [records.heartbeat("a"), records.heartbeat("a"), records.heartbeat("b")] == [1, 1, 2]
     clock.advance(119)
-    assert records.attend("a") == 2
+    assert records.heartbeat("a") == 2
     clock.advance(2)
-    assert records.attend("a") == 1
+    assert records.heartbeat("a") == 1
 
 
 def test_who_holds_an_old_version_changes_nothing(records):
@@ -114,9 +114,9 @@ def test_a_delivery_is_new_once(records, clock):
 
 
 def test_the_bell_is_heard_by_all_who_share_the_key(store, key, records):
-    before = records.bell()
-    Records(store, key).ring()
-    assert records.bell() != before
+    before = records.wakeups()
+    Records(store, key).notify()
+    assert records.wakeups() != before
 
 
 def test_a_record_that_is_no_intent_is_quoted(store, key, records):

@@ -9,9 +9,8 @@ import sys
 import pytest
 import redis
 
-from techflow_provider.state.account import RequestClass, Wish
-from techflow_provider.state.bucket import Policy
 from techflow_provider.state.budget import SharedBudget
+from techflow_provider.state.gcra import Policy, RequestClass, ReservationRequest
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import StoreError
 
@@ -48,7 +47,7 @@ def test_a_server_without_memory_is_one_that_can_not_be_used(own_redis, key):
     client = redis.Redis.from_url(own_redis.url)
     client.config_set("maxmemory", "1")
     with pytest.raises(StoreError, match="OutOfMemory"):
-        RedisStore(own_redis.url).take(key, POLICY, Wish(COMMAND))
+        RedisStore(own_redis.url).take(key, POLICY, ReservationRequest(COMMAND))
     client.close()
 
 
@@ -61,7 +60,7 @@ def test_a_wrong_password_is_told_without_it(own_redis, key):
 
 def test_every_key_ends_some_time_and_all_keys_of_an_operation_lie_together(redis_server, key):
     store = RedisStore(redis_server.url)
-    store.take(key, Policy.of(100, 6), Wish(COMMAND))
+    store.take(key, Policy.of(100, 6), ReservationRequest(COMMAND))
     store.cool(key, POLICY, 0.0, 0.0)
     store.put(key, "a", "1", 60.0)
     store.ring(key)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from techflow_provider.state.account import RequestClass, Wish
-from techflow_provider.state.bucket import Policy
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.files import StateFile
+from techflow_provider.state.gcra import Policy, RequestClass, ReservationRequest
 from techflow_provider.state.sqlite import SqliteStore, boot_id, temporary_store
 from techflow_provider.state.store import StoreError
 
@@ -67,7 +66,7 @@ class TestFile:
         monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
         store = temporary_store.__wrapped__()
         assert store.ring("bell") == 1
-        os.chown(Path(store.shown).parent, 12345, -1)
+        os.chown(Path(store.location).parent, 12345, -1)
         store.close()
         with pytest.raises(StoreError, match="others may write"):
             store.ring("bell")
@@ -96,13 +95,13 @@ class TestBrokenFile:
         assert len(caplog.records) == 1
 
     def test_damage_found_later_is_set_aside_with_its_journal(self, sqlite, sqlite_path, clock):
-        sqlite.take("key", POLICY, Wish(COMMAND))
+        sqlite.take("key", POLICY, ReservationRequest(COMMAND))
         sqlite.close()
         content = bytearray(sqlite_path.read_bytes())
         content[4096:] = b"\xff" * (len(content) - 4096)
         sqlite_path.write_bytes(content)
         other = SqliteStore(StateFile(sqlite_path), clock)
-        answers = [store.take("key", POLICY, Wish(COMMAND)) for store in (sqlite, other, sqlite)]
+        answers = [store.take("key", POLICY, ReservationRequest(COMMAND)) for store in (sqlite, other, sqlite)]
         assert not any(answer.may_send for answer in answers)
         assert len({answer.due for answer in answers}) == 3
         other.close()
@@ -156,12 +155,12 @@ class TestReboot:
 
     def test_an_account_begins_empty_and_is_not_stuck(self, sqlite, file, clock):
         for _ in range(50):
-            held = sqlite.take("key", POLICY, Wish(COMMAND))
+            held = sqlite.take("key", POLICY, ReservationRequest(COMMAND))
         after = self.reboot(file, clock)
-        answer = after.take("key", POLICY, Wish(COMMAND, earlier=held))
+        answer = after.take("key", POLICY, ReservationRequest(COMMAND, earlier=held))
         assert not answer.may_send
         assert answer.wait_seconds == pytest.approx(POLICY.rate.interval_seconds)
-        assert after.look("key").grants == ()
+        assert after.read_budget("key").grants == ()
 
     def test_records_are_kept_and_their_time_begins_anew(self, sqlite, file, clock):
         sqlite.put("space", "a", "1", 60.0)

@@ -7,8 +7,7 @@ from random import Random
 
 import pytest
 
-from techflow_provider.state.account import RequestClass, Reservation, Wish
-from techflow_provider.state.bucket import Policy
+from techflow_provider.state.gcra import Policy, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.sqlite import SqliteStore
@@ -22,69 +21,69 @@ class TestBudget:
     """The account is kept from one operation to the next."""
 
     def test_an_account_begins_without_a_burst(self, store, key):
-        assert store.take(key, POLICY, Wish(COMMAND)).wait_seconds > 0
+        assert store.take(key, POLICY, ReservationRequest(COMMAND)).wait_seconds > 0
 
     def test_a_whole_burst_may_leave_after_a_pause(self, store, key, clock):
-        store.take(key, POLICY, Wish(COMMAND))
+        store.take(key, POLICY, ReservationRequest(COMMAND))
         clock.advance(60)
-        answers = [store.take(key, POLICY, Wish(COMMAND)).may_send for _ in range(8)]
+        answers = [store.take(key, POLICY, ReservationRequest(COMMAND)).may_send for _ in range(8)]
         assert answers == [True] * 6 + [False] * 2
 
     def test_accounts_of_different_keys_are_independent(self, store, key):
-        first = store.take(key, POLICY, Wish(COMMAND))
-        assert store.take(f"{key}2", POLICY, Wish(COMMAND)).wait_seconds == first.wait_seconds
+        first = store.take(key, POLICY, ReservationRequest(COMMAND))
+        assert store.take(f"{key}2", POLICY, ReservationRequest(COMMAND)).wait_seconds == first.wait_seconds
 
     def test_a_pause_is_kept_and_its_rest_told(self, store, key, clock):
-        answer = store.take(key, POLICY, Wish(COMMAND))
+        answer = store.take(key, POLICY, ReservationRequest(COMMAND))
         assert store.cool(key, POLICY, 20.0, answer.epoch) == 20.0
         clock.advance(5)
-        assert store.take(key, POLICY, Wish(COMMAND)).wait_seconds == 15.0
+        assert store.take(key, POLICY, ReservationRequest(COMMAND)).wait_seconds == 15.0
 
     def test_a_probe_that_was_taken_ends_the_probing(self, store, key, clock):
-        store.cool(key, POLICY, 1.0, store.take(key, POLICY, Wish(COMMAND)).epoch)
+        store.cool(key, POLICY, 1.0, store.take(key, POLICY, ReservationRequest(COMMAND)).epoch)
         clock.advance(30)
-        probe = store.take(key, POLICY, Wish(COMMAND))
+        probe = store.take(key, POLICY, ReservationRequest(COMMAND))
         store.settle(key, probe.epoch)
-        assert (probe.probe, store.take(key, POLICY, Wish(COMMAND)).may_send) == (True, True)
+        assert (probe.probe, store.take(key, POLICY, ReservationRequest(COMMAND)).may_send) == (True, True)
 
     def test_a_look_shows_what_was_let_go_and_changes_nothing(self, store, key, clock):
-        store.take(key, POLICY, Wish(COMMAND))
+        store.take(key, POLICY, ReservationRequest(COMMAND))
         clock.advance(60)
-        store.take(key, POLICY, Wish(RequestClass.POLL))
-        first, second = store.look(key), store.look(key)
+        store.take(key, POLICY, ReservationRequest(RequestClass.POLL))
+        first, second = store.read_budget(key), store.read_budget(key)
         assert first == second
         assert [(grant.at, grant.request_class) for grant in first.grants] == [(clock.now, RequestClass.POLL)]
 
     def test_grants_are_forgotten_after_ten_minutes(self, store, key, clock):
         for _ in range(3):
             clock.advance(400)
-            store.take(key, POLICY, Wish(COMMAND))
-        assert len(store.look(key).grants) == 2
+            store.take(key, POLICY, ReservationRequest(COMMAND))
+        assert len(store.read_budget(key).grants) == 2
 
     def test_a_look_at_an_unknown_key_finds_no_account(self, store, key):
-        assert store.look(key).account is None
+        assert store.read_budget(key).account is None
 
 
 @pytest.mark.parametrize("step", [3600.0, -3600.0], ids=["ahead", "back"])
 def test_a_clock_that_is_set_neither_adds_to_the_budget_nor_stops_it(store, key, clock, step):
     for _ in range(20):
-        held = store.take(key, POLICY, Wish(COMMAND))
+        held = store.take(key, POLICY, ReservationRequest(COMMAND))
         clock.advance(0.1)
     expected = clock.now
     clock.advance(step)
-    answers = [store.take(key, POLICY, Wish(COMMAND, expected=expected)) for _ in range(5)]
+    answers = [store.take(key, POLICY, ReservationRequest(COMMAND, expected=expected)) for _ in range(5)]
     assert not any(answer.may_send for answer in answers)
     assert answers[-1].wait_seconds < 6 * POLICY.rate.interval_seconds
-    assert not store.take(key, POLICY, Wish(COMMAND, earlier=held, expected=clock.now)).may_send
+    assert not store.take(key, POLICY, ReservationRequest(COMMAND, earlier=held, expected=clock.now)).may_send
 
 
 def test_a_clock_that_is_set_ends_no_pause_early_and_none_late(store, key, clock):
-    store.cool(key, POLICY, 30.0, store.take(key, POLICY, Wish(COMMAND)).epoch)
+    store.cool(key, POLICY, 30.0, store.take(key, POLICY, ReservationRequest(COMMAND)).epoch)
     expected = clock.now
     clock.advance(3600)
-    assert store.take(key, POLICY, Wish(COMMAND, expected=expected)).wait_seconds == 30.0
+    assert store.take(key, POLICY, ReservationRequest(COMMAND, expected=expected)).wait_seconds == 30.0
     clock.advance(-3600)
-    assert store.take(key, POLICY, Wish(COMMAND)).wait_seconds == 30.0
+    assert store.take(key, POLICY, ReservationRequest(COMMAND)).wait_seconds == 30.0
 
 
 class TestRecords:
@@ -167,11 +166,13 @@ def test_the_scripts_in_redis_say_the_same_as_the_arithmetic_here(redis_server, 
         else:
             expected = random.choice([None, None, clock.now, clock.now - 100])
             within = random.choice([0.0, 2.0, math.inf])
-            wish = Wish(random.choice(list(RequestClass)), within, earlier, random.random() < 0.02, expected)
+            wish = ReservationRequest(
+                random.choice(list(RequestClass)), within, earlier, random.random() < 0.02, expected
+            )
             here, there = (store.take(key, POLICY, wish) for store in stores)
             assert here == there
             held[caller] = here
-        first, second = (store.look(key) for store in stores)
+        first, second = (store.read_budget(key) for store in stores)
         assert first.account == second.account
         assert sorted(grant.at for grant in first.grants) == sorted(grant.at for grant in second.grants)
 
@@ -183,7 +184,7 @@ class TestStateUrl:
     def test_a_path_names_a_file(self, url):
         store = open_store(url)
         assert isinstance(store, SqliteStore)
-        assert store.shown == "/var/state.sqlite"
+        assert store.location == "/var/state.sqlite"
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -194,7 +195,7 @@ class TestStateUrl:
         ],
     )
     def test_a_redis_url_is_shown_without_its_password(self, url, shown):
-        assert open_store(url).shown == shown
+        assert open_store(url).location == shown
 
     def test_one_store_serves_all_who_name_it(self):
         assert open_store("/var/one.sqlite") is open_store("/var/one.sqlite")

@@ -1,6 +1,6 @@
 """Any interleaving of starts, lost answers, crashes, retries, clears and tasks on one workflow, step by step.
 
-Every try of a task is a conversation whose steps are carried out one at a time, in an order and with outcomes that
+Every attempt of a task is a coroutine whose steps are carried out one at a time, in an order and with outcomes that
 hypothesis chooses; a crash can come between any two. In the end there are as many executions as were needed.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,22 +19,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from techflow_provider.client import AmbiguousExecutionError, TechFlowError
-from techflow_provider.client.exchange import Ask, Reserve, Send, Sleep, Terms
+from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.retry import RetryPolicy
 from techflow_provider.client.settings import Settings
-from techflow_provider.client.started import Rules, Task
-from techflow_provider.client.starting import conclude, give_up, resolve, send
 from techflow_provider.client.transport import transport_error
 from techflow_provider.sandbox import ManualClock, Sandbox
 from techflow_provider.sandbox.state import Execution
-from techflow_provider.state.account import Reservation
 from techflow_provider.state.memory import MemoryStore
-from techflow_provider.state.notes import Note, SharedNotebook
 from techflow_provider.state.records import Records
+from techflow_provider.submission.attempts import AttemptRecord, SharedAttemptStore
+from techflow_provider.submission.model import SubmissionPolicy, Submitter
+from techflow_provider.submission.start import discard, mark_done, resolve, send
+from tests.submission.stepping import OpenBudget, Send, Sleep, SteppingIO, UseState, step
 
 WORKFLOWS = ("wf_1", "wf_2")
 KEY = "k"
-GRANTED = Reservation(0.0, granted=True, due=0.0)
 # What may happen to a start; a `late` one takes effect after the client has given up.
 OUTCOMES = ("answer", "slow", "lost", "502", "502 acting", "unreadable", "429", "refused", "late")
 SECONDS = st.floats(0, 60)
@@ -77,7 +76,7 @@ class Process:
     """One try: a conversation, the step it wants, and that step's answer once there is one."""
 
     job: Job
-    conversation: Generator[Any, Any, Any]
+    flow: Coroutine[Any, Any, None]
     step: Any = None
     answered: bool = False
     answer: Any = None
@@ -102,7 +101,15 @@ class Starts(RuleBasedStateMachine):
             self.sandbox.add_workflow(workflow_id, id=workflow_id)
         self.http = httpx.Client(transport=self.sandbox.transport(), verify=False)
         self.store = MemoryStore(self.clock.monotonic)
-        self.terms = Terms(Settings(KEY), RetryPolicy(), self.clock.monotonic, lambda: 0.5, now=self.clock.now)
+        self.context = FlowContext(
+            Settings(KEY),
+            SteppingIO(),
+            OpenBudget(),
+            RetryPolicy(),
+            self.clock.monotonic,
+            lambda: 0.5,
+            now=self.clock.now,
+        )
         self.jobs: list[Job] = []
         self.processes: list[Process] = []
         self.late: list[tuple[float, httpx.Request]] = []
@@ -140,7 +147,7 @@ class Starts(RuleBasedStateMachine):
         job = data.draw(st.sampled_from(self.processes)).job
         for process in self.of(job):
             self.processes.remove(process)
-        note = self.notebook(job).read()
+        note = self.attempts(job).read()
         if note is not None and note.round == str(job.round) and self.is_served(note):
             job.needed += 1
         self.clear(job)
@@ -218,10 +225,10 @@ class Starts(RuleBasedStateMachine):
     def execution(self, execution_id: str) -> Execution:
         return next(each for each in self.sandbox.executions if each.id == execution_id)
 
-    def notebook(self, job: Job) -> SharedNotebook:
-        return SharedNotebook(self.store, KEY, job.name)
+    def attempts(self, job: Job) -> SharedAttemptStore:
+        return SharedAttemptStore(self.store, KEY, job.name)
 
-    def is_served(self, note: Note) -> bool:
+    def is_served(self, note: AttemptRecord) -> bool:
         """Whether nothing is left to a task but to report its success, so that clearing it asks for another."""
         known = note.execution_id is not None
         return note.ended or (known and self.execution(str(note.execution_id)).status == "completed")
@@ -233,19 +240,19 @@ class Starts(RuleBasedStateMachine):
 
     def spawn(self, job: Job) -> None:
         process = Process(job, self.life(job))
-        process.step = next(process.conversation)
+        process.step = process.flow.send(None)
         self.processes.append(process)
 
-    def life(self, job: Job) -> Generator[Any, Any, None]:
+    async def life(self, job: Job) -> None:
         """What the operator does in one try."""
-        task = Task(job.name, str(job.round), KEY, Records(self.store, KEY), self.notebook(job))
-        arguments = (self.terms, task, Rules(until_end=job.until_end), job.workflow_id, job.payload)
-        started = (yield from resolve(*arguments)) or (yield from send(*arguments))
+        task = Submitter(job.name, str(job.round), KEY, Records(self.store, KEY), self.attempts(job))
+        arguments = (self.context, task, SubmissionPolicy(until_end=job.until_end), job.workflow_id, job.payload)
+        started = (await resolve(*arguments)) or (await send(*arguments))
         execution_id = started.execution.id
         job.got.add(execution_id)
-        completed = (yield WaitForEnd(execution_id)) if job.until_end else True
-        yield from (conclude if completed else give_up)(task, execution_id)
-        yield Report(completed)
+        completed = (await step(WaitForEnd(execution_id))) if job.until_end else True
+        await (mark_done if completed else discard)(self.context, task, execution_id)
+        await step(Report(completed))
 
     def go_on(self, process: Process, outcome: str, seconds: float) -> None:
         """Carry out a process's step, or hand its answer over."""
@@ -256,7 +263,7 @@ class Starts(RuleBasedStateMachine):
             self.advance(process.wakes_at - self.clock.monotonic())
         process.answered = False
         try:
-            process.step = process.conversation.send(process.answer)
+            process.step = process.flow.send(process.answer)
         except StopIteration:
             self.processes.remove(process)
         except AmbiguousExecutionError:
@@ -267,10 +274,8 @@ class Starts(RuleBasedStateMachine):
 
     def perform(self, process: Process, outcome: str, seconds: float) -> Any:  # noqa: PLR0911 - one return a step
         match process.step:
-            case Ask():
-                return process.step.perform()
-            case Reserve():
-                return GRANTED
+            case UseState():
+                return process.step.run()
             case Sleep(pause):
                 process.wakes_at = self.clock.monotonic() + pause
                 return None

@@ -13,9 +13,9 @@ import pytest
 
 from techflow_provider.client import BudgetTimeoutError, InvalidParameterError, StateUnavailableError
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
-from techflow_provider.client.started import Decision, Rules
 from techflow_provider.sandbox import Fault, Sandbox
 from techflow_provider.state.store import StoreError
+from techflow_provider.submission.model import Origin, SubmissionPolicy
 
 pytestmark = [
     pytest.mark.airflow,
@@ -70,13 +70,13 @@ def connect(monkeypatch: pytest.MonkeyPatch, url: str, **extra: int) -> None:
 def submission(served: Sandbox) -> Iterator[Callable[..., Any]]:
     """Make what starts an execution in one try of a task."""
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.submission import Identity, Submission
+    from techflow_provider.submission.airflow import ExecutionStarter, Identity
 
     hook = TechFlowHook()
 
-    def make(state: TaskState | None = None, rules: Rules | None = None, **identity: Any) -> Any:
+    def make(state: TaskState | None = None, rules: SubmissionPolicy | None = None, **identity: Any) -> Any:
         kept: Any = None if state is None else {"task_state_store": state}
-        return Submission(hook, Identity("d", "r", "t", **{"round": "1", **identity}), rules, kept)
+        return ExecutionStarter(hook, Identity("d", "r", "t", **{"round": "1", **identity}), rules, kept)
 
     yield make
     hook.get_conn().close()
@@ -88,7 +88,7 @@ def context(max_tries: int = 2, began: datetime | None = BEGAN) -> Any:
 
 
 def test_a_task_is_known_by_dag_run_task_and_map_index_and_its_rounds_by_runs_start_and_clears():
-    from techflow_provider.submission import Identity
+    from techflow_provider.submission.airflow import Identity
 
     known = Identity.of(context())
     assert known == Identity("d", "r", "t", 3, round="2026-01-01T00:00:00+00:00/2")
@@ -100,7 +100,7 @@ def test_a_task_is_known_by_dag_run_task_and_map_index_and_its_rounds_by_runs_st
 
 
 def test_no_two_identities_have_one_text():
-    from techflow_provider.submission import Identity
+    from techflow_provider.submission.airflow import Identity
 
     assert str(Identity("a/b", "c d", "t")) == "a%2Fb/c%20d/t/-1"
     assert str(Identity("a", "b/c", "t", 4)) == "a/b%2Fc/t/4"
@@ -116,7 +116,7 @@ def test_the_note_is_kept_in_the_tasks_own_state_where_airflow_has_one(served, s
     assert list(state.kept) == ["techflow_start"]
     assert (note["execution_id"], note["workflow_id"]) == (started.execution.id, "wf_1")
     again = submission(state).start("wf_1")
-    assert (again.execution.id, again.decision) == (started.execution.id, Decision.REATTACHED)
+    assert (again.execution.id, again.decision) == (started.execution.id, Origin.REATTACHED)
     assert submission().resolve("wf_1") is None
 
 
@@ -136,7 +136,7 @@ def test_resolving_starts_nothing(served, submission):
 def test_a_failed_execution_is_given_up_and_the_next_try_starts_another(served, submission):
     state = TaskState()
     first = submission(state).start("wf_1", {"a": 1})
-    submission(state).give_up(first.execution.id)
+    submission(state).discard(first.execution.id)
     assert not state.kept
     assert submission(state).start("wf_1", {"a": 1}).execution.id != first.execution.id
     assert [each.payload for each in served.executions] == [{"a": 1}, {"a": 1}]
@@ -144,7 +144,7 @@ def test_a_failed_execution_is_given_up_and_the_next_try_starts_another(served, 
 
 def test_concluding_tells_what_was_told_of_the_start(served, submission):
     started = submission().start("wf_1")
-    assert submission().conclude(started.execution.id) == started.to_dict()
+    assert submission().mark_done(started.execution.id) == started.to_dict()
 
 
 def test_firing_again_in_one_round_starts_nothing_and_in_another_it_does(served, submission):
@@ -185,7 +185,7 @@ def test_a_state_of_airflows_that_can_not_be_used_is_said_and_nothing_is_sent(se
     with pytest.raises(StateUnavailableError, match="the state that Airflow keeps for the task: no supervisor"):
         submission(state).start("wf_1")
     with pytest.raises(StoreError, match="no supervisor"):
-        submission(state).task.notebook.drop()
+        submission(state).task.attempts.drop()
     assert not served.executions
 
 
@@ -197,21 +197,21 @@ def test_without_a_slot_in_time_nothing_is_started(served, submission, monkeypat
 
 
 def test_the_rules_of_a_start_are_the_tasks_own_or_those_of_the_configuration(submission, monkeypatch):
-    assert submission().rules == Rules(history_lag_seconds=DEFAULT_APPEAR_SECONDS)
+    assert submission().rules == SubmissionPolicy(history_lag_seconds=DEFAULT_APPEAR_SECONDS)
     monkeypatch.setenv(LAG, "7.5")
-    assert submission().rules == Rules(history_lag_seconds=7.5)
-    assert submission(rules=Rules("fail")).rules == Rules("fail")
+    assert submission().rules == SubmissionPolicy(history_lag_seconds=7.5)
+    assert submission(rules=SubmissionPolicy("fail")).rules == SubmissionPolicy("fail")
 
 
 def test_the_rules_decide_what_a_lost_answer_leads_to(served, submission):
     served.faults.add(Fault("lost_answer", path="/workflows/*/execute", times=1))
-    submission(rules=Rules("resubmit")).start("wf_1")
+    submission(rules=SubmissionPolicy("resubmit")).start("wf_1")
     assert len(served.executions) == 2
 
 
 @pytest.mark.parametrize("lag", ["0", "0.5", "3600"])
 def test_a_history_may_lag_by_any_number_of_seconds_from_0(monkeypatch, lag):
-    from techflow_provider.submission import history_lag
+    from techflow_provider.submission.airflow import history_lag
 
     monkeypatch.setenv(LAG, lag)
     assert history_lag() == float(lag)
@@ -219,7 +219,7 @@ def test_a_history_may_lag_by_any_number_of_seconds_from_0(monkeypatch, lag):
 
 @pytest.mark.parametrize("lag", ["-1", "-0.1", "inf", "nan"])
 def test_a_lag_that_is_no_time_is_refused(monkeypatch, lag):
-    from techflow_provider.submission import history_lag
+    from techflow_provider.submission.airflow import history_lag
 
     monkeypatch.setenv(LAG, lag)
     with pytest.raises(InvalidParameterError, match="history_lag"):
@@ -228,9 +228,9 @@ def test_a_lag_that_is_no_time_is_refused(monkeypatch, lag):
 
 @pytest.mark.parametrize("word", ["adopt", "fail", "resubmit"])
 def test_each_word_for_what_is_ambiguous_can_be_used(submission, word):
-    assert submission(rules=Rules(word)).rules.on_ambiguous == word
+    assert submission(rules=SubmissionPolicy(word)).rules.on_ambiguous == word
 
 
 def test_another_word_for_what_is_ambiguous_is_refused(submission):
     with pytest.raises(InvalidParameterError, match="on_ambiguous"):
-        submission(rules=Rules("perhaps"))  # type: ignore[arg-type]  # as an author may mistype it
+        submission(rules=SubmissionPolicy("perhaps"))  # type: ignore[arg-type]  # as an author may mistype it

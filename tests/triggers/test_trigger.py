@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from techflow_provider.client import Settings
+from techflow_provider.polling.poller import Access
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import LocalBudget
-from techflow_provider.triggers.poller import Access
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 
@@ -60,7 +60,8 @@ def test_no_parameter_is_left_out_when_a_trigger_is_serialized() -> None:
 async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
     monkeypatch: pytest.MonkeyPatch, status: str, success_statuses: list[str] | None, event: str
 ) -> None:
-    from techflow_provider.triggers import sharing, techflow
+    from techflow_provider.polling import registry as sharing
+    from techflow_provider.triggers import techflow
 
     monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
     sandbox = Sandbox(workflows_at_start={"wf_1": "one"}, execution_seconds=0, outcome=status)  # type: ignore[arg-type]
@@ -69,7 +70,7 @@ async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
         return Access(Settings(sandbox.api_keys[0], sandbox.base_url), LocalBudget(100_000, 50_000))
 
     with sandbox.serve():
-        sharing._loops[asyncio.get_running_loop()] = sharing.Sharing(look_up)
+        sharing._loops[asyncio.get_running_loop()] = sharing.PollerRegistry(look_up)
         execution_id = sandbox.start("wf_1").id
         trigger = techflow.TechFlowExecutionTrigger("c", execution_id=execution_id, success_statuses=success_statuses)
         came: Any = await anext(trigger.run())

@@ -48,7 +48,7 @@ class World:
         return self.receiver.answer(conn_id, delivery)
 
     def rung(self, conn_id: str = "one") -> int:
-        return Records(self.store, conn_id).bell()
+        return Records(self.store, conn_id).wakeups()
 
 
 @pytest.fixture

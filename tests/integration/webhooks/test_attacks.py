@@ -52,7 +52,7 @@ class Bells:
         return Subscriber(secrets[conn_id], self.records[conn_id]) if conn_id in secrets else None
 
     def rung(self) -> int:
-        return sum(records.bell() for records in self.records.values())
+        return sum(records.wakeups() for records in self.records.values())
 
 
 @dataclass

@@ -38,7 +38,7 @@ def test_connections_with_one_api_key_share_a_bell() -> None:
     good, same = find_subscriber("good"), find_subscriber("same_key")
     assert good is not None
     assert same is not None
-    assert good.records.ring() == same.records.bell()
+    assert good.records.notify() == same.records.wakeups()
 
 
 def test_a_connection_without_a_secret_is_off() -> None:

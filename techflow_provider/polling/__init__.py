@@ -1,0 +1,1 @@
+"""One poll of the execution history for everything that waits for something in it."""

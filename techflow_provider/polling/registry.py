@@ -1,0 +1,91 @@
+"""Who shares a poller: all waits of one event loop whose connections have the same API key and base URL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from weakref import WeakKeyDictionary
+
+from techflow_provider.hooks.budget import open_budget, open_records
+from techflow_provider.hooks.techflow import TechFlowHook
+from techflow_provider.polling.observers import as_techflow_error
+from techflow_provider.polling.poller import Access, Poller
+
+log = logging.getLogger(__name__)
+
+LookUp = Callable[[str], Awaitable[Access]]
+
+
+async def look_up(conn_id: str) -> Access:
+    """Look a connection up without blocking the event loop, and return what a poller needs of it."""
+    connection = await TechFlowHook(conn_id).aget_techflow_connection()
+    records = open_records(connection)
+    # One triggerer is one process, and one poller of a key, however often that ends and begins again.
+    heartbeat = partial(records.heartbeat, f"{socket.gethostname()}/{os.getpid()}")
+    # Without a secret no webhook is received, and the bell never rings.
+    wakeups = None if connection.webhook_secret is None else records.wakeups
+    return Access(connection.settings, open_budget(connection), wakeups, heartbeat)
+
+
+class PollerRegistry:
+    """The pollers of one event loop, and the connections that were looked up for them.
+
+    :param look_up: looks a connection up by its id
+    """
+
+    def __init__(self, look_up: LookUp = look_up) -> None:
+        self._look_up = look_up
+        self._connections: dict[str, asyncio.Task[Access]] = {}
+        self._pollers: dict[str, Poller] = {}
+
+    async def poller(self, conn_id: str) -> Poller:
+        """Return the poller for a connection, which is looked up once for all that ask until the poller has ended.
+
+        :raises TechFlowError: the connection can't be looked up
+        """
+        task = self._connections.get(conn_id)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            # In a context of its own, as the poller: the first trigger that asks is one of many.
+            task = asyncio.get_running_loop().create_task(self._read(conn_id), context=contextvars.Context())
+            self._connections[conn_id] = task
+        # Shielded, since others wait for it when this one is cancelled.
+        access = await asyncio.shield(task)
+        account = access.settings.account
+        if account not in self._pollers:
+            self._pollers[account] = Poller(access, partial(self._read, conn_id), partial(self._forget, account))
+        return self._pollers[account]
+
+    async def _read(self, conn_id: str) -> Access:
+        access = await as_techflow_error(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
+        log.info("Looked up the connection %r; one poll of %s serves all its waits", conn_id, access.settings.base_url)
+        return access
+
+    def _forget(self, account: str) -> None:
+        """Drop a poller that has ended, with its connections: they may be changed before somebody waits again."""
+        self._pollers.pop(account, None)
+        for conn_id, task in list(self._connections.items()):
+            if (
+                task.done()
+                and not task.cancelled()
+                and not task.exception()
+                and task.result().settings.account == account
+            ):
+                del self._connections[conn_id]
+
+
+# The one piece of module-level state: what the waits of each running event loop share.
+_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
+
+
+async def shared_poller(conn_id: str) -> Poller:
+    """Return the running loop's poller for a connection; join it before anything else is awaited.
+
+    :param conn_id: connection of the type `techflow`
+    :raises TechFlowError: the connection can't be looked up
+    """
+    return await _loops.setdefault(asyncio.get_running_loop(), PollerRegistry()).poller(conn_id)

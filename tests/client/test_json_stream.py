@@ -1,0 +1,47 @@
+"""A long list that is decoded item by item is the list that `json.loads` sees, and is refused where that refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from techflow_provider.client.json_stream import parse_list
+from techflow_provider.client.parsing import DecodeError, Json
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=30)
+WRITTEN = st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 2}, {"ensure_ascii": False}])
+
+
+@settings(max_examples=40, deadline=None)
+@given(VALUES, WRITTEN, st.sampled_from(["utf-8", "utf-16", "utf-32", "utf-8-sig"]))
+def test_every_value_is_what_json_loads_makes_of_it(value: Json, written: dict[str, object], encoding: str) -> None:
+    content = json.dumps(value, **written).encode(encoding, "surrogatepass")  # type: ignore[arg-type]  # of dumps
+    assert parse_list(content) == json.loads(content)
+
+
+@settings(max_examples=60, deadline=None)
+@given(VALUES, st.data())
+def test_what_json_loads_refuses_is_refused(value: Json, data: st.DataObject) -> None:
+    text = json.dumps([value, value])
+    at = data.draw(st.integers(0, len(text)))
+    cut = data.draw(st.integers(at, len(text)))
+    content = (text[:at] + data.draw(st.sampled_from(["", ",", "]", "}", ":", '"', " ", "x"])) + text[cut:]).encode()
+    try:
+        expected = json.loads(content)
+    except ValueError:
+        with pytest.raises(DecodeError, match="expected JSON, got"):
+            parse_list(content)
+    else:
+        assert parse_list(content) == expected
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_items_that_are_skipped_are_left_out_of_the_outer_lists_alone(wrapped: bool) -> None:
+    items = [1, 2, [1, 2], {"a": [1]}]
+    content = json.dumps({"n": 1, "items": items} if wrapped else items).encode()
+    kept = parse_list(content, lambda item: item == 1)
+    assert kept == ({"n": 1, "items": [2, [1, 2], {"a": [1]}]} if wrapped else [2, [1, 2], {"a": [1]}])

@@ -1,0 +1,119 @@
+"""Two looks at what TechFlow lists tell what happened between them, each event once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from techflow_provider.client import Execution, InvalidParameterError, Workflow
+from techflow_provider.polling.events import Event, EventFilter, KnownExecutions, KnownWorkflows
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def execution(name: str, status: str = "running", started: float = 0, ended: float | None = None) -> Execution:
+    fields: dict[str, Any] = {"id": name, "workflow_id": "wf_1", "status": status}
+    fields["started_at"] = (BEGIN + timedelta(seconds=started)).isoformat()
+    if ended is not None:
+        fields["finished_at"] = (BEGIN + timedelta(seconds=ended)).isoformat()
+    return Execution.read(fields)
+
+
+def told(news: Sequence[Event]) -> list[tuple[str, Any]]:
+    return [(each.event, each.payload["execution"]["id"]) for each in news]  # type: ignore[index,call-overload]
+
+
+def test_a_start_and_an_end_are_told_once_in_the_order_in_which_they_happened() -> None:
+    news, known = KnownExecutions({}).compared_with([execution("b", "completed", 1, 3), execution("a", "failed", 0, 2)])
+    assert told(news) == [
+        ("execution.started", "a"),
+        ("execution.started", "b"),
+        ("execution.failed", "a"),
+        ("execution.completed", "b"),
+    ]
+    assert known.compared_with([execution("b", "completed", 1, 3)]) == ([], known)
+
+
+def test_a_payload_is_the_execution_as_it_was_read() -> None:
+    (news,), _ = KnownExecutions({}).compared_with([execution("a")])
+    assert news.payload == {"event": "execution.started", "execution": execution("a").to_dict()}
+
+
+def test_an_end_is_told_when_it_comes_and_stays_the_end() -> None:
+    _, known = KnownExecutions({}).compared_with([execution("a")])
+    news, known = known.compared_with([execution("a", "completed", 0, 1)])
+    assert told(news) == [("execution.completed", "a")]
+    for status in ("running", "failed", "completed"):
+        assert known.compared_with([execution("a", status, 0, 2)])[0] == []
+
+
+def test_what_a_reading_leaves_out_is_not_forgotten() -> None:
+    _, known = KnownExecutions({}).compared_with([execution("a"), execution("b", "completed", 0, 1)])
+    assert known.compared_with([])[1] == known
+    assert told(known.compared_with([execution("a", "failed", 0, 9), execution("b", "completed", 0, 1)])[0]) == [
+        ("execution.failed", "a")
+    ]
+
+
+def test_ends_of_long_ago_are_not_remembered_and_not_told_again() -> None:
+    day = 24 * 3600.0
+    history = [execution(f"e{number}", "completed", number * day, number * day + 1) for number in range(100)]
+    _, known = KnownExecutions({}).compared_with([*history, execution("slow")])
+    assert set(known.states) == {"e98", "e99", "slow"}
+    assert known.compared_with(history)[0] == []
+    # One that still ran is told, however late.
+    assert told(known.compared_with([execution("slow", "failed", 0, 1)])[0]) == [("execution.failed", "slow")]
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["running", "completed", "failed"])), max_size=6),
+        max_size=8,
+    )
+)
+def test_each_execution_starts_and_ends_at_most_once_whatever_is_listed(looks: list[list[tuple[str, str]]]) -> None:
+    known, events = KnownExecutions({}), []
+    for look in looks:
+        listed = [execution(name, status, ended=None if status == "running" else 1) for name, status in look]
+        news, known = known.compared_with(listed)
+        events += told(news)
+    ends = [name for event, name in events if event != "execution.started"]
+    assert len(events) == len(set(events))
+    assert len(ends) == len(set(ends))
+    assert {name for _, name in events} == {name for look in looks for name, _ in look}
+
+
+def workflow(workflow_id: str, name: str = "n") -> Workflow:
+    return Workflow.read({"id": workflow_id, "name": name, "status": "active"})
+
+
+def test_workflows_are_created_updated_and_deleted() -> None:
+    _, known = KnownWorkflows({}).compared_with([workflow("wf_1"), workflow("wf_2"), workflow("wf_3")])
+    news, after = known.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])
+    assert [(each.event, each.workflow_id) for each in news] == [
+        ("workflow.created", "wf_4"),
+        ("workflow.updated", "wf_2"),
+        ("workflow.deleted", "wf_3"),
+    ]
+    assert news[1].payload == {"event": "workflow.updated", "workflow": workflow("wf_2", "other").to_dict()}
+    assert news[2].payload == {"event": "workflow.deleted", "workflow": workflow("wf_3").to_dict()}
+    assert after.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])[0] == []
+
+
+@pytest.mark.parametrize("events", ["execution.ended", [], ["workflow.created", 7], ""])
+def test_only_documented_events_can_be_wanted(events: Any) -> None:
+    with pytest.raises(InvalidParameterError, match=r"workflow\.created"):
+        EventFilter.of(events)
+
+
+def test_a_subject_is_the_same_in_whatever_order_it_is_written() -> None:
+    assert EventFilter.of(["workflow.deleted", "execution.failed"]) == EventFilter.of(
+        ["execution.failed", "workflow.deleted"]
+    )
+    assert EventFilter.of("workflow.created").about_workflows
+    assert not EventFilter.of("workflow.created").about_executions
