@@ -23,21 +23,23 @@ def techflow_asset(
 ) -> Asset:
     """Return an asset that is updated by each event; the update's extra holds the execution or workflow as it was read.
 
-    The events are told by what the API lists, and looked for at once when a webhook arrives. Events before the first
-    look are not told.
+    The events follow from what the API lists, which is polled at once when a webhook arrives. What happened before the
+    first poll is not reported.
+
+    >>> dag = DAG("on_completion", schedule=techflow_asset("execution.completed", "wf_123"))
 
     :param events: one of the six documented names, or several (Webhook Events)
     :param workflow_id: the only workflow whose events count
     :param techflow_conn_id: connection of the type `techflow`
-    :param name: the asset's name; by default it is made of the other parameters
-    :param poll_interval: seconds between two looks while no webhook arrives
-    :param spacing: seconds between two updates, since Airflow runs a DAG once for all updates that it finds together
+    :param name: the asset's name; by default it is built from the other parameters
+    :param poll_interval: seconds between two polls while no webhook arrives
+    :param spacing: seconds between two updates, since Airflow combines updates that it finds together into one DAG run
     :raises NotImplementedError: Airflow is older than version 3
     :raises InvalidParameterError: an event is not documented
     """
     if not has_api_server():
         raise NotImplementedError(
-            "techflow_asset needs Airflow 3: before it, Airflow schedules no DAG by events from outside; "
+            "techflow_asset needs Airflow 3: older versions can't schedule a DAG on external events; "
             "a scheduled DAG can begin with TechFlowExecutionSensor instead"
         )
     from airflow.sdk import Asset, AssetWatcher
@@ -47,7 +49,7 @@ def techflow_asset(
     trigger = TechFlowEventTrigger(
         techflow_conn_id, events=events, workflow_id=workflow_id, poll_interval=poll_interval, spacing=spacing
     )
-    place = [techflow_conn_id, *trigger.subject.events, *([workflow_id] if workflow_id else [])]
+    place = [techflow_conn_id, *trigger.event_filter.events, *([workflow_id] if workflow_id else [])]
     uri = f"techflow://{'/'.join(quote(part, safe='') for part in place)}"
     watcher = AssetWatcher(name="techflow", trigger=trigger)
     return Asset(name=name or " ".join(["techflow", *place]), uri=uri, watchers=[watcher])

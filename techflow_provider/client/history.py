@@ -1,6 +1,6 @@
-"""Find an execution in the history and decide what it means for a wait; no I/O, shared by every kind of wait.
+"""Find an execution in the history and decide what that means for a wait; no I/O, shared by every kind of wait.
 
-The reference has no call for one execution, so all waiting is reading `GET /executions` and looking it up.
+The reference has no call for one execution, so every wait reads `GET /executions` and looks its execution up there.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSelector:
-    """The execution that is meant: one by its id, or the first of a workflow that started at or after an instant.
+    """Names one execution: by its id, or as the first of a workflow that started at or after an instant.
 
     :param execution_id: its id
-    :param workflow_id: its workflow's id, when the execution is not known by its own
+    :param workflow_id: its workflow's id, when its own isn't known
     :param started_after: with `workflow_id`, an aware datetime
     :raises InvalidParameterError: neither or both are given, or an instant without a time zone
     """
@@ -42,9 +42,8 @@ class ExecutionSelector:
             received = f"{self.execution_id!r} and workflow_id={self.workflow_id!r}"
             raise InvalidParameterError("execution_id", received, "one of the two")
         if self.workflow_id and (self.started_after is None or self.started_after.tzinfo is None):
-            raise InvalidParameterError(
-                "started_after", quote(self.started_after), "a time with a time zone, beside workflow_id"
-            )
+            expected = "a time with a time zone, beside workflow_id"
+            raise InvalidParameterError("started_after", quote(self.started_after), expected)
 
     def __str__(self) -> str:
         if self.execution_id:
@@ -52,68 +51,61 @@ class ExecutionSelector:
         return f"the first execution of workflow {self.workflow_id} started after {self.started_after}"
 
 
+@dataclass(slots=True)
 class HistoryFilter:
-    """What some observers want to know of the history, so that the rest of a long one need not be read.
+    """What some observers need from a poll, so that the rest of a long history isn't parsed.
 
-    :param everything: whether every execution is of interest, whatever is added
+    :param everything: whether every execution is needed
+    :param wants_workflows: whether the list of workflows is needed too
     """
 
-    def __init__(self, *, everything: bool = False) -> None:
-        self.wants_workflows = False
-        self._everything = everything
-        self._told: dict[str, str | None] = {}
-        self._workflows: set[str] = set()
+    everything: bool = False
+    wants_workflows: bool = False
+    _known_statuses: dict[str, str | None] = field(default_factory=dict, init=False)
+    _workflow_ids: set[str] = field(default_factory=set, init=False)
 
-    def add(self, target: ExecutionSelector, told: str | None = None) -> None:
-        """Add what one wait is about.
+    def add(self, selector: ExecutionSelector, known_status: str | None = None) -> None:
+        """Add the execution of one wait.
 
-        :param told: the status that the wait knows already, and does not want to hear again
+        :param known_status: the status that the wait knows already; with this one, the execution isn't needed
         """
-        if target.execution_id:
-            same = self._told.get(target.execution_id, told) == told
-            self._told[target.execution_id] = told if same else None
-        elif target.workflow_id:
-            self.add_workflow(target.workflow_id)
+        if selector.execution_id:
+            agreed = self._known_statuses.get(selector.execution_id, known_status) == known_status
+            self._known_statuses[selector.execution_id] = known_status if agreed else None
+        elif selector.workflow_id:
+            self.add_workflow(selector.workflow_id)
 
     def add_workflow(self, workflow_id: str) -> None:
         """Add every execution of a workflow."""
-        self._workflows.add(workflow_id)
-
-    def add_everything(self) -> None:
-        """Add every execution."""
-        self._everything = True
-
-    def add_list_of_workflows(self) -> None:
-        """Add what the history doesn't tell: the workflows."""
-        self.wants_workflows = True
+        self._workflow_ids.add(workflow_id)
 
     @property
-    def wants_history(self) -> bool:
-        """Whether anything of the history itself is of interest."""
-        return bool(self._everything or self._told or self._workflows)
+    def wants_executions(self) -> bool:
+        """Whether any execution is needed."""
+        return bool(self.everything or self._known_statuses or self._workflow_ids)
 
     def skips(self, item: Json) -> bool:
-        """Whether an execution, as it came, is surely of no interest; what can't be told at a glance is not skipped."""
-        if self._everything or not isinstance(item, dict):
+        """Whether an execution, as received, is certainly not needed; False where that isn't obvious."""
+        if self.everything or not isinstance(item, dict):
             return False
-        if self._workflows:
+        if self._workflow_ids:
             workflow_id = find(item, "workflow_id")
-            if not isinstance(workflow_id, str) or workflow_id in self._workflows:
+            if not isinstance(workflow_id, str) or workflow_id in self._workflow_ids:
                 return False
         execution_id = find(item, "id", "execution_id")
         if not isinstance(execution_id, str):
             return False
-        told = self._told.get(execution_id)
-        if told is None:
-            return execution_id not in self._told
-        return find(item, "status", "state") == told
+        known_status = self._known_statuses.get(execution_id)
+        if known_status is None:
+            return execution_id not in self._known_statuses
+        return find(item, "status", "state") == known_status
 
 
 class History:
-    """The execution history of one look, or what was of interest in it, indexed for many look-ups.
+    """The execution history as one poll read it, or the part that was needed, indexed for many lookups.
 
     :param executions: what `GET /executions` listed, in any order
-    :param workflows: what `GET /workflows` listed at the same time, where somebody wanted it
+    :param workflows: what `GET /workflows` listed at the same time, where an observer needs it
     """
 
     def __init__(self, executions: Iterable[Execution], workflows: tuple[Workflow, ...] | None = None) -> None:
@@ -131,11 +123,11 @@ class History:
     def __iter__(self) -> Iterator[Execution]:
         return iter(self._by_id.values())
 
-    def find(self, target: ExecutionSelector) -> Execution | None:
-        """Return the execution that is meant, or None when it is not listed."""
-        if target.execution_id:
-            return self._by_id.get(target.execution_id)
-        started = self.started(target.workflow_id or "", target.started_after or _LONG_AGO)
+    def find(self, selector: ExecutionSelector) -> Execution | None:
+        """Return the selected execution, or None when it isn't listed."""
+        if selector.execution_id:
+            return self._by_id.get(selector.execution_id)
+        started = self.started(selector.workflow_id or "", selector.started_after or _LONG_AGO)
         return min(started, key=_start, default=None)
 
     def started(self, workflow_id: str, since: datetime) -> list[Execution]:
@@ -149,79 +141,82 @@ def _start(execution: Execution) -> datetime:
 
 @dataclass(slots=True)
 class ExecutionTracker:
-    """What one wait knows about its execution from look to look.
+    """What one wait knows about its execution from poll to poll.
 
-    :param target: the execution that is waited for
-    :param appear_seconds: how long an execution known by its id may be missing from the history; an execution that
-        is known by its workflow alone may not have been started yet, and is waited for without this bound
-    :param status: what the history showed last, None until the execution is in it
+    :param selector: the execution
+    :param appear_seconds: how long an execution known by its id may be missing from the history; one that is
+        known by its workflow alone may not have been started yet, and is waited for without this bound
+    :param status: the last status seen, None until the execution is in the history
     """
 
-    target: ExecutionSelector
+    selector: ExecutionSelector
     appear_seconds: float = DEFAULT_APPEAR_SECONDS
     status: str | None = None
     _execution_id: str | None = field(default=None, repr=False)
-    _first_look: float | None = field(default=None, repr=False)
+    _first_poll: float | None = field(default=None, repr=False)
 
     @property
     def history_filter(self) -> HistoryFilter:
-        """What this wait alone wants to know of the history."""
+        """What this wait alone needs from a poll."""
         history_filter = HistoryFilter()
-        history_filter.add(self.target, self.status)
+        history_filter.add(self.selector, self.status)
         return history_filter
 
     @property
     def last_seen(self) -> str:
-        """What the looks have shown so far, in words."""
+        """What the polls have shown so far, as a clause for a message."""
         if self.status is not None:
-            unknown = (
-                "" if USUAL_WORDS.knows(self.status) else ", a word that is not known and is taken as still running"
-            )
-            seen = "it" if self.target.execution_id else f"execution {self._execution_id}"
+            known = USUAL_WORDS.knows(self.status)
+            unknown = "" if known else ", a word that is not known and is treated as still running"
+            seen = "it" if self.selector.execution_id else f"execution {self._execution_id}"
             return f"{seen} was last seen with status {self.status!r}{unknown}"
-        if self._first_look is None:
+        if self._first_poll is None:
             return "the history has not been read yet"
         return "it is not in the execution history"
 
     def update(self, history: History, now: float) -> Execution | None:
-        """Return the execution when it has ended, and None while there is more to wait for.
+        """Return the execution when it has reached a final status, and None otherwise.
 
-        :param history: may leave out the execution when its status is the one that was told already
+        :param history: may leave the execution out while its status is the known one
         :param now: seconds on a clock that does not jump
         :raises ExecutionNotFoundError: it has been missing from the history for too long
         """
-        execution = history.find(self.target)
-        if execution is None:
-            if self.status is None:
-                self._miss(now)
-            return None
-        self._note(execution)
-        return execution if execution.ended else None
+        execution = history.find(self.selector)
+        if execution is not None:
+            self._record(execution)
+            return execution if execution.ended else None
+        if self.status is None:
+            self._check_missing(now)
+        return None
 
-    def _note(self, execution: Execution) -> None:
+    def _record(self, execution: Execution) -> None:
         before = self._execution_id, self.status
-        # The words are few and the waits may be many.
+        # There are few different words, and there may be many waits.
         self._execution_id, self.status = execution.id, sys.intern(execution.status or "")
         if not execution.has_known_status and (execution.id, execution.status) != before:
-            log.warning("%s: %s", self.target, self.last_seen)
+            log.warning("%s: %s", self.selector, self.last_seen)
 
-    def _miss(self, now: float) -> None:
-        if self._first_look is None:
-            self._first_look = now
-        missing = now - self._first_look
-        if self.target.execution_id and missing >= self.appear_seconds:
-            raise ExecutionNotFoundError(str(self.target), missing)
+    def _check_missing(self, now: float) -> None:
+        if self._first_poll is None:
+            self._first_poll = now
+        missing_seconds = now - self._first_poll
+        if self.selector.execution_id and missing_seconds >= self.appear_seconds:
+            raise ExecutionNotFoundError(str(self.selector), missing_seconds)
+
+
+def has_status(execution: Execution, statuses: Iterable[str]) -> bool:
+    """Whether an execution has one of some statuses.
+
+    :param statuses: status words, or the states `running`, `completed`, `failed`; in any case
+    """
+    words = {status_word(word) for word in statuses}
+    return bool(words & {execution.state.value, status_word(execution.status or "")})
 
 
 def select(executions: Iterable[Execution], workflow_id: str | None, status: str | None) -> list[Execution]:
-    """Return the executions of a workflow and with a status, each when given.
-
-    :param status: a status word, or one of the states `running`, `completed`, `failed`; in any case
-    """
-    word = status_word(status) if status else None
+    """Return the executions of a workflow and with a status (see `has_status`), each when given."""
     return [
         each
         for each in executions
-        if (workflow_id is None or each.workflow_id == workflow_id)
-        and (word is None or word in (each.state, status_word(each.status or "")))
+        if (workflow_id is None or each.workflow_id == workflow_id) and (not status or has_status(each, (status,)))
     ]

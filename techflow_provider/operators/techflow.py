@@ -19,18 +19,17 @@ from techflow_provider.client.errors import (
 )
 from techflow_provider.client.parsing import Json, quote
 from techflow_provider.deferral import (
-    ADMISSION_SECONDS,
     DEFAULT_TIMEOUT,
     DEFERRAL_GRACE,
     as_timedelta,
     check_ended,
-    deadline_after,
     default_poll_interval,
     defer_until_ended,
     ended_execution,
     shorter,
 )
 from techflow_provider.links.techflow import TechFlowLink, keep_link
+from techflow_provider.triggers.outcomes import ADMISSION_SECONDS, check_admitted, deadline_after
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -315,8 +314,6 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
         """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
-        from techflow_provider.triggers.outcomes import check_admitted
-
         check_admitted(event)
         submission = self._submission(context)
         return self._run(context, submission, submission.resolve(self.workflow_id, self.payload))

@@ -1,6 +1,6 @@
-"""What an event trigger knows and has still to tell, and how that is written down; pure.
+"""What an event stream knows and has still to emit, and its stored JSON form; pure.
 
-It is written down before an event is told, so that a trigger that takes over goes on where the last one stood.
+The cursor is stored before an event is emitted, so that a trigger that takes over continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from techflow_provider.client.models import Execution, ExecutionState, Workflow
+from techflow_provider.client.history import History
+from techflow_provider.client.models import ExecutionState
 from techflow_provider.client.parsing import Json
 from techflow_provider.polling.events import Event, EventFilter, KnownExecutions, KnownWorkflows
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """An event that is not known to have arrived in Airflow.
+class PendingEvent:
+    """An event that may not have arrived in Airflow.
 
-    :param number: tells it from others of the same watcher
-    :param owner: names the running trigger that tells it
+    :param number: distinguishes it from the stream's other events
+    :param owner: identifies the running trigger that emits it
     :param payload: what a DAG gets
     """
 
@@ -33,52 +34,52 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class EventCursor:
-    """What one watcher knows.
+    """What one event stream knows.
 
-    :param executions: None before the history was read for the first time
-    :param workflows: None before the workflows were listed for the first time
-    :param pending: the events that are to be told, oldest first
-    :param count: how many there have been
+    :param executions: None before the first poll of the history
+    :param workflows: None before the first poll of the workflows
+    :param pending: the events that have to be emitted, oldest first
+    :param count: how many events there have been
     """
 
     executions: KnownExecutions | None = None
     workflows: KnownWorkflows | None = None
-    pending: tuple[Pending, ...] = ()
+    pending: tuple[PendingEvent, ...] = ()
     count: int = 0
 
-    def see_executions(self, subject: EventFilter, executions: Iterable[Execution], owner: str) -> EventCursor:
-        """Take notice of a reading of the history; what is there at the first one is not new."""
-        read = [each for each in executions if subject.workflow_id in (None, each.workflow_id)]
-        news, known = (self.executions or KnownExecutions({})).compared_with(read)
-        told = replace(self, executions=known)
-        return told if self.executions is None else told.with_pending(filter(subject.wants, news), owner)
+    def after(self, history: History, event_filter: EventFilter, owner: str) -> EventCursor:
+        """Return the cursor after a poll, with the wanted events that it shows; the first poll shows none.
 
-    def see_workflows(self, subject: EventFilter, workflows: Iterable[Workflow], owner: str) -> EventCursor:
-        """Take notice of the whole list of workflows; what is there at the first time is not new."""
-        read = [each for each in workflows if subject.workflow_id in (None, each.id)]
-        news, known = (self.workflows or KnownWorkflows({})).compared_with(read)
-        told = replace(self, workflows=known)
-        return told if self.workflows is None else told.with_pending(filter(subject.wants, news), owner)
-
-    def with_pending(self, news: Iterable[Event], owner: str) -> EventCursor:
-        """Add events that are to be told."""
-        added = tuple(Pending(self.count + place, owner, each.payload) for place, each in enumerate(news, 1))
-        return replace(self, pending=self.pending + added, count=self.count + len(added))
+        :param owner: the trigger that will emit the events
+        """
+        events: list[Event] = []
+        executions, workflows = self.executions, self.workflows
+        if event_filter.about_executions:
+            listed = [each for each in history if event_filter.includes(each.workflow_id)]
+            shown, executions = (executions or KnownExecutions({})).compared_with(listed)
+            events += shown if self.executions is not None else ()
+        if event_filter.about_workflows and history.workflows is not None:
+            present = [each for each in history.workflows if event_filter.includes(each.id)]
+            shown, workflows = (workflows or KnownWorkflows({})).compared_with(present)
+            events += shown if self.workflows is not None else ()
+        wanted = enumerate(filter(event_filter.wants, events), self.count + 1)
+        added = tuple(PendingEvent(number, owner, each.payload) for number, each in wanted)
+        return EventCursor(executions, workflows, self.pending + added, self.count + len(added))
 
     def without(self, numbers: Collection[int]) -> EventCursor:
         """Drop events that have arrived."""
         return replace(self, pending=tuple(each for each in self.pending if each.number not in numbers))
 
     def has_foreign(self, owner: str) -> bool:
-        """Whether another trigger has left events untold, as far as is written down."""
+        """Whether events of another trigger are pending."""
         return any(each.owner != owner for each in self.pending)
 
     def taken_over(self, owner: str) -> EventCursor:
-        """Let all pending events be told by one trigger."""
+        """Make one trigger the owner of all pending events."""
         return replace(self, pending=tuple(replace(each, owner=owner) for each in self.pending))
 
     def to_text(self) -> str:
-        """Return it as it is written down."""
+        """Return the stored form."""
         return json.dumps(
             {
                 "executions": _executions_to_json(self.executions),
@@ -91,7 +92,7 @@ class EventCursor:
 
     @classmethod
     def read(cls, text: str) -> EventCursor:
-        """Read what was written down; it may come from another version of this package, so it is checked.
+        """Read the stored form, and check it, since another version of this package may have written it.
 
         :raises ValueError: it can't be read
         """
@@ -101,11 +102,11 @@ class EventCursor:
             return cls(
                 executions=_executions_of(value["executions"]),
                 workflows=None if workflows is None else KnownWorkflows(dict(workflows)),
-                pending=tuple(Pending(int(number), str(owner), told) for number, owner, told in value["pending"]),
+                pending=tuple(PendingEvent(int(number), str(owner), body) for number, owner, body in value["pending"]),
                 count=int(value["count"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"expected what a watcher has written down, got {text[:200]!r}") from error
+            raise ValueError(f"expected the stored cursor of an event stream, got {text[:200]!r}") from error
 
 
 def _executions_to_json(known: KnownExecutions | None) -> dict[str, Any] | None:
@@ -128,42 +129,42 @@ def _executions_of(value: Mapping[str, Any] | None) -> KnownExecutions | None:
 
 @dataclass(slots=True)
 class EventEmitter:
-    """Which events one running trigger has told, and when; it tells them one by one.
+    """Decides which event one running trigger emits next, and when.
 
-    :param owner: its name
+    :param owner: identifies the trigger
     :param spacing_seconds: time between two events, so that each gets a DAG run of its own
-    :param confirm_seconds: time after which an event that was told has arrived in Airflow
+    :param confirm_seconds: time after which an emitted event has arrived in Airflow
     """
 
     owner: str
     spacing_seconds: float
     confirm_seconds: float
-    told: dict[int, float] = field(default_factory=dict)
-    last: float = -math.inf
+    _emitted: dict[int, float] = field(default_factory=dict, init=False)
+    _last: float = field(default=-math.inf, init=False)
 
-    def next(self, lookout: EventCursor, now: float) -> Pending | None:
-        """Return the event that is to be told now, and note that it is."""
-        waiting = self._waiting(lookout)
-        if not waiting or now < self.last + self.spacing_seconds:
+    def next(self, cursor: EventCursor, now: float) -> PendingEvent | None:
+        """Return the event that is due now, and record it as emitted."""
+        waiting = self._waiting(cursor)
+        if not waiting or now < self._last + self.spacing_seconds:
             return None
-        self.told[waiting[0].number] = self.last = now
+        self._emitted[waiting[0].number] = self._last = now
         return waiting[0]
 
-    def _waiting(self, lookout: EventCursor) -> list[Pending]:
-        return [each for each in lookout.pending if each.owner == self.owner and each.number not in self.told]
+    def _waiting(self, cursor: EventCursor) -> list[PendingEvent]:
+        return [each for each in cursor.pending if each.owner == self.owner and each.number not in self._emitted]
 
     def arrived(self, now: float) -> frozenset[int]:
-        """Return the events that have arrived in Airflow."""
-        return frozenset(number for number, at in self.told.items() if now >= at + self.confirm_seconds)
+        """Return the numbers of the events that have arrived in Airflow."""
+        return frozenset(number for number, at in self._emitted.items() if now >= at + self.confirm_seconds)
 
     def forget(self, numbers: Iterable[int]) -> None:
-        """Forget events that are written down as arrived."""
+        """Forget events whose arrival is stored."""
         for number in numbers:
-            del self.told[number]
+            del self._emitted[number]
 
-    def due(self, lookout: EventCursor) -> float:
-        """Return when something is to be done; infinite when only news bring work."""
-        times = [at + self.confirm_seconds for at in self.told.values()]
-        if self._waiting(lookout):
-            times.append(self.last + self.spacing_seconds)
+    def due(self, cursor: EventCursor) -> float:
+        """Return when there is something to do; infinity when that takes a new event."""
+        times = [at + self.confirm_seconds for at in self._emitted.values()]
+        if self._waiting(cursor):
+            times.append(self._last + self.spacing_seconds)
         return min(times, default=math.inf)

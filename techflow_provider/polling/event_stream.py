@@ -1,78 +1,171 @@
-"""What an event trigger does: observe the shared poller, write down what is new, and tell it, each event once."""
+"""The events of one trigger: what the shared poller finds is stored first, and then emitted, each event once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import contextlib
+import contextvars
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import reduce
+from typing import TypeVar
 from uuid import uuid4
 
+from techflow_provider.client import TechFlowError
+from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.parsing import Json
-from techflow_provider.hooks.budget import open_lookouts
-from techflow_provider.hooks.techflow import TechFlowHook
-from techflow_provider.polling.cursor_store import RENEW_SECONDS, CursorStore
-from techflow_provider.polling.event_buffer import EventBuffer
-from techflow_provider.polling.event_cursor import EventEmitter
+from techflow_provider.polling.event_cursor import EventCursor, EventEmitter
 from techflow_provider.polling.events import EventFilter
-from techflow_provider.polling.observers import as_techflow_error
-from techflow_provider.polling.registry import shared_poller
+from techflow_provider.polling.poller import Poller
+from techflow_provider.state.records import Records
+from techflow_provider.state.store import StoreError
 
-# A triggerer hands events over about once a second; so long after it was told, one is in Airflow's database.
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# A triggerer hands events over about once a second; after this time, one is in Airflow's database.
 CONFIRM_SECONDS = 5.0
-# A trigger that has not written for so long, with events untold, is gone.
+# A trigger that has pending events and hasn't stored anything for this time is dead.
 TAKEOVER_SECONDS = 10.0
+# Time between two attempts to use a store that can't be used; no event is emitted meanwhile.
+RETRY_SECONDS = 5.0
+# An unchanged cursor is stored again after this time, since only writing renews a record's time to live.
+RENEW_SECONDS = 24 * 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Rhythm:
-    """How often a watcher looks and tells.
+class EventStream:
+    """An observer of the poller that stores what is new, and emits one event at a time.
 
-    :param poll_seconds: time between two looks while no webhook arrives
+    Triggers with the same name share one stored cursor, which they change by compare-and-set, so that one of them
+    emits an event. When that one is gone, another takes its pending events over.
+
+    :param event_filter: the events that are wanted
+    :param records: where the cursor is stored
+    :param name: the name of that record, the same in every process
+    :param interval_seconds: time between two polls while no webhook arrives
     :param spacing_seconds: time between two events
     """
 
-    poll_seconds: float
-    spacing_seconds: float
+    def __init__(
+        self, event_filter: EventFilter, records: Records, name: str, interval_seconds: float, spacing_seconds: float
+    ) -> None:
+        self.interval_seconds = interval_seconds
+        self._filter = event_filter
+        self._records = records
+        self._name = name
+        self._owner = uuid4().hex
+        self._emitter = EventEmitter(self._owner, spacing_seconds, CONFIRM_SECONDS)
+        self._context = contextvars.copy_context()
+        self._now = asyncio.get_running_loop().time
+        self._cursor = self._ahead = EventCursor()
+        self._stored: str | None = None
+        self._stored_at = self._foreign_write_at = 0.0
+        self._unstored: list[History] = []
+        self._error: TechFlowError | None = None
+        self._changed = asyncio.Event()
 
+    async def events(self, connect: Callable[[], Awaitable[Poller]]) -> AsyncIterator[Json]:
+        """Yield the payload of each event.
 
-async def watch(conn_id: str, subject: EventFilter, name: str, rhythm: Rhythm) -> AsyncIterator[Json]:
-    """Yield the payload of each event, for as long as looking makes sense.
+        :param connect: returns the poller
+        :raises TechFlowError: no further poll can succeed
+        """
+        await self._read()
+        self._ahead = self._cursor
+        with (await connect()).observed_by(self):
+            while True:
+                await self._store()
+                pending = self._emitter.next(self._cursor, self._now())
+                if pending is None:
+                    await self._wait_until_due()
+                else:
+                    yield pending.payload
 
-    :param conn_id: connection of the type `techflow`
-    :param subject: the events that are wanted
-    :param name: the watcher's name, the same in every process
-    :raises TechFlowError: no look will succeed any more
-    """
-    loop = asyncio.get_running_loop()
-    telling = EventEmitter(uuid4().hex, rhythm.spacing_seconds, CONFIRM_SECONDS)
-    look_up = TechFlowHook(conn_id).aget_techflow_connection()
-    connection = await as_techflow_error(f"the connection {conn_id!r} could not be read", look_up)
-    journal = CursorStore(open_lookouts(connection), name)
-    await journal.open()
-    mailbox = EventBuffer(subject, rhythm.poll_seconds, journal, telling.owner)
-    poller = await shared_poller(conn_id)
-    with poller.observed_by(mailbox):
+    def add_to(self, history_filter: HistoryFilter) -> None:
+        """Add all from which the wanted events follow."""
+        history_filter.wants_workflows |= self._filter.about_workflows
+        if self._filter.about_executions and self._filter.workflow_id is not None:
+            history_filter.add_workflow(self._filter.workflow_id)
+        elif self._filter.about_executions:
+            history_filter.everything = True
+
+    def update(self, history: History, now: float) -> bool:  # noqa: ARG002  # the interface of an observer
+        """Keep the result of a poll until it is stored, and return whether it shows a wanted event."""
+        before, self._ahead = self._ahead, self._after(self._ahead, history)
+        if self._ahead != before:
+            self._unstored.append(history)
+            self._changed.set()
+        return self._ahead.count > before.count
+
+    def _after(self, cursor: EventCursor, history: History) -> EventCursor:
+        return cursor.after(history, self._filter, self._owner)
+
+    def report(self, error: TechFlowError) -> None:
+        """Log a poll that failed and will be retried."""
+        self._context.run(log.warning, "A poll for TechFlow's events failed and will be retried: %s", error)
+
+    def fail(self, error: TechFlowError) -> None:
+        """End the stream with its reason."""
+        self._error = error
+        self._changed.set()
+
+    async def _wait_until_due(self) -> None:
+        due = self._emitter.due(self._cursor)
+        if self._cursor.has_foreign(self._owner):
+            due = min(due, self._foreign_write_at + TAKEOVER_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), max(0.0, min(due - self._now(), RENEW_SECONDS)))
+        self._changed.clear()
+        if self._error is not None:
+            raise self._error
+
+    async def _store(self) -> None:
+        """Store what is new and what has arrived, and take over the events of a dead trigger."""
+        histories, arrived = tuple(self._unstored), self._emitter.arrived(self._now())
+        await self._change(lambda cursor: reduce(self._after, histories, cursor).without(arrived))
+        del self._unstored[: len(histories)]
+        self._emitter.forget(arrived)
+        if self._cursor.has_foreign(self._owner) and self._now() - self._foreign_write_at >= TAKEOVER_SECONDS:
+            await self._take_over()
+        self._ahead = reduce(self._after, self._unstored, self._cursor)
+
+    async def _take_over(self) -> None:
+        # Another trigger that has written meanwhile isn't dead.
+        if not await self._replace(self._cursor.taken_over(self._owner)):
+            await self._read()
+
+    async def _change(self, change: Callable[[EventCursor], EventCursor]) -> None:
+        """Change the stored cursor; once more where another process was faster."""
         while True:
-            await _write_down(mailbox, telling)
-            pending = telling.next(journal.cursor, loop.time())
-            if pending is not None:
-                yield pending.payload
-                continue
-            await mailbox.changes_within(_seconds_until_due(journal, telling))
+            changed = change(self._cursor)
+            is_fresh = self._now() - self._stored_at < RENEW_SECONDS
+            if (changed == self._cursor and is_fresh) or await self._replace(changed):
+                return
+            await self._read()
 
+    async def _read(self) -> None:
+        entry = await self._use_records(lambda: self._records.cursor(self._name))
+        age_seconds = 0.0 if entry is None else entry.age_seconds
+        self._stored = None if entry is None else entry.value
+        self._stored_at = self._foreign_write_at = self._now() - age_seconds
+        try:
+            self._cursor = EventCursor() if entry is None else EventCursor.read(entry.value)
+        except ValueError:
+            log.exception("The stored cursor can't be read; events since the last poll are lost")
+            self._cursor = EventCursor()
 
-async def _write_down(mailbox: EventBuffer, telling: EventEmitter) -> None:
-    journal = mailbox.journal
-    await mailbox.empty_into_journal()
-    arrived = telling.arrived(asyncio.get_running_loop().time())
-    await journal.change(lambda lookout: lookout.without(arrived))
-    telling.forget(arrived)
-    if journal.cursor.has_foreign(telling.owner) and journal.left_alone_seconds >= TAKEOVER_SECONDS:
-        await journal.take_over(telling.owner)
+    async def _replace(self, cursor: EventCursor) -> bool:
+        expected, text = self._stored, cursor.to_text()
+        if not await self._use_records(lambda: self._records.replace_cursor(self._name, expected, text)):
+            return False
+        self._cursor, self._stored, self._stored_at = cursor, text, self._now()
+        return True
 
-
-def _seconds_until_due(journal: CursorStore, telling: EventEmitter) -> float:
-    due = telling.due(journal.cursor) - asyncio.get_running_loop().time()
-    if journal.cursor.has_foreign(telling.owner):
-        due = min(due, TAKEOVER_SECONDS - journal.left_alone_seconds)
-    return max(0.0, min(due, RENEW_SECONDS))
+    async def _use_records(self, act: Callable[[], T]) -> T:
+        while True:
+            try:
+                return await asyncio.to_thread(act)
+            except StoreError as error:
+                log.warning("Events are held back until they can be stored; retrying in %g s: %s", RETRY_SECONDS, error)
+                await asyncio.sleep(RETRY_SECONDS)

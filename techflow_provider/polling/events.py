@@ -1,6 +1,7 @@
-"""Derive TechFlow's six events from two looks at what it lists; pure.
+"""Derive TechFlow's six events from two polls of what it lists; pure.
 
-A webhook only says that there may be news. What they are is told by comparing what the API lists with what was known.
+A webhook only says that there may be events. Which ones there are follows from comparing what the API lists with what
+was known before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from techflow_provider.client.models import Execution, ExecutionState, Workflow
 from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.webhooks import EVENTS
 
-# An execution whose end is so much older than the latest is not remembered one by one: nothing new is expected of it.
+# Executions that ended so much earlier than the latest one are remembered only by that time: they won't change.
 REMEMBERED = timedelta(days=1)
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -24,7 +25,7 @@ class EventFilter:
     """Which events are wanted.
 
     :param events: names of the six documented events (Webhook Events), in alphabetical order
-    :param workflow_id: the only workflow they may be about, or None
+    :param workflow_id: the only workflow whose events are wanted, or None
     """
 
     events: tuple[str, ...]
@@ -32,7 +33,7 @@ class EventFilter:
 
     @classmethod
     def of(cls, events: str | Iterable[str], workflow_id: str | None = None) -> EventFilter:
-        """Return what one name or several stand for.
+        """Return a filter for one name or several.
 
         :raises InvalidParameterError: there is none, or one that is not documented
         """
@@ -44,50 +45,54 @@ class EventFilter:
 
     @property
     def about_executions(self) -> bool:
-        """Whether the execution history tells of some of them."""
+        """Whether some of them follow from the execution history."""
         return any(name.startswith("execution.") for name in self.events)
 
     @property
     def about_workflows(self) -> bool:
-        """Whether the list of workflows tells of some of them."""
+        """Whether some of them follow from the list of workflows."""
         return any(name.startswith("workflow.") for name in self.events)
 
-    def wants(self, news: Event) -> bool:
-        """Whether an event is among them."""
-        return news.event in self.events and self.workflow_id in (None, news.workflow_id)
+    def includes(self, workflow_id: str | None) -> bool:
+        """Whether events of a workflow are wanted."""
+        return self.workflow_id in (None, workflow_id)
+
+    def wants(self, event: Event) -> bool:
+        """Whether an event is wanted."""
+        return event.name in self.events and self.includes(event.workflow_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event, with the execution or workflow as it was read.
 
-    :param event: one of the six names
-    :param workflow_id: the workflow it is about, when it is told
-    :param at: when it happened, where that is told
+    :param name: one of the six names
+    :param workflow_id: its workflow, where that is known
+    :param at: when it happened, where that is known
     :param payload: what a DAG gets: `event`, and `execution` or `workflow`
     """
 
-    event: str
+    name: str
     workflow_id: str | None
     at: datetime | None
     payload: dict[str, Json] = field(repr=False)
 
     @classmethod
-    def of_execution(cls, event: str, execution: Execution, at: datetime | None) -> Event:
+    def of_execution(cls, name: str, execution: Execution, at: datetime | None) -> Event:
         """Return an event of an execution."""
-        return cls(event, execution.workflow_id, at, {"event": event, "execution": execution.to_dict()})
+        return cls(name, execution.workflow_id, at, {"event": name, "execution": execution.to_dict()})
 
     @classmethod
-    def of_workflow(cls, event: str, workflow_id: str, fields: Json) -> Event:
+    def of_workflow(cls, name: str, workflow_id: str, fields: Json) -> Event:
         """Return an event of a workflow."""
-        return cls(event, workflow_id, None, {"event": event, "workflow": fields})
+        return cls(name, workflow_id, None, {"event": name, "workflow": fields})
 
 
 @dataclass(frozen=True, slots=True)
 class KnownExecutions:
     """What is known of the execution history.
 
-    :param states: executions by id; all that run, and those that ended lately
+    :param states: executions by id: all that are running, and those that ended lately
     :param ended_before: those that ended before this time are known too
     """
 
@@ -95,31 +100,31 @@ class KnownExecutions:
     ended_before: datetime | None = None
 
     def compared_with(self, executions: Iterable[Execution]) -> tuple[list[Event], KnownExecutions]:
-        """Return what is new about some executions, in the order in which it happened, and what is known then.
+        """Return the events that some executions show, in the order in which they happened, and what is known then.
 
         :param executions: may leave out those that did not change
         """
         states = dict(self.states)
-        news: list[Event] = []
+        events: list[Event] = []
         ends: dict[str, datetime] = {}
         for execution in executions:
             if execution.id not in states and self._is_old(execution):
                 continue
-            news += _changes(states.get(execution.id), execution)
-            # An end is the end, whatever the server says later.
+            events += _events_of(states.get(execution.id), execution)
+            # A final status stays, whatever the server says later.
             if states.get(execution.id, ExecutionState.RUNNING) is ExecutionState.RUNNING:
                 states[execution.id] = execution.state
             if execution.ended and execution.finished_at is not None:
                 ends[execution.id] = execution.finished_at
-        news.sort(key=lambda each: each.at or _LONG_AGO)
-        return news, replace(self, states=states).without_old(ends)
+        events.sort(key=lambda each: each.at or _LONG_AGO)
+        return events, replace(self, states=states).without_old(ends)
 
     def _is_old(self, execution: Execution) -> bool:
         ended = execution.finished_at if execution.ended else None
         return self.ended_before is not None and ended is not None and ended < self.ended_before
 
     def without_old(self, ends: Mapping[str, datetime]) -> KnownExecutions:
-        """Return the same without the executions that ended long before the latest.
+        """Return the same without the executions that ended long before the latest one.
 
         :param ends: when executions ended, by id
         """
@@ -133,36 +138,35 @@ class KnownExecutions:
         return replace(self, states=states, ended_before=before)
 
 
-def _changes(known: ExecutionState | None, execution: Execution) -> list[Event]:
-    changes = []
+def _events_of(known: ExecutionState | None, execution: Execution) -> list[Event]:
+    events = []
     if known is None:
-        changes.append(Event.of_execution("execution.started", execution, execution.started_at))
+        events.append(Event.of_execution("execution.started", execution, execution.started_at))
     if known in (None, ExecutionState.RUNNING) and execution.ended:
         at = execution.finished_at or execution.started_at
-        changes.append(Event.of_execution(f"execution.{execution.state}", execution, at))
-    return changes
+        events.append(Event.of_execution(f"execution.{execution.state}", execution, at))
+    return events
 
 
 @dataclass(frozen=True, slots=True)
 class KnownWorkflows:
     """What is known of the list of workflows.
 
-    :param fields: what the list showed of each workflow, by id
+    :param fields: each workflow as it was listed, by id
     """
 
     fields: Mapping[str, Json]
 
     def compared_with(self, workflows: Iterable[Workflow]) -> tuple[list[Event], KnownWorkflows]:
-        """Return what is new about the workflows, and what is known then.
+        """Return the events that the workflows show, and what is known then.
 
         :param workflows: all of them
         """
         present: dict[str, Json] = {workflow.id: workflow.to_dict() for workflow in workflows}
-        created = [("workflow.created", each, fields) for each, fields in present.items() if each not in self.fields]
-        updated = [
-            ("workflow.updated", each, fields)
-            for each, fields in present.items()
-            if each in self.fields and self.fields[each] != fields
-        ]
-        deleted = [("workflow.deleted", each, fields) for each, fields in self.fields.items() if each not in present]
-        return [Event.of_workflow(*each) for each in (*created, *updated, *deleted)], KnownWorkflows(present)
+        created = present.keys() - self.fields.keys()
+        updated = [each for each in present if each not in created and present[each] != self.fields[each]]
+        events = [Event.of_workflow("workflow.created", each, present[each]) for each in present if each in created]
+        events += [Event.of_workflow("workflow.updated", each, present[each]) for each in updated]
+        deleted = [each for each in self.fields if each not in present]
+        events += [Event.of_workflow("workflow.deleted", each, self.fields[each]) for each in deleted]
+        return events, KnownWorkflows(present)

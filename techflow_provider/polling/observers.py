@@ -1,4 +1,4 @@
-"""Who is handed the readings of the execution history: the interface, and the observer that waits for one execution."""
+"""The observers of a poller: their interface, the set of them, and the one that waits for an execution."""
 
 from __future__ import annotations
 
@@ -18,60 +18,60 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# So many observers are served before others of the event loop get their turn.
+# After so many observers, the other tasks of the event loop get their turn.
 OBSERVERS_PER_TURN = 500
 
 
 class Observer(Protocol):
-    """Somebody who is handed each reading of the history, one after the other, in the event loop.
+    """Receives the result of each poll, one after the other, in the event loop.
 
-    :param interval_seconds: how often it would like a look
+    :param interval_seconds: the time between two polls that it would like
     """
 
     interval_seconds: float
 
-    def add_interest(self, interest: HistoryFilter) -> None:
-        """Add what is wanted of the next reading; what nobody adds may be left out of it."""
+    def add_to(self, history_filter: HistoryFilter) -> None:
+        """Add what is needed from the next poll; what no observer adds may be missing from it."""
 
     def update(self, history: History, now: float) -> bool:
-        """Take notice of a reading, and return whether it brought what was waited for.
+        """Read the result of a poll, and return whether it held what was waited for.
 
-        :param history: what was of interest, without what is known to be unchanged since the last reading
+        :param history: what was asked for, without what is known to be unchanged since the last poll
         :param now: seconds on the event loop's clock
         """
 
-    def miss(self, error: TechFlowError) -> None:
-        """Take notice of a look that failed and is repeated."""
+    def report(self, error: TechFlowError) -> None:
+        """Log a poll that failed and will be retried."""
 
     def fail(self, error: TechFlowError) -> None:
-        """Learn why there will be no further look."""
+        """End, because there will be no further poll."""
 
 
 @dataclass(eq=False, slots=True)
 class ExecutionWaiter:
-    """An observer that waits for the end of one execution.
+    """An observer that waits for the completion of one execution.
 
-    :param watch: what it knows of its execution
-    :param interval_seconds: how often it would like a look
-    :param ended: set when the wait is over
-    :param context: the trigger's context, so that what is logged for it lands in its own log
+    :param tracker: what it knows of its execution
+    :param interval_seconds: the time between two polls that it would like
+    :param ended: resolved when the wait is over
+    :param context: the trigger's context, so that its log lines go to the trigger's own log
     """
 
-    watch: ExecutionTracker
+    tracker: ExecutionTracker
     interval_seconds: float
     ended: asyncio.Future[Execution]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
-    def add_interest(self, interest: HistoryFilter) -> None:
-        """Add the execution, unless its status is the one that is known already."""
-        interest.add(self.watch.target, self.watch.status)
+    def add_to(self, history_filter: HistoryFilter) -> None:
+        """Add the execution, unless it still has the known status."""
+        history_filter.add(self.tracker.selector, self.tracker.status)
 
     def update(self, history: History, now: float) -> bool:
-        """Take notice of a reading, and return whether the execution has ended."""
+        """Read the result of a poll, and return whether the execution has ended."""
         if self.ended.done():
             return False
         try:
-            execution = self.context.run(self.watch.update, history, now)
+            execution = self.context.run(self.tracker.update, history, now)
         except TechFlowError as error:
             self.fail(error)
             return False
@@ -79,18 +79,18 @@ class ExecutionWaiter:
             self.ended.set_result(execution)
         return execution is not None
 
-    def miss(self, error: TechFlowError) -> None:
-        """Log that a look failed."""
+    def report(self, error: TechFlowError) -> None:
+        """Log a poll that failed and will be retried."""
         self.context.run(log_or_raise, error, log.warning)
 
     def fail(self, error: TechFlowError) -> None:
-        """End the wait with the reason why it can't go on."""
+        """End the wait with its reason."""
         if not self.ended.done():
             self.ended.set_exception(error)
 
 
 class ObserverSet:
-    """The observers of one poller; they join and leave at any time."""
+    """The observers of one poller, which come and go at any time."""
 
     def __init__(self) -> None:
         self.added = 0
@@ -102,53 +102,53 @@ class ObserverSet:
 
     @property
     def interval_seconds(self) -> float:
-        """The shortest interval that an observer would like; 0 when there is none."""
+        """The shortest interval that an observer would like; 0 without observers."""
         return min((member.interval_seconds for member in self._members), default=0.0)
 
     def add(self, observer: Observer) -> None:
-        """Let an observer belong to the crowd."""
+        """Add an observer."""
         self._members.add(observer)
         self.added += 1
         self._changed.set()
 
     def remove(self, observer: Observer) -> None:
-        """Let an observer go."""
+        """Remove an observer."""
         self._members.discard(observer)
         self._changed.set()
 
-    async def changes_within(self, seconds: float) -> None:
-        """Wait until somebody joins or leaves, or the time is over."""
+    async def wait_for_change(self, seconds: float) -> None:
+        """Wait until an observer is added or removed, but no longer than some seconds."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), seconds)
 
     def present(self) -> tuple[Observer, ...]:
-        """Return who is there now."""
+        """Return the observers of this moment."""
         return tuple(self._members)
 
-    async def end(self, error: TechFlowError) -> None:
-        """Tell everybody why there will be no further look."""
-        # Again until nobody is left, since an observer may join while the others are told.
+    async def fail(self, error: TechFlowError) -> None:
+        """End every observer, because there will be no further poll."""
+        # In a loop, since an observer may be added while the others are ended.
         while self._members:
             await for_each(self.present(), lambda observer: observer.fail(error))
 
 
 async def for_each(observers: tuple[Observer, ...], act: Callable[[Observer], T]) -> list[T]:
-    """Do something with each observer and return what came of it, giving the event loop its turns meanwhile."""
+    """Call a function with each observer and return the results, without holding up the event loop."""
     results: list[T] = []
-    for served, observer in enumerate(observers, 1):
+    for number, observer in enumerate(observers, 1):
         results.append(act(observer))
-        if served % OBSERVERS_PER_TURN == 0:
+        if number % OBSERVERS_PER_TURN == 0:
             await asyncio.sleep(0)
-    # Those whose wait is over leave before it is asked whether anybody still waits.
+    # Waits that are over remove their observers now, before the poller checks whether any is left.
     await asyncio.sleep(0)
     return results
 
 
-async def as_techflow_error(failed: str, work: Awaitable[T]) -> T:
-    """Await something and turn whatever it raises into an error that an event can carry.
+async def as_techflow_error(failure: str, work: Awaitable[T]) -> T:
+    """Await something, and turn whatever it raises into an error that a trigger's event can carry.
 
-    :param failed: what has failed then, in words
+    :param failure: a clause that says what failed
     :raises TechFlowError: the work raised it, or raised something else
     """
     try:
@@ -156,5 +156,5 @@ async def as_techflow_error(failed: str, work: Awaitable[T]) -> T:
     except TechFlowError:
         raise
     except Exception as error:
-        # Airflow raises anything, and a wait must end with the reason.
-        raise TechFlowError(f"{failed}: {type(error).__name__}: {error}") from error
+        # Airflow may raise anything, and a wait must end with the reason.
+        raise TechFlowError(f"{failure}: {type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
-"""One loop that reads the execution history for all who wait for something in it.
+"""One loop that polls the execution history for all that wait for something in it.
 
-TechFlow has no call for one execution, so a wait means reading the whole history; one reading serves all waits. Those
-who wait join and leave, and the loop ends with the last of them.
+TechFlow has no call for one execution, so a wait means reading the whole history; one poll serves all waits. Observers
+come and go, and the loop ends with the last of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+
+import httpx
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
 from techflow_provider.client.calls import list_workflows
@@ -25,12 +27,12 @@ from techflow_provider.state.store import StoreError
 
 log = logging.getLogger(__name__)
 
-# One look may take its time with slots and pauses, and must come to an end.
-LOOK_SECONDS = 120.0
-# How often it is asked whether a webhook came.
-BELL_SECONDS = 0.5
-# A 5xx or a broken connection is the poller's own matter: it looks again, later each time.
-LOOK_ONCE = RetryPolicy(max_attempts=1)
+# One poll may wait for slots and cool-downs, within this bound.
+POLL_DEADLINE_SECONDS = 120.0
+# Time between two reads of the wake-up counter.
+WAKEUP_CHECK_SECONDS = 0.5
+# The poller itself polls again after a 5xx or a broken connection, each time later.
+SEND_ONCE = RetryPolicy(max_attempts=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +41,29 @@ class Access:
 
     :param settings: key, base URL and bounds
     :param budget: the rate budget of the key
-    :param wakeups: returns a number that changes with each webhook that came, and may raise `StoreError`; called in a
-        thread; None where no webhook can come
-    :param heartbeat: tells the key's other pollers that this one is there, and returns how many there are; called in a
+    :param wakeups: returns the wake-up counter, which each webhook increments; called in a thread, and may raise
+        `StoreError`; None where no webhook can arrive
+    :param heartbeat: records that this poller is running, and returns how many pollers of the key are; called in a
         thread, and may raise `StoreError`; None where there can't be others
+    :param transport: an httpx transport, such as the sandbox's; None takes the network
     """
 
     settings: Settings
     budget: Budget
     wakeups: Callable[[], int] | None = None
     heartbeat: Callable[[], int] | None = None
+    transport: httpx.AsyncBaseTransport | None = None
 
 
 Connect = Callable[[], Awaitable[Access]]
 
 
 class Poller:
-    """Reads the history of one API key while somebody observes it.
+    """Polls with one API key while there are observers.
 
     :param access: how to reach TechFlow
     :param connect: looks that up again when the key is refused
-    :param ended: called when the last observer has left and nothing is read any more
+    :param ended: called when the last observer has been removed and polling has stopped
     """
 
     def __init__(self, access: Access, connect: Connect, ended: Callable[[], None] = lambda: None) -> None:
@@ -69,149 +73,153 @@ class Poller:
         self._observers = ObserverSet()
         self._task: asyncio.Task[None] | None = None
 
-    async def wait(self, watch: ExecutionTracker, interval_seconds: float) -> Execution:
+    async def wait(self, tracker: ExecutionTracker, interval_seconds: float) -> Execution:
         """Wait until an execution has ended.
 
-        :raises TechFlowError: waiting makes no sense any more
+        :raises TechFlowError: there is no point in waiting any longer
         """
-        wait = ExecutionWaiter(watch, interval_seconds, asyncio.get_running_loop().create_future())
-        # Not by the context manager, of which each takes half a kilobyte.
-        self._join(wait)
+        waiter = ExecutionWaiter(tracker, interval_seconds, asyncio.get_running_loop().create_future())
+        # Without the context manager, which takes half a kilobyte per wait.
+        self._add(waiter)
         try:
-            return await wait.ended
+            return await waiter.ended
         finally:
-            self._observers.remove(wait)
+            self._observers.remove(waiter)
 
     @contextlib.contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
-        """Hand an observer each reading while the context lasts; the first one comes within its interval."""
-        self._join(observer)
+        """Hand an observer the result of each poll while the context lasts, the first one within its interval."""
+        self._add(observer)
         try:
             yield
         finally:
             self._observers.remove(observer)
 
-    def _join(self, observer: Observer) -> None:
+    def _add(self, observer: Observer) -> None:
         self._observers.add(observer)
         if self._task is None or self._task.done():
-            # In a context of its own, or what it logs would land in the log of the trigger that came first.
+            # In a context of its own, or its log lines would go to the log of the first trigger.
             self._task = asyncio.get_running_loop().create_task(self._run(), context=contextvars.Context())
 
     async def _run(self) -> None:
         try:
             await as_techflow_error("the execution history could not be read", self._poll())
         except TechFlowError as error:
-            await self._observers.end(error)
+            await self._observers.fail(error)
         self._ended()
 
     async def _poll(self) -> None:
-        """Look until nobody observes. A refused key is looked up once more, since it may have been changed."""
+        """Poll while there are observers; a refused key is looked up once more, since there may be a new one."""
         while self._observers:
             access = self._access
-            settings = replace(access.settings, deadline_seconds=LOOK_SECONDS)
-            async with AsyncClient(settings=settings, budget=access.budget, retry=LOOK_ONCE) as client:
+            settings = replace(access.settings, deadline_seconds=POLL_DEADLINE_SECONDS)
+            clock = asyncio.get_running_loop().time
+            async with AsyncClient(
+                settings=settings, budget=access.budget, retry=SEND_ONCE, transport=access.transport, clock=clock
+            ) as client:
                 try:
-                    await _PollLoop(client, access, self._observers).poll_while_needed()
+                    await _PollLoop(client, access, self._observers, clock).run()
                 except UnauthorizedError:
                     self._access = await self._connect()
                     if self._access.settings == access.settings:
                         raise
-                    log.info(
-                        "The API key was refused and has been changed in the connection: going on with the new one"
-                    )
+                    log.info("The API key was refused, and the connection has a new one: polling continues with that")
 
 
 class _PollLoop:
-    """The looks of a poller through one client.
+    """The polls of a poller through one client.
 
     :param client: reads the history
     :param access: how it reaches TechFlow
-    :param observer_set: those who observe
+    :param observer_set: what receives the result of each poll
+    :param clock: the event loop's clock
     """
 
-    def __init__(self, client: AsyncClient, access: Access, observer_set: ObserverSet) -> None:
+    def __init__(
+        self, client: AsyncClient, access: Access, observer_set: ObserverSet, clock: Callable[[], float]
+    ) -> None:
         self._client = client
         self._wakeups = access.wakeups
         self._heartbeat = access.heartbeat
         self._observers = observer_set
-        self._clock = asyncio.get_running_loop().time
-        self._pages: ConditionalCache[Execution] = ConditionalCache(self._clock)
-        self._pace = PollSchedule()
-        self._joined = 0
-        self._rings = 0
+        self._clock = clock
+        self._pages: ConditionalCache[Execution] = ConditionalCache(clock)
+        self._schedule = PollSchedule()
+        self._added = 0
+        self._wakeup_count = 0
+        self._wakeups_failed = False
         self._pollers = 1
-        self._deaf = False
-        self._missed = ""
+        self._last_failure = ""
 
-    async def poll_while_needed(self) -> None:
-        """Look until nobody observes.
+    async def run(self) -> None:
+        """Poll while there are observers.
 
-        :raises TechFlowError: no look will succeed any more
+        :raises TechFlowError: no further poll can succeed
         """
-        rang = False
+        woken = False
         while self._observers:
             began = self._clock()
-            # What rang before is answered by this look, and what rings during it is not.
-            await self._hears_ring()
-            await self._poll_once(rang=rang)
-            rang = await self._pause(began)
+            # This poll serves a wake-up from before it, but not one that comes during it.
+            await self._was_woken()
+            await self._poll(woken=woken)
+            woken = await self._wait_until_due(began)
 
-    async def _poll_once(self, *, rang: bool) -> None:
+    async def _poll(self, *, woken: bool) -> None:
         observers = self._observers.present()
         self._forget_unchanged_pages()
-        interest = HistoryFilter()
-        await for_each(observers, lambda observer: observer.add_interest(interest))
+        history_filter = HistoryFilter()
+        await for_each(observers, lambda observer: observer.add_to(history_filter))
         try:
-            history = await self._read(interest)
+            history = await self._read(history_filter)
         except TechFlowError as error:
             if not is_transient(error):
                 raise
-            # A page that came before the failure was handed to nobody.
+            # No observer has received the pages that came before the failure.
             self._pages.clear()
-            self._pace.failed(self._clock())
-            await self._tell_of_miss(observers, error)
+            self._schedule.failed(self._clock())
+            await self._report(observers, error)
             return
-        self._missed = ""
+        self._last_failure = ""
         now = self._clock()
-        news = await for_each(observers, lambda observer: observer.update(history, now))
-        self._pace.looked(now, rang=rang, news=any(news))
+        found = await for_each(observers, lambda observer: observer.update(history, now))
+        self._schedule.polled(now, woken=woken, found=any(found))
 
-    async def _tell_of_miss(self, observers: tuple[Observer, ...], error: TechFlowError) -> None:
-        # Once while the same goes wrong: the server may be away for hours, and the waits may be many.
-        if str(error) != self._missed:
-            self._missed = str(error)
-            await for_each(observers, lambda observer: observer.miss(error))
+    async def _report(self, observers: tuple[Observer, ...], error: TechFlowError) -> None:
+        # Once per kind of failure: the server may be away for hours, and there may be many waits.
+        if str(error) != self._last_failure:
+            self._last_failure = str(error)
+            await for_each(observers, lambda observer: observer.report(error))
 
-    async def _read(self, interest: HistoryFilter) -> History:
-        # The workflows first: when they can't be read, nothing of the history must count as handed over.
+    async def _read(self, history_filter: HistoryFilter) -> History:
+        # The workflows first: when they can't be read, no part of the history may count as received.
         workflows = None
-        if interest.wants_workflows:
+        if history_filter.wants_workflows:
             workflows = tuple(await self._client.collect(list_workflows(RequestClass.POLL)))
-        if not interest.wants_history:
+        if not history_filter.wants_executions:
             return History((), workflows)
-        history = await self._client.executions.poll(LOOK_SECONDS, interest, self._pages)
+        history = await self._client.executions.poll(POLL_DEADLINE_SECONDS, history_filter, self._pages)
         history.workflows = workflows
         return history
 
     def _forget_unchanged_pages(self) -> None:
-        # To those who joined since the last look began, what has not changed is new.
-        if self._joined != self._observers.added:
-            self._joined = self._observers.added
+        # Observers added since the last poll began haven't received the pages that are unchanged since then.
+        if self._added != self._observers.added:
+            self._added = self._observers.added
             self._pages.clear()
 
-    async def _pause(self, began: float) -> bool:
-        """Let the interval pass while somebody observes, and return whether a webhook cut it short."""
+    async def _wait_until_due(self, began: float) -> bool:
+        """Wait for the next poll while there are observers, and return whether a webhook asks for it."""
         ended, budget = self._clock(), await self._client.use_state(self._client.budget.snapshot)
         await self._count_pollers()
         while self._observers:
-            due = self._pace.due(began, ended, self._observers.interval_seconds, budget, self._pollers)
+            due = self._schedule.due(began, ended, self._observers.interval_seconds, budget, self._pollers)
             left = due - self._clock()
             if left <= 0:
                 break
-            if await self._hears_ring():
-                await asyncio.sleep(max(0.0, self._pace.rung(began) - self._clock()))
+            if await self._was_woken():
+                await asyncio.sleep(max(0.0, self._schedule.woken_due(began) - self._clock()))
                 return True
-            await self._observers.changes_within(left if self._wakeups is None else min(left, BELL_SECONDS))
+            await self._observers.wait_for_change(left if self._wakeups is None else min(left, WAKEUP_CHECK_SECONDS))
         return False
 
     async def _count_pollers(self) -> None:
@@ -220,19 +228,19 @@ class _PollLoop:
         try:
             self._pollers = max(1, await self._client.use_state(self._heartbeat))
         except StoreError as error:
-            # Those that were there last are still the best guess, and the budget warns of its store.
-            log.debug("The pollers of the key can't be counted: %s", error)
+            # The last count is still the best estimate, and the budget warns of its store.
+            log.debug("The pollers of the API key can't be counted: %s", error)
 
-    async def _hears_ring(self) -> bool:
-        """Return whether a webhook came since the last time."""
+    async def _was_woken(self) -> bool:
+        """Return whether a webhook arrived since the last call."""
         if self._wakeups is None:
             return False
         try:
-            rings = await self._client.use_state(self._wakeups)
+            count = await self._client.use_state(self._wakeups)
         except StoreError as error:
-            if not self._deaf:
-                log.warning("Webhooks can't be heard of at present (%s); the looks go on without them", error)
-            self._deaf, self._pace.announced = True, 0
+            if not self._wakeups_failed:
+                log.warning("Polling continues without webhooks: the wake-up counter can't be read (%s)", error)
+            self._wakeups_failed, self._schedule.webhook_streak = True, 0
             return False
-        rang, self._rings, self._deaf = rings != self._rings, rings, False
-        return rang
+        woken, self._wakeup_count, self._wakeups_failed = count != self._wakeup_count, count, False
+        return woken

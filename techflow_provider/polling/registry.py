@@ -1,4 +1,4 @@
-"""Who shares a poller: all waits of one event loop whose connections have the same API key and base URL."""
+"""Which waits share a poller: those of one event loop whose connections have the same API key and base URL."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ async def look_up(conn_id: str) -> Access:
     """Look a connection up without blocking the event loop, and return what a poller needs of it."""
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
     records = open_records(connection)
-    # One triggerer is one process, and one poller of a key, however often that ends and begins again.
+    # A triggerer is one process with one poller per key, however often that ends and begins again.
     heartbeat = partial(records.heartbeat, f"{socket.gethostname()}/{os.getpid()}")
-    # Without a secret no webhook is received, and the bell never rings.
+    # Without a secret no webhook is accepted, and the wake-up counter never changes.
     wakeups = None if connection.webhook_secret is None else records.wakeups
     return Access(connection.settings, open_budget(connection), wakeups, heartbeat)
 
@@ -44,16 +44,16 @@ class PollerRegistry:
         self._pollers: dict[str, Poller] = {}
 
     async def poller(self, conn_id: str) -> Poller:
-        """Return the poller for a connection, which is looked up once for all that ask until the poller has ended.
+        """Return the poller of a connection, which is looked up once until that poller has ended.
 
         :raises TechFlowError: the connection can't be looked up
         """
         task = self._connections.get(conn_id)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            # In a context of its own, as the poller: the first trigger that asks is one of many.
+        if task is None or (task.done() and not _has_result(task)):
+            # In a context of its own, like the poller: the first trigger that asks is one of many.
             task = asyncio.get_running_loop().create_task(self._read(conn_id), context=contextvars.Context())
             self._connections[conn_id] = task
-        # Shielded, since others wait for it when this one is cancelled.
+        # Shielded, since others await it when this caller is cancelled.
         access = await asyncio.shield(task)
         account = access.settings.account
         if account not in self._pollers:
@@ -62,30 +62,32 @@ class PollerRegistry:
 
     async def _read(self, conn_id: str) -> Access:
         access = await as_techflow_error(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
-        log.info("Looked up the connection %r; one poll of %s serves all its waits", conn_id, access.settings.base_url)
+        log.info("One poller of %s serves all waits of the connection %r", access.settings.base_url, conn_id)
         return access
 
     def _forget(self, account: str) -> None:
-        """Drop a poller that has ended, with its connections: they may be changed before somebody waits again."""
+        """Drop a poller that has ended, with its connections: they may be changed before the next wait."""
         self._pollers.pop(account, None)
         for conn_id, task in list(self._connections.items()):
-            if (
-                task.done()
-                and not task.cancelled()
-                and not task.exception()
-                and task.result().settings.account == account
-            ):
+            if _has_result(task) and task.result().settings.account == account:
                 del self._connections[conn_id]
 
 
+def _has_result(task: asyncio.Task[Access]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
 # The one piece of module-level state: what the waits of each running event loop share.
-_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
+_registries: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
 
 
 async def shared_poller(conn_id: str) -> Poller:
-    """Return the running loop's poller for a connection; join it before anything else is awaited.
+    """Return the running loop's poller of a connection; observe it before you await anything else.
 
     :param conn_id: connection of the type `techflow`
     :raises TechFlowError: the connection can't be looked up
     """
-    return await _loops.setdefault(asyncio.get_running_loop(), PollerRegistry()).poller(conn_id)
+    loop = asyncio.get_running_loop()
+    if loop not in _registries:
+        _registries[loop] = PollerRegistry(look_up)
+    return await _registries[loop].poller(conn_id)

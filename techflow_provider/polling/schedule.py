@@ -1,8 +1,8 @@
-"""Decide when a poller looks next; arithmetic without clock or waiting.
+"""Decide when a poller polls next; arithmetic without clock or waiting.
 
-Waits say how often they would like a look. Polls in all get a fixed share of the rate limit, which the pollers of all
-triggerers divide among them. Commands that queue for the budget make the looks rarer, and so do webhooks that announce
-what the looks then find.
+Every wait has an interval that it would like. All polls together get a fixed share of the rate limit, which the
+pollers of all triggerers divide among them. Polls become rarer while commands queue for the budget, and while webhooks
+announce what the polls then find.
 """
 
 from __future__ import annotations
@@ -14,56 +14,55 @@ from techflow_provider.client.errors import backoff_seconds
 from techflow_provider.state.gcra import MINUTE_SECONDS, POLL_SHARE
 from techflow_provider.state.snapshot import Snapshot
 
-# However eager the waits are, this keeps the looks of one poller under 20 a minute.
+# However short the intervals of the waits are, one poller stays under 20 polls a minute.
 SHORTEST_INTERVAL_SECONDS = 3.0
-# A look that a webhook asks for comes this soon after the last one, or waits for the shortest interval when such looks
-# come thick and fast.
-SHORTEST_RUNG_SECONDS = 1.0
-RUNG_LOOKS_A_MINUTE = 12
-# While webhooks announce every end, looks without one become this rare; they find what a webhook missed.
-LONGEST_ANNOUNCED_SECONDS = 30.0
-# After failures in a row looks become rarer by so much only: who waits wants to know soon after the server is back.
+# A webhook's poll comes this soon after the last one, or after the shortest interval once there are many in a minute.
+SHORTEST_WOKEN_SECONDS = 1.0
+SOON_POLLS_PER_MINUTE = 12
+# While webhooks announce every completion, polls without one become this rare; they find what a webhook missed.
+LONGEST_STREAK_SECONDS = 30.0
+# Failures in a row stretch the interval by no more than this, so that waits see soon that the server is back.
 LONGEST_BACKOFF = 2.0
 
 
 @dataclass(slots=True)
 class PollSchedule:
-    """What one poller knows that decides when it looks next.
+    """What one poller knows that decides when it polls next.
 
-    :param failures: looks in a row that failed
-    :param announced: looks in a row that found an end, each after a webhook
-    :param expecting: whether a webhook came whose news are still to be found, since the history may be behind it
+    :param failures: polls in a row that failed
+    :param webhook_streak: polls in a row that found something, each after a webhook
+    :param expecting: whether a webhook's news isn't found yet, since the history may lag behind
     """
 
     failures: int = 0
-    announced: int = 0
+    webhook_streak: int = 0
     expecting: bool = False
-    _looks: deque[float] = field(default_factory=deque, repr=False)
+    _polls: deque[float] = field(default_factory=deque, repr=False)
 
     def failed(self, now: float) -> None:
-        """Note a look that failed."""
-        self._note(now)
+        """Record a poll that failed."""
+        self._record(now)
         self.failures += 1
 
-    def looked(self, now: float, *, rang: bool, news: bool) -> None:
-        """Note a look.
+    def polled(self, now: float, *, woken: bool, found: bool) -> None:
+        """Record a poll.
 
-        :param rang: whether a webhook asked for it
-        :param news: whether it brought something that was waited for
+        :param woken: whether a webhook asked for it
+        :param found: whether it held what an observer waited for
         """
-        self._note(now)
+        self._record(now)
         self.failures = 0
-        self.expecting = rang and not news
-        if news:
-            self.announced = self.announced + 1 if rang else 0
+        self.expecting = woken and not found
+        if found:
+            self.webhook_streak = self.webhook_streak + 1 if woken else 0
 
-    def _note(self, now: float) -> None:
-        self._looks.append(now)
-        while self._looks[0] <= now - MINUTE_SECONDS:
-            self._looks.popleft()
+    def _record(self, now: float) -> None:
+        self._polls.append(now)
+        while self._polls[0] <= now - MINUTE_SECONDS:
+            self._polls.popleft()
 
     def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
-        """Return when the next look is due.
+        """Return when the next poll is due.
 
         :param began: when the last one began
         :param ended: and when it ended; a slow server gets a rest
@@ -72,10 +71,10 @@ class PollSchedule:
         return max(began + interval, ended + min(interval, SHORTEST_INTERVAL_SECONDS))
 
     def interval(self, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
-        """Return the time from one look's begin to the next one's.
+        """Return the time from the beginning of one poll to that of the next.
 
-        :param wanted_seconds: the shortest interval that an observer asks for
-        :param budget: how the budget stands
+        :param wanted_seconds: the shortest interval that an observer would like
+        :param budget: the state of the budget
         :param pollers: how many pollers share it
         """
         share = MINUTE_SECONDS * pollers / (budget.requests_per_minute * POLL_SHARE)
@@ -83,13 +82,14 @@ class PollSchedule:
         if budget.waiting:
             interval *= 2
         if not self.expecting:
-            interval = max(interval, min(interval * 2.0 ** min(self.announced, 30), LONGEST_ANNOUNCED_SECONDS))
+            stretched = interval * 2.0 ** min(self.webhook_streak, 30)
+            interval = max(interval, min(stretched, LONGEST_STREAK_SECONDS))
         return backoff_seconds(interval, self.failures, interval * LONGEST_BACKOFF)
 
-    def rung(self, last: float) -> float:
-        """Return the earliest time for a look that a webhook asks for.
+    def woken_due(self, began: float) -> float:
+        """Return when a poll that a webhook asks for is due.
 
-        :param last: when the last look began
+        :param began: when the last poll began
         """
-        soon = len(self._looks) < RUNG_LOOKS_A_MINUTE
-        return last + (SHORTEST_RUNG_SECONDS if soon else SHORTEST_INTERVAL_SECONDS)
+        soon = len(self._polls) < SOON_POLLS_PER_MINUTE
+        return began + (SHORTEST_WOKEN_SECONDS if soon else SHORTEST_INTERVAL_SECONDS)

@@ -47,28 +47,31 @@ if TYPE_CHECKING:
 
 # Airflow's own default of a sensor that pokes.
 POKE_SECONDS = 60.0
-# `dag.test()` resumes a task that its trigger has ended with this, in place of the event, and drops its result.
+# After its trigger has ended a task, `dag.test()` resumes it with this in place of the event, and drops its result.
 ENDED_BY_TRIGGER = "success"
-# A look from a worker does not wait longer than this for its slot in the budget: the next poke comes anyway.
-LOOK_SECONDS = 10.0
+# How long a poll in a worker waits for its slot in the budget; there will be another poke anyway.
+POLL_SECONDS = 10.0
+INSTANT = "an ISO 8601 time with a time zone"
 
 
 class TechFlowExecutionSensor(BaseSensorOperator):
     """Wait until an execution has ended, and return it as a dict, the same in every mode (List Executions).
 
-    Give `execution_id`, or `workflow_id` with `started_after` for the first execution of a workflow since then. A wait
-    that looks and fails to reach TechFlow looks again; it ends with the reason when no look can succeed any more.
+    Give `execution_id`, or `workflow_id` with `started_after` for the first execution of a workflow since then. A poll
+    that doesn't reach TechFlow is retried; the wait ends with the reason when no further poll can succeed.
+
+    >>> wait = TechFlowExecutionSensor(task_id="wait", execution_id="{{ ti.xcom_pull('start') }}", deferrable=True)
 
     :param execution_id: the execution, as `TechFlowTriggerWorkflowOperator` returns it
     :param workflow_id: the workflow whose next execution is waited for
     :param started_after: a datetime or ISO 8601 text, with a time zone, such as `"{{ data_interval_end }}"`
-    :param allowed_statuses: the ends that are a success: `completed`, `failed`, or TechFlow's own words; any other end
-        fails the task at once, since another try would see the same end
-    :param deferrable: whether to wait in the triggerer, where one look serves all waits
-    :param end_from_trigger: with `deferrable`, whether a success ends the task in the triggerer, without a worker: it
-        is seen about a second sooner. Then no listener hears of it, and the result is not put into an XCom backend of
-        your own; a task with outlets, or without a result, ends in a worker all the same
-    :param poke_interval: timedelta or seconds between two looks; None takes 60 s, and `[techflow] poll_interval` when
+    :param allowed_statuses: the final statuses that are a success: `completed`, `failed`, or TechFlow's own words; any
+        other one fails the task without a retry, which would see the same
+    :param deferrable: whether to wait in the triggerer, where one poll serves all waits
+    :param end_from_trigger: with `deferrable`, whether a success ends the task in the triggerer, without a worker and
+        about a second sooner. Then no listener is called, and the result is not put into an XCom backend of your own; a
+        task with outlets, or without a result, still ends in a worker
+    :param poke_interval: timedelta or seconds between two polls; None takes 60 s, and `[techflow] poll_interval` when
         deferrable
     :param techflow_conn_id: connection of the type `techflow`
     :raises AirflowSensorTimeout: it had not ended within `timeout`
@@ -113,61 +116,55 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         return TechFlowHook(self.techflow_conn_id)
 
     @cached_property
-    def _target(self) -> ExecutionSelector:
+    def _selector(self) -> ExecutionSelector:
         return ExecutionSelector(self.execution_id, self.workflow_id, _instant(self.started_after))
 
     def execute(self, context: Context) -> Any:
-        """Wait in the way that was chosen; what is over already ends the task at once."""
+        """Wait in the chosen mode; a deferrable sensor whose execution has ended already does not defer."""
         if self.execution_id:
             keep_link(self.hook, self.execution_id)
         if not self.deferrable:
             # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
             return unwrap(BaseSensorOperator.execute)(self, context)
-        over = self._poll(ExecutionTracker(self._target), within_seconds=0)
-        if over is not None:
-            return self._conclude(over)
-        self._defer()
-        return None
+        execution = self._poll(ExecutionTracker(self._selector), within_seconds=0)
+        return self._defer() if execution is None else self._finish(execution)
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        """Look once."""
-        execution = self._poll(self._watch(context), LOOK_SECONDS)
-        return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._conclude(execution))
+        """Poll once."""
+        execution = self._poll(self._tracker(context), POLL_SECONDS)
+        return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._finish(execution))
 
-    def _watch(self, context: Context) -> ExecutionTracker:
+    def _tracker(self, context: Context) -> ExecutionTracker:
         if self.mode != "reschedule":
-            return self._patient_watch
+            return self._lasting_tracker
         first = first_reschedule_date(context)
-        looked_for = (datetime.now(UTC) - first).total_seconds() if first else 0.0
-        return ExecutionTracker(
-            self._target, max(0.0, DEFAULT_APPEAR_SECONDS - looked_for) if first else DEFAULT_APPEAR_SECONDS
-        )
+        waited = (datetime.now(UTC) - first).total_seconds() if first else 0.0
+        return ExecutionTracker(self._selector, max(0.0, DEFAULT_APPEAR_SECONDS - waited))
 
     @cached_property
-    def _patient_watch(self) -> ExecutionTracker:
-        return ExecutionTracker(self._target)
+    def _lasting_tracker(self) -> ExecutionTracker:
+        return ExecutionTracker(self._selector)
 
-    def _poll(self, watch: ExecutionTracker, within_seconds: float) -> Execution | None:
+    def _poll(self, tracker: ExecutionTracker, within_seconds: float) -> Execution | None:
         try:
-            execution = watch.update(self.hook.poll_history(within_seconds, watch.history_filter), time.monotonic())
+            execution = tracker.update(self.hook.poll_history(within_seconds, tracker.history_filter), time.monotonic())
         except BudgetTimeoutError as error:
-            self.log.info("The rate budget is used up; looking again later: %s", error)
+            self.log.info("No poll this time, since the rate budget is used up: %s", error)
             return None
         except TechFlowError as error:
             log_or_raise(error, self.log.warning)
             return None
-        self.log.info("%s: %s", self._target, watch.last_seen)
+        self.log.info("Waiting for %s to end: %s", self._selector, tracker.last_seen)
         return execution
 
     def _defer(self) -> None:
-        interval = self.poke_interval if self._own_interval else default_poll_interval()
-        # What Airflow does for a worker's success alone: events of outlets, and leaving a result out.
+        # What Airflow only does for a worker's success: events of outlets, and leaving a result out.
         in_trigger = self.end_from_trigger and self.do_xcom_push and not self.outlets
         defer_until_ended(
             self,
             self.techflow_conn_id,
-            self._target,
-            poll_interval=interval,
+            self._selector,
+            poll_interval=self.poke_interval if self._own_interval else default_poll_interval(),
             timeout=as_timedelta("timeout", self.timeout),
             success_statuses=self.allowed_statuses if in_trigger else None,
         )
@@ -175,21 +172,21 @@ class TechFlowExecutionSensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: Any) -> dict[str, Json]:
         """Resume after the trigger: return the execution, or fail as the wait in a worker would."""
         if event == ENDED_BY_TRIGGER:
-            return self._conclude(self.hook.get_conn().executions.wait(self._target))
+            return self._finish(self.hook.get_conn().executions.wait(self._selector))
         try:
-            return self._conclude(ended_execution(self, event, timedelta(seconds=self.timeout), _timeout_error))
+            return self._finish(ended_execution(self, event, timedelta(seconds=self.timeout), _timeout_error))
         except (AirflowSensorTimeout, AirflowTaskTimeout) as error:
             if self._skips:
                 raise AirflowSkipException(str(error)) from error
             raise
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """Return what OpenLineage is told about the execution."""
+        """Return the execution's facets for OpenLineage."""
         from techflow_provider.lineage import execution_lineage
 
         return execution_lineage(self.hook, self._ended)
 
-    def _conclude(self, execution: Execution) -> dict[str, Json]:
+    def _finish(self, execution: Execution) -> dict[str, Json]:
         self._ended = execution
         keep_link(self.hook, execution.id, execution.workflow_id, execution.status)
         try:
@@ -202,24 +199,26 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     @property
     def _skips(self) -> bool:
-        """Whether a wait that fails skips its task; Airflow looks at `soft_fail` in most places, not in all."""
+        """Whether a wait that fails skips its task; Airflow reads `soft_fail` in most places, not in all."""
         return bool(self.soft_fail or getattr(self, "never_fail", False))
 
 
 def _instant(value: datetime | str | None) -> datetime | None:
     """Return `started_after` as a datetime; a template renders it as text, in one of several spellings.
 
-    :raises InvalidParameterError: it is no time
+    :raises InvalidParameterError: it isn't a time
     """
     if not isinstance(value, str):
         return value
+    if not value.strip():
+        return None
     try:
-        instant = pendulum.parse(value.strip(), exact=True, tz=None) if value.strip() else None
+        instant = pendulum.parse(value.strip(), exact=True, tz=None)
     except ValueError as error:
-        raise InvalidParameterError("started_after", quote(value), "an ISO 8601 time with a time zone") from error
-    if instant is None or isinstance(instant, datetime):
+        raise InvalidParameterError("started_after", quote(value), INSTANT) from error
+    if isinstance(instant, datetime):
         return instant
-    raise InvalidParameterError("started_after", quote(value), "an ISO 8601 time with a time zone")
+    raise InvalidParameterError("started_after", quote(value), INSTANT)
 
 
 def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> AirflowSensorTimeout:

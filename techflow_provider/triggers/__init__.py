@@ -1,1 +1,1 @@
-"""Triggers of the TechFlow provider, and the poll that they share."""
+"""Triggers of the TechFlow provider, and what they and the tasks that they resume have in common."""

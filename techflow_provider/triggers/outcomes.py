@@ -1,12 +1,14 @@
-"""What a trigger tells the task that it wakes: written and checked in this one place.
+"""What a task and its trigger hand to each other: the deadline of a wait, and its outcome.
 
-An event crosses a process border and a database, so it is plain JSON and is checked once when it arrives.
+An event crosses a process boundary and a database, so it is plain JSON, and is checked once when it arrives.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from techflow_provider.client import errors
@@ -14,16 +16,35 @@ from techflow_provider.client.errors import TechFlowError, UnexpectedResponseErr
 from techflow_provider.client.models import Execution, ExecutionState, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, quote
 
-# An event that fires right after the deferral can overtake the scheduler's own note of it, and the task then fails.
+# A worker slot must not be used for waiting: a deferrable task whose slot in the rate budget is further away defers.
+ADMISSION_SECONDS = 5.0
+# An event right after the deferral can arrive before the scheduler has recorded it, and the task then fails.
 FIRST_EVENT_SECONDS = 3.0
+
+
+def deadline_after(time_left: timedelta) -> str:
+    """Return a deadline as a trigger takes it: ISO 8601, with a time zone."""
+    return (datetime.now(UTC) + time_left).isoformat()
+
+
+def seconds_until(deadline: str | None) -> float | None:
+    """Return the time until a trigger's deadline, 0 when it has passed, and None when there is none."""
+    if deadline is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(deadline) - datetime.now(UTC)).total_seconds())
+
+
+async def sleep_until(began: float, seconds: float) -> None:
+    """Sleep until some seconds after a trigger began, on the event loop's clock."""
+    await asyncio.sleep(max(0.0, began + seconds - asyncio.get_running_loop().time()))
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """A wait's deadline passed.
+    """The deadline of a wait has passed.
 
-    :param wanted: the execution that was waited for, in words
-    :param last_seen: what the history said last, in words
+    :param wanted: the execution that was waited for, as a phrase
+    :param last_seen: what the history showed last, as a clause
     """
 
     wanted: str
@@ -34,9 +55,9 @@ class TimedOut:
 class WaitOutcome:
     """How a wait ended: exactly one of the three is set.
 
-    :param execution: the execution, when it has ended, either way
-    :param timed_out: set when the time was over first
-    :param error: why waiting makes no sense any more
+    :param execution: the execution, with a final status
+    :param timed_out: set when the deadline passed first
+    :param error: why there was no point in waiting any longer
     """
 
     execution: Execution | None = None
@@ -45,7 +66,7 @@ class WaitOutcome:
 
     @property
     def ended(self) -> Execution:
-        """The execution of a wait that is neither timed out nor failed."""
+        """The execution of a wait that neither timed out nor failed."""
         if self.execution is None:
             raise _unreadable(self.to_event())
         return self.execution
@@ -53,7 +74,7 @@ class WaitOutcome:
     def to_event(self) -> dict[str, Json]:
         """Return the payload: `execution` and its `state`, `timed_out`, or `error` with a class and its arguments."""
         if self.execution is not None:
-            # With the state, since the task that is resumed need not know this TechFlow's further status words.
+            # With the state, since the task that is resumed need not know this TechFlow's own status words.
             return {"execution": self.execution.to_dict(), "state": self.execution.state.value}
         if self.error is not None:
             return {"error": {"class": type(self.error).__name__, "args": list(self.error.args)}}
@@ -61,51 +82,51 @@ class WaitOutcome:
 
     @classmethod
     def from_event(cls, event: Any) -> WaitOutcome:
-        """Check the payload that a task is resumed with; it could be of another version or a hand-made one.
+        """Check the payload that a task is resumed with, which another version or a person may have written.
 
-        :raises UnexpectedResponseError: it says none of the three
+        :raises UnexpectedResponseError: it holds none of the three
         """
-        given: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
+        fields: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
         try:
-            if isinstance(given.get("execution"), Mapping):
-                return cls(execution=_execution(dict(given["execution"]), given.get("state")))
-            if isinstance(given.get("error"), Mapping):
-                return cls(error=_error(given["error"]))
-            if isinstance(given.get("timed_out"), Mapping):
-                return cls(timed_out=TimedOut(**given["timed_out"]))
+            if isinstance(fields.get("execution"), Mapping):
+                return cls(execution=_execution(dict(fields["execution"]), fields.get("state")))
+            if isinstance(fields.get("error"), Mapping):
+                return cls(error=_error(fields["error"]))
+            if isinstance(fields.get("timed_out"), Mapping):
+                return cls(timed_out=TimedOut(**fields["timed_out"]))
         except (DecodeError, TypeError, ValueError) as error:
             raise _unreadable(event) from error
         raise _unreadable(event)
 
 
 def admitted_event(error: TechFlowError | None = None) -> dict[str, Json]:
-    """Return the payload that lets a task go for its slot in the rate budget, or fails it."""
+    """Return the payload that lets a task reserve its slot in the rate budget, or fails it."""
     return {"admitted": True} if error is None else WaitOutcome(error=error).to_event()
 
 
 def check_admitted(event: Any) -> None:
-    """Check the payload that a task which waited for its admission is resumed with.
+    """Check the payload that resumes a task which waited for a slot in the rate budget.
 
     :raises TechFlowError: why it was not admitted
     """
     if isinstance(event, Mapping) and event.get("admitted") is True:
         return
-    over = WaitOutcome.from_event(event)
-    raise over.error or _unreadable(event)
+    raise WaitOutcome.from_event(event).error or _unreadable(event)
 
 
-def _execution(told: dict[str, Json], state: object) -> Execution:
-    execution = Execution.read(told)
+def _execution(fields: dict[str, Json], state: object) -> Execution:
+    execution = Execution.read(fields)
     if state is None:
         return execution
     return replace(execution, words=StatusWords.meaning(execution.status, ExecutionState(str(state))))
 
 
-def _error(told: Mapping[str, Any]) -> TechFlowError:
-    kind: Callable[..., TechFlowError] | None = getattr(errors, str(told.get("class")), None)
+def _error(fields: Mapping[str, Any]) -> TechFlowError:
+    name, args = str(fields.get("class")), fields.get("args", ())
+    kind: Callable[..., TechFlowError] | None = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, TechFlowError)):
-        return TechFlowError(str(told.get("class")), *told.get("args", ()))
-    return kind(*told.get("args", ()))
+        return TechFlowError(name, *args)
+    return kind(*args)
 
 
 def _unreadable(event: object) -> UnexpectedResponseError:

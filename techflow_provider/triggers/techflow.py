@@ -11,29 +11,35 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from techflow_provider.client import TechFlowError
-from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
-from techflow_provider.deferral import ended_with, seconds_until
+from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, has_status
 from techflow_provider.polling.registry import shared_poller
-from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, TimedOut, WaitOutcome
+from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, TimedOut, WaitOutcome, seconds_until, sleep_until
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 
-# Not the trigger's own, of which each takes a kilobyte; where a line belongs is told by the context that logs it.
+# Not the trigger's own logger, which takes a kilobyte each; the context decides in which log a line ends up.
 log = logging.getLogger(__name__)
+FIELDS = (
+    *("techflow_conn_id", "execution_id", "workflow_id", "started_after"),
+    *("poll_interval", "deadline", "success_statuses"),
+)
 
 
 class TechFlowExecutionTrigger(BaseTrigger):
     """Wait until an execution has ended, or a deadline has passed; it changes nothing in TechFlow.
 
+    >>> trigger = TechFlowExecutionTrigger("techflow_default", execution_id="exec_123")
+    >>> self.defer(trigger=trigger, method_name="execute_complete")
+
     :param techflow_conn_id: connection of the type `techflow`
     :param execution_id: the execution to wait for
     :param workflow_id: or the workflow whose first execution since `started_after` is waited for
     :param started_after: ISO 8601, with a time zone
-    :param poll_interval: seconds between two looks
+    :param poll_interval: seconds between two polls
     :param deadline: ISO 8601, with a time zone: when to give up; None never
-    :param success_statuses: the ends with which the trigger itself ends the task as a success, with the execution as
-        its result, and no worker is started; None leaves every end to the task
+    :param success_statuses: the final statuses with which the trigger itself ends the task as a success, with the
+        execution as its result and without starting a worker; None leaves every final status to the task
     :raises InvalidParameterError: neither or both of execution and workflow are given
     """
 
@@ -56,50 +62,44 @@ class TechFlowExecutionTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.deadline = deadline
         self.success_statuses = success_statuses
-        self.target = ExecutionSelector(
-            execution_id, workflow_id, datetime.fromisoformat(started_after) if started_after else None
-        )
+        instant = datetime.fromisoformat(started_after) if started_after else None
+        self.selector = ExecutionSelector(execution_id, workflow_id, instant)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return all that another triggerer needs to go on."""
-        fields = (
-            *("techflow_conn_id", "execution_id", "workflow_id", "started_after"),
-            *("poll_interval", "deadline", "success_statuses"),
-        )
+        """Return all that another triggerer needs to continue."""
         path = f"{TechFlowExecutionTrigger.__module__}.{TechFlowExecutionTrigger.__qualname__}"
-        return path, {name: getattr(self, name) for name in fields}
+        return path, {name: getattr(self, name) for name in FIELDS}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the wait is over."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        over = await self._wait()
-        await asyncio.sleep(max(0.0, began + FIRST_EVENT_SECONDS - loop.time()))
-        yield self._event(over)
+        began = asyncio.get_running_loop().time()
+        outcome = await self._wait()
+        await sleep_until(began, FIRST_EVENT_SECONDS)
+        yield self._event(outcome)
 
-    def _event(self, over: WaitOutcome) -> TriggerEvent:
-        if over.execution and self.success_statuses and ended_with(over.execution, self.success_statuses):
-            return TaskSuccessEvent(xcoms={"return_value": over.execution.to_dict()})
-        return TriggerEvent(over.to_event())  # type: ignore[no-untyped-call]  # as above
+    def _event(self, outcome: WaitOutcome) -> TriggerEvent:
+        if outcome.execution and has_status(outcome.execution, self.success_statuses or ()):
+            return TaskSuccessEvent(xcoms={"return_value": outcome.execution.to_dict()})
+        return TriggerEvent(outcome.to_event())  # type: ignore[no-untyped-call]  # as above
 
     async def _wait(self) -> WaitOutcome:
-        watch = ExecutionTracker(self.target)
-        log.info("Waiting for %s; one look every %g s serves all waits", self.target, self.poll_interval)
+        tracker = ExecutionTracker(self.selector)
+        log.info("Waiting for %s to end, with one poll for all waits every %g s", self.selector, self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
                 poller = await shared_poller(self.techflow_conn_id)
-                execution = await poller.wait(watch, self.poll_interval)
+                execution = await poller.wait(tracker, self.poll_interval)
         except TimeoutError:
-            log.info("The time to wait for %s is over: %s", self.target, watch.last_seen)
-            return WaitOutcome(timed_out=TimedOut(str(self.target), watch.last_seen))
+            log.info("The deadline passed while waiting for %s: %s", self.selector, tracker.last_seen)
+            return WaitOutcome(timed_out=TimedOut(str(self.selector), tracker.last_seen))
         except TechFlowError as error:
-            log.info("Waiting for %s ends: %s", self.target, error)
+            log.info("Stopped waiting for %s: %s", self.selector, error)
             return WaitOutcome(error=error)
         log.info("Execution %s ended with status %r", execution.id, execution.status)
         return WaitOutcome(execution=execution)
 
     async def on_kill(self) -> None:
-        """Say that the execution goes on: TechFlow documents no call to cancel one."""
+        """Log that the execution keeps running: TechFlow documents no call to cancel one."""
         self.log.warning(
-            "The task was ended by a user; %s goes on in TechFlow, which has no call to cancel it", self.target
+            "The task was ended by a user; %s keeps running in TechFlow, which has no call to cancel it", self.selector
         )

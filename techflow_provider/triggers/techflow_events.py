@@ -1,10 +1,11 @@
-"""Tell Airflow 3 of TechFlow's events, so that it schedules DAGs on them: fields, and a place in the shared poller."""
+"""Report TechFlow's events to Airflow 3, which schedules DAGs on them: fields, and one stream of the shared poller."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import TriggerEvent
@@ -15,25 +16,29 @@ from techflow_provider.polling.events import EventFilter
 
 if TYPE_CHECKING:
     from airflow.triggers.base import BaseEventTrigger
+
+    from techflow_provider.client.parsing import Json
 else:
     BaseEventTrigger = event_trigger_base()
 
-# After what ends every wait, such as a refused key, watching begins anew: somebody may have corrected it.
+# Time until the stream is opened again after an error such as a refused key, which somebody may have corrected.
 RETRY_SECONDS = 60.0
 
 
 class TechFlowEventTrigger(BaseEventTrigger):
-    """Tell of events in TechFlow, each once; it changes nothing there.
+    """Emit TechFlow's events, each once; it changes nothing there.
 
-    The API is read, and what it lists compared with the last look, which is kept in the shared state: an event that
-    happens while no triggerer runs is told later. One that was told less than five seconds before a triggerer was
-    killed is told again, since Airflow may not have kept it. For another account use another connection: to this one,
-    all that is there would be new.
+    The API is polled, and what it lists is compared with the last poll, which is kept in the shared state: an event
+    that happens while no triggerer runs is emitted later. One that was emitted less than five seconds before a
+    triggerer was killed is emitted again, since Airflow may not have stored it. For another account use another
+    connection: to this one, all that is there would be new.
+
+    >>> AssetWatcher(name="techflow", trigger=TechFlowEventTrigger("techflow_default", events="execution.completed"))
 
     :param techflow_conn_id: connection of the type `techflow`
     :param events: one of the six documented names, or several (Webhook Events)
     :param workflow_id: the only workflow whose events count
-    :param poll_interval: seconds between two looks while no webhook arrives
+    :param poll_interval: seconds between two polls while no webhook arrives
     :param spacing: seconds between two events
     :raises InvalidParameterError: an event is not documented
     """
@@ -49,35 +54,42 @@ class TechFlowEventTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
         self.techflow_conn_id = techflow_conn_id
-        self.subject = EventFilter.of(events, workflow_id)
+        self.event_filter = EventFilter.of(events, workflow_id)
         self.poll_interval = poll_interval
         self.spacing = spacing
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return all that another triggerer needs to go on."""
+        """Return all that another triggerer needs to continue."""
         path = f"{TechFlowEventTrigger.__module__}.{TechFlowEventTrigger.__qualname__}"
         return path, {
             "techflow_conn_id": self.techflow_conn_id,
-            "events": list(self.subject.events),
-            "workflow_id": self.subject.workflow_id,
+            "events": list(self.event_filter.events),
+            "workflow_id": self.event_filter.workflow_id,
             "poll_interval": self.poll_interval,
             "spacing": self.spacing,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield an event's payload for each event, for as long as it is run."""
-        # The DAG's file, which is parsed again and again, needs nothing of this.
-        from techflow_provider.polling.event_stream import Rhythm, watch
-
-        rhythm = Rhythm(self.poll_interval, self.spacing)
+        """Yield the payload of each event, until the trigger is cancelled."""
         while True:
             try:
-                async for payload in watch(self.techflow_conn_id, self.subject, self._name(), rhythm):
+                async for payload in await self._events():
                     yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # as above
             except TechFlowError as error:
-                self.log.error("Watching for events begins anew in %g s: %s", RETRY_SECONDS, error)  # noqa: TRY400  # no bug
+                self.log.error("The event stream stopped and will be retried in %g s: %s", RETRY_SECONDS, error)  # noqa: TRY400  # no bug
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _name(self) -> str:
-        # Whatever tells two triggers apart in Airflow tells them apart here, or they would share the events.
-        return json.dumps(self.serialize()[1], sort_keys=True)
+    async def _events(self) -> AsyncIterator[Json]:
+        # Not needed by a DAG file, which is parsed again and again.
+        from techflow_provider.hooks.budget import open_lookouts
+        from techflow_provider.hooks.techflow import TechFlowHook
+        from techflow_provider.polling.event_stream import EventStream
+        from techflow_provider.polling.observers import as_techflow_error
+        from techflow_provider.polling.registry import shared_poller
+
+        look_up = TechFlowHook(self.techflow_conn_id).aget_techflow_connection()
+        connection = await as_techflow_error(f"the connection {self.techflow_conn_id!r} could not be read", look_up)
+        # Whatever distinguishes two triggers in Airflow must distinguish their cursors, or they would share the events.
+        name = json.dumps(self.serialize()[1], sort_keys=True)
+        stream = EventStream(self.event_filter, open_lookouts(connection), name, self.poll_interval, self.spacing)
+        return stream.events(partial(shared_poller, self.techflow_conn_id))

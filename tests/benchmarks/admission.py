@@ -18,10 +18,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from techflow_provider.deferral import ADMISSION_SECONDS  # noqa: E402
 from techflow_provider.sandbox import Sandbox  # noqa: E402  # the checkout comes first
 from techflow_provider.state.budget import DEFAULT_BURST  # noqa: E402
 from techflow_provider.state.gcra import Policy  # noqa: E402
+from techflow_provider.triggers.outcomes import ADMISSION_SECONDS  # noqa: E402
 from tests.benchmarks.rows import Row, add_option, hand_over  # noqa: E402
 from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402

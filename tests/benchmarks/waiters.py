@@ -52,16 +52,16 @@ class Report:
 def trigger_of(base_url: str, state: str) -> Callable[[str], Any]:
     """Return what makes a trigger for an execution, all of one connection with a budget in a file."""
     from techflow_provider.client import Settings
-    from techflow_provider.polling import registry as sharing
+    from techflow_provider.polling import registry
     from techflow_provider.polling.poller import Access
     from techflow_provider.state.budget import SharedBudget
     from techflow_provider.state.store import open_store
     from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
 
-    async def look_up(_: str) -> Access:
+    async def look_up(conn_id: str) -> Access:
         return Access(Settings(KEY, base_url), SharedBudget(open_store(state), "benchmark"))
 
-    sharing._loops[asyncio.get_running_loop()] = sharing.PollerRegistry(look_up)
+    registry.look_up = look_up
     return lambda execution_id: TechFlowExecutionTrigger("c", execution_id=execution_id, poll_interval=INTERVAL)
 
 

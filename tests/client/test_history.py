@@ -53,6 +53,6 @@ def test_what_cannot_be_told_at_a_glance_is_left_to_the_reader(item: Any) -> Non
 
 def test_who_wants_everything_gets_it() -> None:
     made: HistoryFilter = interest((ExecutionSelector("ex_1"), "running"))
-    made.add_everything()
+    made.everything = True
     items: list[Json] = [{"id": "ex_1", "status": "running"}, {"id": "ex_2", "status": "running"}]
     assert not any(map(made.skips, items))

@@ -182,7 +182,9 @@ def test_a_wait_that_is_marked_stays_as_it_was_marked(airflow: Deployment, ways:
     looks = airflow.sandbox.count(path="/executions")
     until(lambda: airflow.sandbox.count(path="/executions") >= looks + 3, 60, "three looks")
     log = end_of(airflow, way, state)
-    figures.info("%s marked %s: told that it goes on: %s", airflow.version, state, "goes on in TechFlow" in log)
+    figures.info(
+        "%s marked %s: log says that it keeps running: %s", airflow.version, state, "keeps running in TechFlow" in log
+    )
     if airflow.version >= (3, 3):
         assert "The task was ended by a user" in log
 

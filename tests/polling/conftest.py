@@ -27,14 +27,14 @@ class Reader:
     missed: list[TechFlowError] = field(default_factory=list)
     failed: list[TechFlowError] = field(default_factory=list)
 
-    def add_interest(self, interest: HistoryFilter) -> None:
-        interest.wants_workflows = True
+    def add_to(self, history_filter: HistoryFilter) -> None:
+        history_filter.wants_workflows = True
 
     def update(self, history: History, now: float) -> bool:
         self.histories.append(history)
         return False
 
-    def miss(self, error: TechFlowError) -> None:
+    def report(self, error: TechFlowError) -> None:
         self.missed.append(error)
 
     def fail(self, error: TechFlowError) -> None:
@@ -52,8 +52,8 @@ async def until(happened: Callable[[], object]) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let looks follow each other at once."""
     monkeypatch.setattr(pace, "SHORTEST_INTERVAL_SECONDS", INTERVAL)
-    monkeypatch.setattr(pace, "SHORTEST_RUNG_SECONDS", INTERVAL)
-    monkeypatch.setattr(poller, "BELL_SECONDS", INTERVAL)
+    monkeypatch.setattr(pace, "SHORTEST_WOKEN_SECONDS", INTERVAL)
+    monkeypatch.setattr(poller, "WAKEUP_CHECK_SECONDS", INTERVAL)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def execution(name: str, status: str = "running", started: float = 0, ended: flo
 
 
 def told(news: Sequence[Event]) -> list[tuple[str, Any]]:
-    return [(each.event, each.payload["execution"]["id"]) for each in news]  # type: ignore[index,call-overload]
+    return [(each.name, each.payload["execution"]["id"]) for each in news]  # type: ignore[index,call-overload]
 
 
 def test_a_start_and_an_end_are_told_once_in_the_order_in_which_they_happened() -> None:
@@ -95,7 +95,7 @@ def workflow(workflow_id: str, name: str = "n") -> Workflow:
 def test_workflows_are_created_updated_and_deleted() -> None:
     _, known = KnownWorkflows({}).compared_with([workflow("wf_1"), workflow("wf_2"), workflow("wf_3")])
     news, after = known.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])
-    assert [(each.event, each.workflow_id) for each in news] == [
+    assert [(each.name, each.workflow_id) for each in news] == [
         ("workflow.created", "wf_4"),
         ("workflow.updated", "wf_2"),
         ("workflow.deleted", "wf_3"),

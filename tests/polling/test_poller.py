@@ -141,16 +141,16 @@ async def test_a_look_that_breaks_in_an_unknown_way_ends_every_wait_with_the_rea
         interval_seconds = INTERVAL
         reason: TechFlowError | None = None
 
-        def add_interest(self, interest: HistoryFilter) -> None:
+        def add_to(self, history_filter: HistoryFilter) -> None:
             raise KeyError("no interest")
 
         def update(self, history: History, now: float) -> bool:
             return False
 
-        def miss(self, error: TechFlowError) -> None:
+        def report(self, error: TechFlowError) -> None:
             self.reason = error
 
-        fail = miss
+        fail = report
 
     poller, broken = Connections(served.base_url).poller(), Broken()
     with poller.observed_by(broken), pytest.raises(TechFlowError, match="history could not be read: KeyError"):
@@ -205,7 +205,10 @@ async def test_a_bell_that_cannot_be_read_is_told_once_and_the_looks_go_on(
         await looks(served, 5)
         served.finish(execution_id, outcome="completed")
         assert (await waiting).ended
-    assert caplog.text.count("Webhooks can't be heard of at present (the store is gone)") == 1
+    assert (
+        caplog.text.count("Polling continues without webhooks: the wake-up counter can't be read (the store is gone)")
+        == 1
+    )
 
 
 async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,9 @@ class NotedPace(PollSchedule):
         self.told.append("failed")
         super().failed(now)
 
-    def looked(self, now: float, *, rang: bool, news: bool) -> None:
-        self.told.append((rang, news))
-        super().looked(now, rang=rang, news=news)
+    def polled(self, now: float, *, woken: bool, found: bool) -> None:
+        self.told.append((woken, found))
+        super().polled(now, woken=woken, found=found)
 
     def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
         if began not in self.began:
@@ -49,8 +49,8 @@ class NotedPace(PollSchedule):
             self.pollers.append(pollers)
         return super().due(began, ended, wanted_seconds, budget, pollers)
 
-    def rung(self, last: float) -> float:
-        self.rungs.append(super().rung(last))
+    def woken_due(self, began: float) -> float:
+        self.rungs.append(super().woken_due(began))
         return self.rungs[-1]
 
 
@@ -135,7 +135,7 @@ async def test_a_look_whose_time_has_come_is_not_taken_for_one_that_a_webhook_as
 async def test_looks_that_webhooks_ask_for_keep_their_distance(
     served: Sandbox, pace: NotedPace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace_module, "SHORTEST_RUNG_SECONDS", 0.3)
+    monkeypatch.setattr(pace_module, "SHORTEST_WOKEN_SECONDS", 0.3)
     bell = Bell()
 
     def ring() -> int:
@@ -155,13 +155,13 @@ async def test_a_bell_that_breaks_brings_no_look_and_its_announcements_count_no_
     bell = Bell()
     waiting = wait(poller(served, bell), served.start("wf_1").id)
     await until(lambda: pace.told)
-    pace.announced = 3
+    pace.webhook_streak = 3
     for broken in (True, False, True):
         bell.broken = broken
         await heard(bell)
-    assert (pace.told, pace.announced) == ([(False, False)], 0)
+    assert (pace.told, pace.webhook_streak) == ([(False, False)], 0)
     warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
-    assert ["Webhooks can't be heard of" in each.getMessage() for each in warnings] == [True, True]
+    assert ["Polling continues without webhooks" in each.getMessage() for each in warnings] == [True, True]
     waiting.cancel()
 
 
@@ -210,7 +210,7 @@ async def test_a_refused_key_is_no_look_that_is_repeated(served: Sandbox, pace: 
 async def test_a_look_that_gets_no_slot_comes_to_an_end(
     served: Sandbox, pace: NotedPace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "POLL_DEADLINE_SECONDS", 0.05)
     budget, reader = LocalBudget(1, 1), Reader()
     budget.cool_down(300.0, budget.admit(0.0))
     with poller(served, budget=budget).observed_by(reader):

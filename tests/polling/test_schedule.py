@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from techflow_provider.polling.schedule import LONGEST_ANNOUNCED_SECONDS, PollSchedule
+from techflow_provider.polling.schedule import LONGEST_STREAK_SECONDS, PollSchedule
 from techflow_provider.state.snapshot import Snapshot
 
 NOW = 1000.0
@@ -18,7 +18,7 @@ def after(looks: int) -> PollSchedule:
     """Return a pace that has looked so often in the last minute."""
     pace = PollSchedule()
     for number in range(looks):
-        pace.looked(NOW - number / looks, rang=False, news=False)
+        pace.polled(NOW - number / looks, woken=False, found=False)
     return pace
 
 
@@ -48,23 +48,23 @@ def test_looks_become_rarer_while_webhooks_announce_the_ends_and_frequent_again_
     pace = PollSchedule()
     intervals = []
     for rang in (True, True, True, True, False):
-        pace.looked(NOW, rang=rang, news=True)
+        pace.polled(NOW, woken=rang, found=True)
         intervals.append(pace.interval(5.0, budget(), 1))
-    assert intervals == [10.0, 20.0, LONGEST_ANNOUNCED_SECONDS, LONGEST_ANNOUNCED_SECONDS, 5.0]
+    assert intervals == [10.0, 20.0, LONGEST_STREAK_SECONDS, LONGEST_STREAK_SECONDS, 5.0]
 
 
 def test_a_ring_before_its_news_brings_one_more_look_at_the_usual_interval() -> None:
     pace = PollSchedule()
     intervals = []
     for rang, news in ((True, True), (True, False), (False, False)):
-        pace.looked(NOW, rang=rang, news=news)
+        pace.polled(NOW, woken=rang, found=news)
         intervals.append(pace.interval(5.0, budget(), 1))
     assert intervals == [10.0, 5.0, 10.0]
 
 
 def test_rings_that_bring_nothing_earn_no_trust() -> None:
     pace = PollSchedule()
-    pace.looked(NOW, rang=True, news=False)
+    pace.polled(NOW, woken=True, found=False)
     assert pace.interval(5.0, budget(), 1) == 5.0
 
 
@@ -74,7 +74,7 @@ def test_failures_make_looks_rarer_within_a_bound_until_one_succeeds() -> None:
     for _ in range(5):
         pace.failed(NOW)
         intervals.append(pace.interval(5.0, budget(), 1))
-    pace.looked(NOW, rang=False, news=False)
+    pace.polled(NOW, woken=False, found=False)
     assert [*intervals, pace.interval(5.0, budget(), 1)] == [10.0] * 5 + [5.0]
 
 
@@ -85,5 +85,5 @@ def test_a_slow_server_gets_a_rest_between_two_looks() -> None:
 
 
 def test_a_ring_brings_a_look_within_a_second_unless_it_never_stops_ringing() -> None:
-    assert after(11).rung(NOW) == NOW + 1.0
-    assert after(12).rung(NOW) == NOW + 3.0
+    assert after(11).woken_due(NOW) == NOW + 1.0
+    assert after(12).woken_due(NOW) == NOW + 3.0

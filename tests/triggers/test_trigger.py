@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from typing import Any
@@ -60,7 +59,7 @@ def test_no_parameter_is_left_out_when_a_trigger_is_serialized() -> None:
 async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
     monkeypatch: pytest.MonkeyPatch, status: str, success_statuses: list[str] | None, event: str
 ) -> None:
-    from techflow_provider.polling import registry as sharing
+    from techflow_provider.polling import registry
     from techflow_provider.triggers import techflow
 
     monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
@@ -70,7 +69,7 @@ async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
         return Access(Settings(sandbox.api_keys[0], sandbox.base_url), LocalBudget(100_000, 50_000))
 
     with sandbox.serve():
-        sharing._loops[asyncio.get_running_loop()] = sharing.PollerRegistry(look_up)
+        monkeypatch.setattr(registry, "look_up", look_up)
         execution_id = sandbox.start("wf_1").id
         trigger = techflow.TechFlowExecutionTrigger("c", execution_id=execution_id, success_statuses=success_statuses)
         came: Any = await anext(trigger.run())
