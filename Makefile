@@ -1,27 +1,33 @@
-# Everything makes its own environment below .cache/ and needs Python 3.11, 3.12 or 3.13 and git.
+# Every target creates its own environment in .cache/ and needs Python 3.11, 3.12 or 3.13 and git.
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
 EXECUTOR ?= celery
 ENVIRONMENTS := .cache/environments
-# What this Airflow does not run with, as the matrix has it.
+# How long `make test` takes on two idle cores.
+TEST_MINUTES := 3
+# Versions that this Airflow can't run with, from the matrix.
 HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
-# Files run side by side; those that need a deployment of their own have their own targets.
+# Test files run in parallel. Tests that need a deployment have targets of their own.
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
 # Environments that two targets use.
 TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
 E2E_ENVIRONMENT = .ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
 export PYTHON
 
-.PHONY: demo test lint matrix contract deployment e2e soak bench wheel mutants clean
+.PHONY: help demo test lint matrix contract deployment bench e2e soak wheel mutants clean
 
-demo: ## Create a workflow, start it and wait for it, in a real Airflow against the sandbox
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Create a workflow, start it and wait for it in a real Airflow against the sandbox
 	@.ci/environment.sh demo "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)"
 	@$(ENVIRONMENTS)/demo/bin/python .ci/demo.py
 
-test: ## Run the tests, those in a real Airflow among them
+test: ## Run the tests, including those in a real Airflow
+	@echo "· about $(TEST_MINUTES) minutes on two idle cores"
 	@$(TEST_ENVIRONMENT)
 	@if command -v redis-server >/dev/null; then $(ENVIRONMENTS)/test/bin/pytest $(TESTS); else \
-	  echo "· redis-server is not installed (apt-get install redis-server): the tests on Redis are left out"; \
+	  echo "· redis-server is not installed (apt-get install redis-server): skipping the tests that use Redis"; \
 	  $(ENVIRONMENTS)/test/bin/pytest $(TESTS) -k "not redis"; fi
 
 lint: ## Check style and types
@@ -30,26 +36,28 @@ lint: ## Check style and types
 	@$(ENVIRONMENTS)/lint/bin/ruff check .
 	@$(ENVIRONMENTS)/lint/bin/mypy
 
-matrix: ## Run the Airflow tests with the built wheel on every supported Airflow
-	@.ci/matrix.sh
+matrix: ## Run the Airflow tests with the built wheel on every supported Airflow, or on one (ONLY=2.11.2)
+	@mkdir -p .cache
+	@grep '^$(ONLY)' .ci/matrix.txt > .cache/matrix.txt
+	@.ci/matrix.sh .cache/matrix.txt
 
 contract: ## Check the sandbox against its OpenAPI document
 	@.ci/environment.sh contract "$(PYTHON)" editable --group contract
 	@$(ENVIRONMENTS)/contract/bin/pytest -q tests/contract
 
-deployment: ## Kill and clear tasks in a real Airflow with all its processes (AIRFLOW=2.11.2 for another; needs PostgreSQL's programs)
+deployment: ## Kill and clear tasks in a complete Airflow deployment (AIRFLOW=2.11.2; needs PostgreSQL)
 	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) psycopg2-binary asyncpg --group test
 	@$(ENVIRONMENTS)/deployment-$(AIRFLOW)/bin/python -m pytest -q -s tests/deployment
 
-bench: ## Run all benchmarks beside other libraries and providers, and write tests/benchmarks/RESULTS.md (BENCH="--quick", "--only parse"; needs redis-server and PostgreSQL's programs)
+bench: ## Run the benchmarks and write tests/benchmarks/RESULTS.md (BENCH=--quick or BENCH="--only parse"; needs Redis and PostgreSQL)
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" $(HELD_BACK) apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks airflow-provider-fivetran-async airflow-provider-hightouch pyrate-limiter filelock limits redis statsd psycopg2-binary asyncpg
 	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/table.py $(BENCH)
 
-e2e: ## Run steps through a whole Airflow: 200 with Celery workers, 40 with EXECUTOR=local, or STEPS=… (apt-get install postgresql redis-server)
+e2e: ## Run 200 steps with Celery workers, or 40 with EXECUTOR=local, through a complete Airflow (STEPS=20; needs Redis and PostgreSQL)
 	@$(E2E_ENVIRONMENT)
 	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/e2e.py --executor $(EXECUTOR) $(if $(STEPS),--steps $(STEPS))
 
-soak: ## Run 500 steps through Celery workers while workers, triggerers, Redis and TechFlow are killed
+soak: ## Run 500 steps with Celery workers while workers, triggerers, Redis and TechFlow are killed
 	@$(E2E_ENVIRONMENT)
 	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/soak.py
 
@@ -60,9 +68,10 @@ wheel: ## Build the wheel and the source archive, and check them
 	@$(ENVIRONMENTS)/wheel/bin/twine check --strict dist/*
 	@$(ENVIRONMENTS)/wheel/bin/python .ci/check_package.py
 
-mutants: ## Break the heart of the package on purpose, one line at a time, and list what its tests let pass (MODULES="state/bucket.py" for some)
+mutants: ## Change the core of the package one line at a time and list what no test notices (MODULES="state/gcra.py")
 	@$(TEST_ENVIRONMENT)
 	@$(ENVIRONMENTS)/test/bin/python tests/mutants/run.py $(MODULES)
 
-clean: ## Remove what the other targets made
-	rm -rf .cache .demo dist
+clean: ## Remove everything that the other targets created
+	@rm -rf .cache .demo build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

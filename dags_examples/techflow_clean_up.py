@@ -1,4 +1,4 @@
-"""Retire a workflow: say so in its description, and delete it when none of its executions is running."""
+"""Retire a workflow: mark it in its description, and delete it if none of its executions is running."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from techflow_provider.operators.techflow import (
 
 @task.short_circuit
 def nothing_runs(executions: list[dict[str, Any]]) -> bool:
-    """Whether the list is empty; the tasks after this one are skipped when it is not."""
+    """Whether the list is empty; otherwise, the downstream tasks are skipped."""
     return not executions
 
 
@@ -22,7 +22,7 @@ with DAG(
     "techflow_clean_up",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
+    default_args={"retries": 2},
     tags=["techflow"],
     params={"workflow_id": "wf_123"},
 ) as dag:

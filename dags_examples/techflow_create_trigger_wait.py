@@ -1,4 +1,4 @@
-"""Create a workflow unless there is one of that name, start it, and wait in the triggerer for its end."""
+"""Create a workflow unless one with this name exists, start it, and wait in the triggerer for its completion."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Call TechFlow from Python, for what no operator does: count the executions of a workflow by their state."""
+"""Use the hook where no operator fits: count the executions of a workflow by state."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ with DAG(
     "techflow_hook_in_python",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
+    default_args={"retries": 2},
     tags=["techflow"],
     params={"workflow_id": "wf_123"},
 ) as dag:

@@ -10,7 +10,7 @@ with DAG(
     "techflow_next_execution",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
+    default_args={"retries": 2},
     tags=["techflow"],
     params={"workflow_id": "wf_123"},
 ) as dag:

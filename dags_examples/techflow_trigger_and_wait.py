@@ -1,4 +1,4 @@
-"""Start a workflow with a payload and wait for its end, in one task that holds no worker slot meanwhile."""
+"""Start a workflow with a payload and wait for its completion, in one task that occupies no worker slot meanwhile."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +10,7 @@ with DAG(
     "techflow_trigger_and_wait",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
+    default_args={"retries": 2},
     tags=["techflow"],
     params={"workflow_id": "wf_123"},
 ) as dag:

@@ -1,4 +1,4 @@
-"""README, CHANGELOG and the example DAGs say what the code does."""
+"""README, docs, CHANGELOG, Makefile and example DAGs agree with the code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from techflow_provider import __version__
+from techflow_provider.client import errors
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.sandbox.server import DEFAULT_PORT, _greeting, _parser
 
@@ -19,9 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 COMPARISON = (ROOT / "docs" / "comparison.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = dict(re.findall(r"^([a-z0-9]+):(?: ## (.+))?$", MAKEFILE, re.MULTILINE))
 EXAMPLES = sorted((ROOT / "dags_examples").glob("*.py"))
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *EXAMPLES, *GUIDES]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ROOT_PAGES = sorted(ROOT.glob("*.md"))
+DOCUMENTS = [*ROOT_PAGES, *PAGES, *EXAMPLES]
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 IMPORT_ROWS = re.findall(r"^\| `(techflow_provider[\w.]*)` \| ([^|]*) \|", README, re.MULTILINE)
 IMPORTS = [(module, name) for module, names in IMPORT_ROWS for name in re.findall(r"`(\w+)`", names)]
@@ -39,9 +45,10 @@ def dag_ids(path: Path) -> list[object]:
     return [ast.literal_eval(call.args[0]) for call in named]
 
 
-def test_the_newest_version_in_the_changelog_is_the_packages():
+def test_the_changelog_starts_with_unreleased_changes_or_with_the_packages_version():
     versions = re.findall(r"^## \[([^\]]+)\]", CHANGELOG, re.MULTILINE)
-    assert versions[0] == __version__
+    assert versions[0] in ("Unreleased", __version__)
+    assert __version__ in versions[:2]
 
 
 def test_the_readme_has_at_most_200_lines():
@@ -54,6 +61,31 @@ def test_the_readmes_python_compiles():
         compile(block, "README.md", "exec")
 
 
+@pytest.mark.airflow
+@pytest.mark.filterwarnings("ignore")
+def test_the_readmes_common_tasks_are_tasks():
+    from airflow.providers.common.compat.sdk import DAG, task
+    from airflow.providers.standard.operators.empty import EmptyOperator
+
+    names = {name: getattr(importlib.import_module(module), name) for module, name in IMPORTS if "Http" not in name}
+    with DAG("readme", schedule=None) as dag:
+        exec(compile(PYTHON_BLOCKS[1], "README.md", "exec"), {**names, "task": task, "EmptyOperator": EmptyOperator})
+    assert {"run", "start", "wait", "choose", "start_all", "next", "load"} <= set(dag.task_ids)
+
+
+def test_the_readmes_errors_are_those_of_the_client():
+    (tree,) = re.findall(r"^(TechFlowError\n.*?)^```", README, re.MULTILINE | re.DOTALL)
+    path: list[str] = []
+    shown: dict[str, str] = {}
+    for branch, name in re.findall(r"^([│├└─ ]*)(\w+)", tree, re.MULTILINE):
+        path[len(branch) // 4 :] = [name]
+        shown[name] = path[-2] if len(path) > 1 else "Exception"
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    assert shown == {
+        kind.__name__: kind.__mro__[1].__name__ for kind in kinds if issubclass(kind, errors.TechFlowError)
+    }
+
+
 def test_the_readmes_dag_is_the_example():
     assert PYTHON_BLOCKS[0] in (ROOT / "dags_examples" / "techflow_create_trigger_wait.py").read_text()
 
@@ -63,14 +95,14 @@ def readme_commands() -> list[str]:
     return [line.strip() for _, block in found for line in block.replace("\\\n", " ").splitlines()]
 
 
-def test_the_readmes_connection_is_the_one_that_the_sandbox_prints():
+def test_the_readme_has_the_connection_that_the_sandbox_prints():
     printed = _greeting(Sandbox(), f"http://127.0.0.1:{DEFAULT_PORT}/v2").splitlines()[-1]
     assert printed in readme_commands()
 
 
 @pytest.mark.airflow
 @pytest.mark.filterwarnings("ignore")
-def test_the_readmes_commands_are_ones():
+def test_the_readmes_commands_exist():
     from airflow.cli.cli_parser import get_parser
 
     from techflow_provider.cli import build_parser
@@ -81,19 +113,21 @@ def test_the_readmes_commands_are_ones():
             assert get_parser().parse_args(arguments)
         elif program == "python":
             assert build_parser().parse_args(arguments[2:])
+        elif program == "make":
+            assert set(arguments) <= set(TARGETS)
         else:
             assert program in ("pip", "export")
     assert len(readme_commands()) >= 6
 
 
-def test_the_licence_is_the_whole_apache_2():
+def test_the_licence_is_the_complete_apache_2():
     licence = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=example_name)
-def test_a_how_tos_python_compiles_and_imports_what_there_is(path):
+@pytest.mark.parametrize("path", PAGES, ids=example_name)
+def test_a_pages_python_compiles_and_imports_existing_names(path):
     for block in re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
         compile(block, path.name, "exec")
         for node in ast.walk(ast.parse(block)):
@@ -102,8 +136,8 @@ def test_a_how_tos_python_compiles_and_imports_what_there_is(path):
                 assert all(hasattr(importlib.import_module(node.module or ""), name.name) for name in node.names)
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=example_name)
-def test_a_how_to_calls_the_sandboxs_command_as_it_is(path):
+@pytest.mark.parametrize("path", PAGES, ids=example_name)
+def test_a_page_calls_the_sandbox_with_existing_options(path):
     blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     for line in filter(None, lines):
@@ -113,18 +147,18 @@ def test_a_how_to_calls_the_sandboxs_command_as_it_is(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=example_name)
-def test_a_document_names_no_path_of_a_machine(path):
+def test_a_document_contains_no_path_of_a_machine(path):
     assert MACHINE_PATHS.search(path.read_text()) is None
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=example_name)
-def test_an_example_is_short_and_its_dag_is_called_as_the_file(path):
+def test_an_example_is_short_and_its_dag_has_the_name_of_the_file(path):
     assert len(path.read_text().splitlines()) <= 40
     assert dag_ids(path) == [path.stem]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=example_name)
-def test_an_example_imports_public_names_alone(path):
+def test_an_example_imports_only_public_names(path):
     imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
     ours = {(each.module, name.name) for each in imports for name in each.names if "techflow" in (each.module or "")}
     public = {*IMPORTS, ("techflow_provider.client", "Execution"), ("techflow_provider.client", "ExecutionState")}
@@ -135,36 +169,45 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=example_name)
-def test_a_link_to_a_file_leads_to_one(path):
-    targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+def anchors(path: Path) -> set[str]:
+    """Return the fragments that link to the headings of a page, as forges derive them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=example_name)
+@pytest.mark.parametrize("path", [*ROOT_PAGES, *PAGES], ids=example_name)
+def test_a_link_leads_to_an_existing_file_and_heading(path):
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", path.read_text())
+    for name, fragment in links:
+        target = path.parent / name if name else path
+        assert target.exists(), name
+        assert not fragment or fragment in anchors(target), (name, fragment)
+
+
+def test_every_page_and_screenshot_is_linked():
+    linked = set()
+    for path in (*ROOT_PAGES, *PAGES):
+        names = re.findall(r"\]\(([^)#:]+)", path.read_text())
+        linked |= {(path.parent / name).resolve() for name in names if (path.parent / name).resolve() != path}
+    assert {*PAGES, *(ROOT / "docs" / "images").iterdir()} <= linked
+
+
+@pytest.mark.parametrize("path", [*ROOT_PAGES, *PAGES], ids=example_name)
 def test_a_test_that_is_named_exists(path):
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", path.read_text()):
-        wanted = rf"^ *(async )?def {name}\(" if name else r"^def test_"
+        wanted = rf"^ *(async )?def {name}\(" if name else r"^ *(async )?def test_"
         assert re.search(wanted, (ROOT / file).read_text(), re.MULTILINE), (file, name)
 
 
 def compared(text: str) -> list[list[str]]:
-    """Return the rows of a table beside other providers: what is compared, ours, theirs."""
+    """Return the rows of the comparison: the feature, this package, the other providers."""
     cells = (line.strip("| ").split(" | ") for line in re.findall(r"^\| [A-Z`].*", text, re.MULTILINE))
     return [row for row in cells if len(row) == 7]
 
 
-def test_the_readme_says_of_other_providers_what_their_page_says():
-    page = {row[0]: row[1:] for row in compared(COMPARISON)}
-    rows = compared(README)
-    assert len(rows) > 4
-    for what, ours, *theirs in rows:
-        assert page[what][0].startswith(ours)
-        assert theirs == [cell.partition(":")[0] for cell in page[what][1:]]
-
-
-def test_what_is_said_beside_other_providers_has_a_test_for_us_and_a_file_for_them():
+def test_the_comparison_names_a_test_of_this_package_and_a_file_of_each_other_provider():
     text, rows = COMPARISON, compared(COMPARISON)
+    assert len(rows) > 4
     assert len(rows) == len(re.findall(r"^\| [A-Z`]", text, re.MULTILINE))
     ours = {number for row in rows for number in re.findall(r"\[(\d+)\]", row[1])}
     assert all(re.search(r"\[\d+\]", row[1]) for row in rows)
@@ -174,9 +217,10 @@ def test_what_is_said_beside_other_providers_has_a_test_for_us_and_a_file_for_th
 
 @pytest.mark.airflow
 @pytest.mark.filterwarnings("ignore")
-def test_a_guides_dag_is_one():
+def test_a_pages_dag_can_be_loaded(monkeypatch):
     pytest.importorskip("airflow.providers.http")
-    for path in GUIDES:
+    monkeypatch.syspath_prepend(ROOT / "dags_examples")
+    for path in PAGES:
         for block in blocks(path, "python"):
             names: dict[str, object] = {}
             exec(compile(block, path.name, "exec"), names)
@@ -185,7 +229,7 @@ def test_a_guides_dag_is_one():
 
 @pytest.mark.airflow
 @pytest.mark.filterwarnings("default")
-def test_the_guides_commands_run(tmp_path, monkeypatch, capsys):
+def test_the_documented_commands_run(tmp_path, monkeypatch, capsys):
     from techflow_provider.cli import main
 
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
@@ -204,7 +248,7 @@ def test_the_guides_commands_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.airflow
 @pytest.mark.filterwarnings("ignore")
-def test_the_guides_connections_are_read(monkeypatch):
+def test_the_documented_connections_can_be_read(monkeypatch):
     from airflow.models.connection import Connection
 
     from techflow_provider.hooks.connection import TechFlowConnection
@@ -226,7 +270,31 @@ def test_every_operator_of_the_package_is_in_the_readme():
 
 
 @pytest.mark.parametrize(("module", "name"), IMPORTS, ids=lambda value: value)
-def test_what_the_readme_imports_can_be_imported(module, name):
+def test_each_name_in_the_readmes_table_can_be_imported(module, name):
     if module not in ("techflow_provider.client", "techflow_provider.sandbox"):
         pytest.importorskip("airflow")
     assert hasattr(importlib.import_module(module), name)
+
+
+def test_every_make_target_has_a_description_and_is_in_the_help():
+    phony = MAKEFILE.partition(".PHONY:")[2].partition("\n")[0].split()
+    assert set(phony) == set(TARGETS)
+    assert all(TARGETS.values())
+    shown = subprocess.run(["make", "--silent"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in shown.splitlines()] == phony
+
+
+def test_ci_runs_make_targets_on_every_airflow_of_the_matrix():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    (targets,) = re.findall(r"target: \[(.+)\]", workflow)
+    assert {each.split()[0] for each in targets.split(",")} <= set(TARGETS)
+    (airflows,) = re.findall(r"airflow: \[(.+)\]", workflow)
+    matrix = (ROOT / ".ci" / "matrix.txt").read_text().splitlines()
+    assert sorted(json.loads(f"[{airflows}]")) == sorted({line.split()[0] for line in matrix})
+
+
+def test_the_repositorys_address_is_in_one_place():
+    (address,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].values()
+    host = address.removeprefix("https://")
+    files = [*DOCUMENTS, *(ROOT / ".github").rglob("*.yml"), *(ROOT / "techflow_provider").rglob("*.py")]
+    assert [path for path in files if host in path.read_text()] == []
