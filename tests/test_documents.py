@@ -16,7 +16,7 @@ import pytest
 from techflow_provider import __version__
 from techflow_provider.client import errors
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.sandbox.server import DEFAULT_PORT, _greeting, _parser
+from techflow_provider.sandbox.server import DEFAULT_PORT, build_parser, greeting
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,7 +96,7 @@ def readme_commands() -> list[str]:
 
 
 def test_the_readme_has_the_connection_that_the_sandbox_prints():
-    printed = _greeting(Sandbox(), f"http://127.0.0.1:{DEFAULT_PORT}/v2").splitlines()[-1]
+    printed = greeting(Sandbox(), f"http://127.0.0.1:{DEFAULT_PORT}/v2").splitlines()[-1]
     assert printed in readme_commands()
 
 
@@ -143,7 +143,7 @@ def test_a_page_calls_the_sandbox_with_existing_options(path):
     for line in filter(None, lines):
         command, *arguments = shlex.split(line)
         if command == "techflow-sandbox":
-            assert _parser().parse_args(arguments)
+            assert build_parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=example_name)

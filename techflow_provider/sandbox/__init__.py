@@ -1,6 +1,6 @@
 """A local TechFlow for tests and for trying DAGs without an account: `Sandbox`, and the `techflow-sandbox` command.
 
-It stands on the vendor's reference alone and imports nothing else of this package, so that it can disagree with it.
+It is based on the vendor's reference alone and imports nothing else of this package, so that it can disagree with it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from techflow_provider.sandbox.clock import Clock, ManualClock
     from techflow_provider.sandbox.faults import Fault, Faults
-    from techflow_provider.sandbox.record import Record
-    from techflow_provider.sandbox.sandbox import Sandbox
-    from techflow_provider.sandbox.settings import SettingError
+    from techflow_provider.sandbox.sandbox import Record, Sandbox
+    from techflow_provider.sandbox.settings import Clock, ManualClock, SettingError
     from techflow_provider.sandbox.state import Event, Execution, Plan
     from techflow_provider.sandbox.webhooks import WebhookDelivery, Webhooks
 
@@ -32,24 +30,18 @@ __all__ = [
     "Webhooks",
 ]
 
-HOMES = {
-    "Clock": "clock",
-    "Event": "state",
-    "Execution": "state",
-    "Fault": "faults",
-    "Faults": "faults",
-    "ManualClock": "clock",
-    "Plan": "state",
-    "Record": "record",
-    "Sandbox": "sandbox",
-    "SettingError": "settings",
-    "WebhookDelivery": "webhooks",
-    "Webhooks": "webhooks",
+MODULES = {
+    "faults": ("Fault", "Faults"),
+    "sandbox": ("Record", "Sandbox"),
+    "settings": ("Clock", "ManualClock", "SettingError"),
+    "state": ("Event", "Execution", "Plan"),
+    "webhooks": ("WebhookDelivery", "Webhooks"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: every pytest run imports this package for its fixtures."""
-    if name not in HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
+    """Import a public name when it is first used: every pytest run imports this package for its fixtures."""
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,28 @@
-"""The control API under `/_sandbox/`: the sandbox's Python surface for other processes, from this machine only."""
+"""What a sandbox serves outside TechFlow's base URL: its OpenAPI document, and the control API under `/_sandbox/`.
+
+The control API is the sandbox's Python interface for other processes on this machine.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import datetime
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from techflow_provider import __version__
 from techflow_provider.sandbox.faults import Fault
-from techflow_provider.sandbox.messages import Answer, ApiError, Json, Object, Request, json_answer, read_body
+from techflow_provider.sandbox.messages import (
+    PREFIX,
+    ApiError,
+    Json,
+    Object,
+    Request,
+    Response,
+    json_response,
+    read_body,
+)
 from techflow_provider.sandbox.settings import SettingError
 from techflow_provider.sandbox.state import Plan
 from techflow_provider.sandbox.webhooks import Webhooks
@@ -16,21 +31,37 @@ if TYPE_CHECKING:
     from techflow_provider.sandbox.sandbox import Sandbox
 
 CONTROL_PREFIX = "/_sandbox/"
+DOCUMENT = "openapi.json"
 
 
-def control(sandbox: Sandbox, request: Request) -> Answer:
-    """Carry out a request to the control API."""
+def document() -> Object:
+    """Return TechFlow's seven calls as an OpenAPI 3.1 document, for a sandbox with default settings.
+
+    The server's URL is relative, so it is right for every address under which a client reaches the sandbox.
+    """
+    parts: Object = json.loads(resources.files(__package__).joinpath(DOCUMENT).read_text("utf-8"))
+    info = parts["info"]
+    assert isinstance(info, dict)  # noqa: S101  # it is in the file
+    return {**parts, "info": {**info, "version": __version__}, "servers": [{"url": PREFIX}]}
+
+
+def respond(sandbox: Sandbox, request: Request) -> Response | None:
+    """Return the response to a request outside the base URL, or None if the request isn't for this module."""
+    if request.target == f"/{DOCUMENT}" and request.method == "GET":
+        return json_response(document())
+    if not request.target.startswith(CONTROL_PREFIX):
+        return None
     try:
-        return json_answer(_route(sandbox, request))
+        return json_response(_route(sandbox, request))
     except ApiError as error:
-        return error.answer()
+        return error.response()
     except SettingError as error:
-        return ApiError(400, str(error)).answer()
+        return ApiError(400, str(error)).response()
 
 
-def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  # one case a call
+def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  # one case per call
     if not request.local:
-        raise ApiError(403, "the control API answers requests from this machine only")
+        raise ApiError(403, "the control API is only available on this machine")
     parts = request.target.partition("?")[0].removeprefix(CONTROL_PREFIX).split("/")
     match request.method, parts:
         case "GET", ["state"]:
@@ -85,8 +116,10 @@ def _stats(sandbox: Sandbox) -> Json:
 def _plan(sandbox: Sandbox, fields: Object) -> Json:
     workflow_id = fields.pop("workflow_id", None)
     if not isinstance(workflow_id, str):
-        raise SettingError("workflow_id", workflow_id, "text")
-    return {"workflow_id": workflow_id, "plan": _plain(sandbox.keep_plan(workflow_id, Plan.read(fields)))}
+        raise SettingError("workflow_id", workflow_id, "a string")
+    plan = Plan.read(fields)
+    sandbox.plan(workflow_id, seconds=plan.seconds, outcome=plan.outcome, error=plan.error)
+    return {"workflow_id": workflow_id, "plan": _plain(plan)}
 
 
 def _finish(sandbox: Sandbox, execution_id: str, fields: Object) -> Json:
@@ -99,9 +132,4 @@ def _finish(sandbox: Sandbox, execution_id: str, fields: Object) -> Json:
 
 def _plain(value: Any) -> Object:
     """Return a dataclass instance as JSON."""
-    return {name: _written(field) for name, field in asdict(value).items()}
-
-
-def _written(value: Any) -> Json:
-    result: Json = value.isoformat() if isinstance(value, datetime) else value
-    return result
+    return {name: field.isoformat() if isinstance(field, datetime) else field for name, field in asdict(value).items()}

@@ -1,12 +1,13 @@
-"""Requests and answers apart from any transport, and the strict reading of a request's parts."""
+"""HTTP requests and responses without a transport, and the strict validation of a request's body."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NoReturn, TypeAlias
 from urllib.parse import parse_qs, unquote
 
@@ -14,9 +15,9 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Object: TypeAlias = "dict[str, Json]"
 
 PREFIX = "/v2"
-PIECE_BYTES = 65536
-# Python copies and writes nested values by recursion, which has its own limit further up.
-DEEPEST_NESTING = 100
+CHUNK_BYTES = 65536
+# Python copies and writes nested values by recursion, whose own limit is higher.
+MAX_NESTING = 100
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Request:
 
     @cached_property
     def path(self) -> str:
-        """The path below the base URL, percent-encoded, without the query; other paths as they are."""
+        """The path below the base URL, percent-encoded, without the query; other paths unchanged."""
         path = self.target.partition("?")[0]
         return path.removeprefix(PREFIX) if path.startswith(f"{PREFIX}/") else path
 
@@ -51,14 +52,36 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        """The query's parameters, the last value of each."""
+        """The query parameters; a repeated one has its last value."""
         pairs = parse_qs(self.target.partition("?")[2], keep_blank_values=True)
         return {name: values[-1] for name, values in pairs.items()}
 
 
+def join_headers(items: Iterator[tuple[str, str]]) -> dict[str, str]:
+    """Return header fields with lower-case names; the values of repeated fields are joined with commas."""
+    headers: dict[str, str] = {}
+    for name, value in items:
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    return headers
+
+
+@lru_cache(maxsize=256)
+def path_pattern(glob: str) -> re.Pattern[str]:
+    """Return a glob over paths as a regular expression: `*` matches one part of a path, `**` any number."""
+    parts = (".*" if part == "**" else "[^/]*" if part == "*" else re.escape(part) for part in re.split(r"(\*+)", glob))
+    return re.compile("".join(parts), re.DOTALL)
+
+
+def matches(method: str | None, glob: str | None, request_method: str, request_path: str) -> bool:
+    """Whether a request has the method and a path that matches the glob; None matches everything."""
+    same_method = method is None or method.upper() == request_method
+    return same_method and (glob is None or path_pattern(glob).fullmatch(request_path) is not None)
+
+
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer.
+class Response:
+    """A complete response.
 
     :param status: HTTP status code
     :param body: the body's bytes
@@ -71,24 +94,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Time that passes before a request is acted upon, or before it is answered; infinite means for ever."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Delivery:
-    """An answer and the way in which it is delivered.
+    """A response and how it is sent.
 
-    :param answer: what is sent, or None when there is no answer
-    :param broken: how the connection ends without an answer: by a reset, by a close, or by bytes that are no HTTP
-    :param drip_seconds: time over which the body is spread, piece by piece
-    :param missing_bytes: bytes that Content-Length announces and that never come
+    :param response: what is sent, or None if there is no response
+    :param broken: how the connection breaks without a response: `reset`, `drop` (it is closed) or `garbage` (bytes
+        that aren't HTTP)
+    :param drip_seconds: time over which the body is spread, byte by byte
+    :param missing_bytes: bytes that Content-Length announces and that are never sent
     :param padding_bytes: white space after the body
     """
 
-    answer: Answer | None = None
+    response: Response | None = None
     broken: str = ""
     drip_seconds: float = 0.0
     missing_bytes: int = 0
@@ -97,34 +114,38 @@ class Delivery:
     @property
     def status(self) -> int | None:
         """The status code that is sent, or None."""
-        return self.answer.status if self.answer else None
+        return self.response.status if self.response else None
+
+    @property
+    def body(self) -> bytes:
+        """The body without padding."""
+        return self.response.body if self.response else b""
 
     @property
     def length(self) -> int:
-        """The body's length as it is announced."""
-        return len(self.answer.body if self.answer else b"") + self.missing_bytes + self.padding_bytes
+        """The announced length of the body."""
+        return len(self.body) + self.missing_bytes + self.padding_bytes
 
     @property
-    def pauses(self) -> float:
-        """The seconds between two pieces of the body."""
-        return self.drip_seconds / max(len(self.answer.body if self.answer else b""), 1)
+    def drip_interval_seconds(self) -> float:
+        """The seconds between two chunks of the body."""
+        return self.drip_seconds / max(len(self.body), 1)
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the body in pieces: single bytes when it drips."""
-        body = self.answer.body if self.answer else b""
-        size = 1 if self.drip_seconds else PIECE_BYTES
-        for start in range(0, len(body), size):
-            yield body[start : start + size]
-        for start in range(0, self.padding_bytes, PIECE_BYTES):
-            yield b" " * min(PIECE_BYTES, self.padding_bytes - start)
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body in chunks: single bytes if it drips."""
+        size = 1 if self.drip_seconds else CHUNK_BYTES
+        for start in range(0, len(self.body), size):
+            yield self.body[start : start + size]
+        for start in range(0, self.padding_bytes, CHUNK_BYTES):
+            yield b" " * min(CHUNK_BYTES, self.padding_bytes - start)
 
 
 class ApiError(Exception):
-    """A request that is refused.
+    """A request that is rejected.
 
     :param status: HTTP status code
-    :param message: why, in words
-    :param headers: further header fields
+    :param message: the reason
+    :param headers: additional header fields
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -133,31 +154,20 @@ class ApiError(Exception):
         self.message = message
         self.headers = headers or {}
 
-    def answer(self) -> Answer:
-        """Return the refusal as JSON."""
-        return json_answer({"error": {"status": self.status, "message": self.message}}, self.status, self.headers)
+    def response(self) -> Response:
+        """Return the error as a JSON response."""
+        return json_response({"error": {"status": self.status, "message": self.message}}, self.status, self.headers)
 
 
-def json_answer(value: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    """Return an answer with a JSON body."""
-    return Answer(status, json.dumps(value).encode(), {"content-type": "application/json", **(headers or {})})
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text} is too large")
-    return value
+def json_response(value: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with a JSON body."""
+    return Response(status, json.dumps(value).encode(), {"content-type": "application/json", **(headers or {})})
 
 
 def read_body(request: Request) -> Object | None:
-    """Return the request's JSON object, or None when it has no body.
+    """Return the request's JSON object, or None if it has no body.
 
-    :raises ApiError: the body is of another content type, is no JSON, or is no object
+    :raises ApiError: the body has another content type, isn't valid JSON, or isn't an object
     """
     if not request.body:
         return None
@@ -167,16 +177,27 @@ def read_body(request: Request) -> Object | None:
     try:
         value: Json = json.loads(request.body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON: {error}") from error
+        raise ApiError(400, f"the body isn't valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
-    if _depth(value) > DEEPEST_NESTING:
-        raise ApiError(400, f"the body is nested deeper than {DEEPEST_NESTING}")
+    if _depth(value) > MAX_NESTING:
+        raise ApiError(400, f"the body is nested more than {MAX_NESTING} levels deep")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} isn't JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is too large")
     return value
 
 
 def _depth(value: Json) -> int:
-    """Return how deep a value is nested."""
+    """Return the number of nested levels."""
     depth = 0
     level: list[Json] = [value]
     while level:

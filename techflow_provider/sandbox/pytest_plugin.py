@@ -1,4 +1,4 @@
-"""Fixtures for the tests of DAGs: a TechFlow sandbox, and Airflow's default connection pointing to it."""
+"""Fixtures for testing DAGs: a TechFlow sandbox, and Airflow's default connection pointing to it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 if TYPE_CHECKING:
     from techflow_provider.sandbox import Sandbox
 
-# Loaded into every pytest run of the environment, so the sandbox itself is imported by who asks for it.
+# Every pytest run in the environment loads this module, so only the fixtures import the sandbox.
 CONNECTION_VARIABLE = "AIRFLOW_CONN_TECHFLOW_DEFAULT"
 
 
 @pytest.fixture
 def techflow_sandbox() -> Iterator[Sandbox]:
-    """A sandbox that is served at `techflow_sandbox.base_url` while the test runs; executions take 0.2 seconds."""
+    """Return a sandbox, served at its `base_url` while the test runs; executions take 0.2 seconds."""
     from techflow_provider.sandbox import Sandbox
 
     sandbox = Sandbox(execution_seconds=0.2)
@@ -27,7 +27,7 @@ def techflow_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def techflow_connection(techflow_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The connection `techflow_default`, pointing to `techflow_sandbox` while the test runs; the value is its id."""
+    """Point the connection `techflow_default` to `techflow_sandbox` while the test runs, and return its id."""
     connection = {
         "conn_type": "techflow",
         "host": techflow_sandbox.base_url,

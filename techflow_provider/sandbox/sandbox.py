@@ -1,41 +1,84 @@
-"""The sandbox as a whole: authentication, rate limit, faults and the record around the app."""
+"""The sandbox as a whole: authentication, rate limit, faults and the log of requests around the app."""
 
 from __future__ import annotations
 
 import math
 import random
 import threading
-from collections.abc import Callable, Generator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from email.utils import format_datetime
 
 import httpx
 
-from techflow_provider.sandbox import openapi
+from techflow_provider.sandbox import control
 from techflow_provider.sandbox.app import App, check_workflow
-from techflow_provider.sandbox.control import CONTROL_PREFIX, control
 from techflow_provider.sandbox.faults import Fault, Faults
 from techflow_provider.sandbox.limits import Window, window
-from techflow_provider.sandbox.messages import (
-    Answer,
-    ApiError,
-    Delivery,
-    Json,
-    Object,
-    Pause,
-    Request,
-    json_answer,
-)
-from techflow_provider.sandbox.record import Ledger, Record, settled
+from techflow_provider.sandbox.messages import ApiError, Delivery, Json, Object, Request, Response, matches
 from techflow_provider.sandbox.settings import Outcome, Settings
 from techflow_provider.sandbox.sockets import serve
 from techflow_provider.sandbox.state import Event, Execution, Plan, State
 from techflow_provider.sandbox.transport import SandboxTransport
-from techflow_provider.sandbox.webhooks import Outbox, WebhookDelivery, Webhooks
+from techflow_provider.sandbox.webhooks import WebhookDelivery, WebhookQueue, Webhooks
 
 DOCUMENTED_BASE_URL = "https://api.techflow.com/v2"
+# About 20 MB; the counters include older requests.
+MAX_RECORDS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request that arrived; contains no key, header or body.
+
+    :param at: when it arrived
+    :param method: HTTP method
+    :param path: path below the base URL, percent-encoded, without the query
+    :param key_accepted: whether its key is one of the sandbox's
+    :param status: the status code of the response; None while there is none, or if none was sent
+    """
+
+    at: datetime
+    method: str
+    path: str
+    key_accepted: bool
+    status: int | None = None
+
+
+class RequestLog:
+    """The latest requests, and counters of all requests. Not thread-safe by itself."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[int, Record] = OrderedDict()
+        self._counts: Counter[tuple[str, str, int | None]] = Counter()
+        self._last = 0
+
+    def add(self, record: Record) -> int:
+        """Add a request that has arrived, and return its number."""
+        self._last += 1
+        self._records[self._last] = record
+        self._counts[record.method, record.path, None] += 1
+        if len(self._records) > MAX_RECORDS:
+            self._records.popitem(last=False)
+        return self._last
+
+    def complete(self, number: int, record: Record) -> None:
+        """Replace the record of a request, now that its status is known."""
+        if number in self._records:
+            self._records[number] = record
+        self._counts[record.method, record.path, None] -= 1
+        self._counts[record.method, record.path, record.status] += 1
+
+    def records(self) -> tuple[Record, ...]:
+        """Return the latest records, oldest first."""
+        return tuple(self._records.values())
+
+    def counts(self) -> Iterator[tuple[str, str, int | None, int]]:
+        """Yield each method, path and status that occurred, with the number of requests."""
+        return ((*kind, number) for kind, number in sorted(self._counts.items(), key=str) if number)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -50,18 +93,18 @@ class Sandbox(Settings):
         self._lock = threading.RLock()
         self.base_url = DOCUMENTED_BASE_URL
         self.on_request: Callable[[Record], None] = lambda _: None
-        self._begin()
+        self._start_over()
 
-    def _begin(self) -> None:
-        chance = random.Random(self.seed)  # noqa: S311  # ids, not secrets
+    def _start_over(self) -> None:
+        source = random.Random(self.seed)  # noqa: S311  # ids, not secrets
 
         def new_id(prefix: str) -> str:
-            return f"{prefix}_{chance.getrandbits(48):012x}"
+            return f"{prefix}_{source.getrandbits(48):012x}"
 
         self.faults = Faults(self.seed)
-        self._ledger = Ledger()
-        self._outbox = Outbox(self.seed)
-        self._told = 0
+        self._log = RequestLog()
+        self._webhook_queue = WebhookQueue(self.seed)
+        self._queued_events = 0
         self._windows: dict[str, Window] = {}
         self._origin = self.clock.monotonic()
         self._state = State(self.clock, new_id, Plan(self.execution_seconds, self.outcome))
@@ -70,19 +113,19 @@ class Sandbox(Settings):
             self.add_workflow(name, id=workflow_id)
 
     def reset(self) -> None:
-        """Forget everything: workflows, executions, plans, faults, requests and what the rate limit has counted."""
+        """Return to the initial state: forget workflows, executions, plans, faults, requests and rate limits."""
         with self._lock:
-            self._begin()
+            self._start_over()
 
     @property
     def workflows(self) -> tuple[Object, ...]:
-        """Copies of all workflows, oldest first, as Get Workflow shows them."""
+        """Copies of all workflows, oldest first, as Get Workflow returns them."""
         with self._lock:
             return tuple(self._state.workflows())
 
     @property
     def executions(self) -> tuple[Execution, ...]:
-        """All executions as they stand now, in the order of their starts, those that the history lacks included."""
+        """All executions as they are now, in the order of their starts, including those not yet in the history."""
         with self._lock:
             return self._state.executions()
 
@@ -90,34 +133,34 @@ class Sandbox(Settings):
     def events(self) -> tuple[Event, ...]:
         """All changes so far, under the names of the webhook events."""
         with self._lock:
-            return self._state.events
+            return tuple(self._state.events())
 
     @property
     def deliveries(self) -> tuple[WebhookDelivery, ...]:
-        """The webhooks that were answered, that got no answer, and that were lost, in the order of their ends."""
+        """The latest webhooks that were sent or lost, in the order in which they were completed."""
         with self._lock:
-            return self._outbox.kept()
+            return self._webhook_queue.completed()
 
     def due_webhooks(self) -> list[tuple[Webhooks, WebhookDelivery]]:
-        """Return the webhooks whose time has come, for the sender."""
+        """Remove and return the webhooks that are due, for the sender."""
         with self._lock:
             now = self.clock.monotonic()
-            events = self._state.events_since(self._told)
-            self._told += len(events)
+            events = self._state.events(self._queued_events)
+            self._queued_events += len(events)
             if self.webhooks is not None:
                 for event in events:
-                    self._outbox.add(self.webhooks, event, now)
-            return self._outbox.due(now)
+                    self._webhook_queue.add(self.webhooks, event, now)
+            return self._webhook_queue.due(now)
 
-    def keep_delivery(self, delivery: WebhookDelivery) -> None:
-        """Remember what became of a webhook, for the sender."""
+    def complete_webhook(self, delivery: WebhookDelivery) -> None:
+        """Keep the result of a webhook, for the sender."""
         with self._lock:
-            self._outbox.keep(delivery)
+            self._webhook_queue.complete(delivery)
 
     def add_workflow(self, name: str, *, id: str | None = None, **fields: Json) -> str:  # noqa: A002  # the field's name
         """Create a workflow without a request and return its id.
 
-        :raises ApiError: a field has a wrong type
+        :raises ApiError: a field has the wrong type
         """
         workflow: Object = {"status": self.status_words.get("active", "active"), **fields, "name": name}
         check_workflow(workflow)
@@ -125,7 +168,7 @@ class Sandbox(Settings):
             return str(self._state.create_workflow(workflow, id)["id"])
 
     def start(self, workflow_id: str, payload: Object | None = None) -> Execution:
-        """Start an execution without a request, as somebody else with the same account would.
+        """Start an execution without a request, as another user of the same account would.
 
         :raises KeyError: there is no such workflow
         """
@@ -140,126 +183,116 @@ class Sandbox(Settings):
         outcome: Outcome | None = None,
         error: str | None = None,
     ) -> None:
-        """Say how the future executions of a workflow go; what is None stays with the sandbox's settings.
+        """Set how future executions of a workflow behave; None uses the sandbox's settings.
 
-        :raises SettingError: a value can't be used
+        :param seconds: how long they take; `math.inf` means until `finish` is called
+        :raises SettingError: a value is invalid
         """
-        self.keep_plan(workflow_id, Plan(seconds, outcome, error))
-
-    def keep_plan(self, workflow_id: str, plan: Plan) -> Plan:
-        """Say how the future executions of a workflow go, and return the plan."""
         with self._lock:
-            self._state.plan(workflow_id, plan)
-        return plan
+            self._state.plan(workflow_id, Plan(seconds, outcome, error))
 
     def finish(self, execution_id: str, *, outcome: Outcome | None = None, error: str | None = None) -> Execution:
-        """End a running execution now.
+        """Finish a running execution now.
 
         :raises KeyError: there is no such execution
-        :raises SettingError: it is already over, or the outcome is unknown
+        :raises SettingError: it has already finished, or the outcome is unknown
         """
         with self._lock:
             return self._state.finish(execution_id, outcome, error)
 
     @property
     def requests(self) -> tuple[Record, ...]:
-        """The requests that arrived below the base URL, in the order of arrival."""
+        """The latest requests below the base URL, in the order of arrival."""
         with self._lock:
-            return self._ledger.records()
+            return self._log.records()
 
     def count(self, method: str | None = None, path: str | None = None, status: int | None = None) -> int:
-        """Return how many requests have a method, a path and a status, each when given.
+        """Return the number of requests with a method, a path and a status; None matches all.
 
-        :param path: a path below the base URL; `*` stands for one part of it, `**` for any number
+        :param path: a path below the base URL; `*` matches one part of it, `**` any number of parts
         """
-        with self._lock:
-            return self._ledger.count(method, path, status)
+        return sum(
+            number
+            for request_method, request_path, request_status, number in self.counts()
+            if (status is None or status == request_status) and matches(method, path, request_method, request_path)
+        )
 
     def counts(self) -> tuple[tuple[str, str, int | None, int], ...]:
-        """Return method, path, status and number of the requests of each kind."""
+        """Return each method, path and status that occurred, with the number of requests."""
         with self._lock:
-            return tuple(self._ledger.counts())
+            return tuple(self._log.counts())
 
     def transport(self) -> httpx.MockTransport:
         """Return a transport for `httpx.Client` and `httpx.AsyncClient` that reaches the sandbox in-process."""
         return SandboxTransport(self.handle, self.clock)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> AbstractContextManager[str]:
-        """Serve over a socket while the context lasts; it gives the base URL, which is also kept in `base_url`.
+        """Serve over a socket while the context is open; it returns the base URL and sets `base_url`.
 
-        :param port: 0 takes a free one
-        :raises OSError: the port is taken
+        :param port: 0 selects a free one
+        :raises OSError: the port is in use
         """
         return serve(self, host, port)
 
-    def handle(self, request: Request) -> Generator[Pause, None, Delivery]:
-        """Carry out one request; the time that it yields is the transport's to let pass."""
-        special = self._special(request)
+    def handle(self, request: Request) -> Generator[float, None, Delivery]:
+        """Handle one request; each number it yields is a time in seconds for which the transport has to wait."""
+        special = control.respond(self, request)
         if special is not None:
-            return self.stamped(Delivery(special))
+            return self.with_date(Delivery(special))
         key = self._accepted_key(request)
         with self._lock:
             record = Record(self.clock.now(), request.method, request.path, key is not None)
-            number = self._ledger.arrive(record)
-            refusal = self._refusal(key)
-            fault = None if refusal else self.faults.draw(request.method, request.path)
-        delivery = Delivery(refusal) if refusal else (yield from self._carry_out(request, fault))
-        self._settle(number, settled(record, delivery.status))
-        return self.stamped(delivery)
-
-    def _special(self, request: Request) -> Answer | None:
-        if request.target.startswith(CONTROL_PREFIX):
-            return control(self, request)
-        if request.target == "/openapi.json" and request.method == "GET":
-            return json_answer(openapi.document())
-        return None
+            number = self._log.add(record)
+            rejection = self._rejection(key)
+            fault = None if rejection else self.faults.draw(request.method, request.path)
+        delivery = Delivery(rejection) if rejection else (yield from self._act_with(fault, request))
+        record = replace(record, status=delivery.status)
+        with self._lock:
+            self._log.complete(number, record)
+        self.on_request(record)
+        return self.with_date(delivery)
 
     def _accepted_key(self, request: Request) -> str | None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         return key if scheme == "Bearer" and key in self.api_keys else None
 
-    def _refusal(self, key: str | None) -> Answer | None:
+    def _rejection(self, key: str | None) -> Response | None:
         if key is None:
             message = "the header must be Authorization: Bearer, followed by a valid API key"
-            return ApiError(401, message, {"www-authenticate": "Bearer"}).answer()
+            return ApiError(401, message, {"www-authenticate": "Bearer"}).response()
         if key not in self._windows:
             self._windows[key] = window(self.algorithm, self.limit, self.period_seconds, self.burst, self._origin)
-        wait = self._windows[key].take(self.clock.monotonic())
+        wait = self._windows[key].admit(self.clock.monotonic())
         return self._rate_limited(wait) if wait > 0 else None
 
-    def _rate_limited(self, wait: float) -> Answer:
+    def _rate_limited(self, wait: float) -> Response:
         headers = {"retry-after": str(math.ceil(wait))}
         if self.retry_after == "date":
             # A date has no fractions, so the next full second is the first that is late enough.
             at = self.clock.now() + timedelta(seconds=wait + 1)
             headers = {"retry-after": format_datetime(at, usegmt=True)}
         message = f"more than {self.limit} requests in {self.period_seconds:g} seconds"
-        return ApiError(429, message, headers if self.retry_after else None).answer()
+        return ApiError(429, message, headers if self.retry_after else None).response()
 
-    def _carry_out(self, request: Request, fault: Fault | None) -> Generator[Pause, None, Delivery]:
+    def _act_with(self, fault: Fault | None, request: Request) -> Generator[float, None, Delivery]:
         if fault is None:
             return Delivery(self._act(request))
         if fault.kind != "hang":
-            return fault.deliver(self._act(request) if fault.acts else Answer(200))
+            return fault.deliver(self._act(request) if fault.acts else Response(200))
         if not fault.acts:
-            yield Pause(fault.hang_seconds)
-        answer = self._act(request)
+            yield fault.hang_seconds
+        response = self._act(request)
         if fault.acts:
-            yield Pause(fault.hang_seconds)
-        return Delivery(answer)
+            yield fault.hang_seconds
+        return Delivery(response)
 
-    def _act(self, request: Request) -> Answer:
+    def _act(self, request: Request) -> Response:
         with self._lock:
-            return self._app.answer(request)
+            return self._app.respond(request)
 
-    def _settle(self, number: int, record: Record) -> None:
-        with self._lock:
-            self._ledger.settle(number, record)
-        self.on_request(record)
-
-    def stamped(self, delivery: Delivery) -> Delivery:
-        """Return a delivery with the Date that every answer has."""
-        if delivery.answer is None:
+    def with_date(self, delivery: Delivery) -> Delivery:
+        """Return a delivery with the Date header that every response has."""
+        if delivery.response is None:
             return delivery
-        headers = {**delivery.answer.headers, "date": format_datetime(self.clock.now(), usegmt=True)}
-        return replace(delivery, answer=replace(delivery.answer, headers=headers))
+        headers = {**delivery.response.headers, "date": format_datetime(self.clock.now(), usegmt=True)}
+        return replace(delivery, response=replace(delivery.response, headers=headers))

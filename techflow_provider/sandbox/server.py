@@ -1,4 +1,4 @@
-"""The `techflow-sandbox` command: a sandbox over a socket, until it is interrupted."""
+"""The `techflow-sandbox` command: serves a sandbox over a socket until it is interrupted."""
 
 from __future__ import annotations
 
@@ -10,45 +10,56 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import get_args
+from dataclasses import fields
+from typing import Any, get_args
 
-from techflow_provider.sandbox.record import Record
-from techflow_provider.sandbox.sandbox import Sandbox
-from techflow_provider.sandbox.settings import Algorithm, ExecuteAnswer, Outcome, RetryAfter, SettingError
+from techflow_provider.sandbox.sandbox import Record, Sandbox
+from techflow_provider.sandbox.settings import Algorithm, ExecuteResponse, Outcome, RetryAfter, SettingError, Settings
 from techflow_provider.sandbox.webhooks import Proof, Webhooks
 
 DEFAULT_PORT = 8765
-LAST_PORT = 65535
-# The workflow that the reference shows.
+MAX_PORT = 65535
+# The workflow in the reference's examples.
 DEFAULT_WORKFLOW = "wf_123=My Workflow"
+WORKFLOW_HELP = f"initial workflow, repeatable (default: {DEFAULT_WORKFLOW})"
 EPILOG = (
-    'The body of a start says how its execution goes: {"sandbox": {"seconds": 2, "outcome": "failed"}}. '
-    "Other processes of this machine reach the state, the requests and the faults under /_sandbox/; "
+    'The body of a start can configure its execution: {"sandbox": {"seconds": 2, "outcome": "failed"}}. '
+    "Other processes on this machine can reach the state, the requests and the faults under /_sandbox/; "
     "/openapi.json describes the API."
 )
-FLAGS = {
-    "api_keys": "--key",
-    "period_seconds": "--period",
-    "history_lag_seconds": "--history-lag",
-    "workflows_at_start": "--workflow",
-    **{name: f"--webhook-{name.partition('_')[0]}" for name in ("url", "secret", "proof", "delay_seconds")},
-    **{name: f"--webhook-{name.partition('_')[0]}" for name in ("jitter_seconds", "loss", "duplicates", "forged")},
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    :param arguments: the command line's; None takes the process's
+    :param arguments: the command line's; None uses the process's
     """
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     try:
-        sandbox = _sandbox(options)
+        sandbox = build_sandbox(options)
     except SettingError as error:
-        flag = FLAGS.get(error.name, f"--{error.name.replace('_', '-')}")
-        parser.error(f"argument {flag}: received {error.received!r}, expected {error.expected}")
+        parser.error(f"argument {FLAGS[error.name]}: received {error.received!r}, expected {error.expected}")
     return _run(sandbox, options)
+
+
+def build_sandbox(options: argparse.Namespace) -> Sandbox:
+    """Return a sandbox with the options of the command line.
+
+    :raises SettingError: an option has an invalid value
+    """
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    workflows = [text.partition("=") for text in given.pop("workflows_at_start", [DEFAULT_WORKFLOW])]
+    webhooks = Webhooks(**_select(Webhooks, given)) if "url" in given else None
+    return Sandbox(
+        **_select(Settings, given),
+        workflows_at_start={id_: name or id_ for id_, _, name in workflows if id_},
+        webhooks=webhooks,
+    )
+
+
+def _select(settings: type[Settings | Webhooks], given: dict[str, Any]) -> dict[str, Any]:
+    return {each.name: given[each.name] for each in fields(settings) if each.name in given}
 
 
 def _run(sandbox: Sandbox, options: argparse.Namespace) -> int:
@@ -57,37 +68,41 @@ def _run(sandbox: Sandbox, options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: done.set())
     try:
         with sandbox.serve(options.host, options.port) as url:
-            _say(_greeting(sandbox, url))
+            _print(greeting(sandbox, url))
             if not options.quiet:
-                sandbox.on_request = _tell
+                sandbox.on_request = _print_request
             done.wait()
     except OSError as error:
-        sys.stderr.write(f"techflow-sandbox: {_reason(error, options)}\n")
+        sys.stderr.write(f"techflow-sandbox: {_explain(error, options)}\n")
         return 1
-    _say(f"Stopped after {sandbox.count()} requests.")
+    _print(f"Stopped after {sandbox.count()} requests.")
     return 0
 
 
-def _reason(error: OSError, options: argparse.Namespace) -> str:
+def _explain(error: OSError, options: argparse.Namespace) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {options.port} on {options.host} is taken; choose another with --port, 0 for any that is free"
-    return f"can't listen on port {options.port} of {options.host}: {error.strerror or error}"
+        return f"port {options.port} on {options.host} is in use; choose another with --port, or 0 for a free one"
+    return f"cannot listen on port {options.port} of {options.host}: {error.strerror or error}"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def _tell(record: Record) -> None:
-    # A process that only reads the greeting may have closed the pipe.
+def _print_request(record: Record) -> None:
+    # A process that reads only the greeting may have closed the pipe.
     try:
-        _say(f"{record.at:%H:%M:%S} {record.method} {record.path} {record.status or 'no answer'}")
+        _print(f"{record.at:%H:%M:%S} {record.method} {record.path} {record.status or 'no response'}")
     except BrokenPipeError:
         return
 
 
-def _greeting(sandbox: Sandbox, url: str) -> str:
+def greeting(sandbox: Sandbox, url: str) -> str:
+    """Return what the command prints at first: its URL, its workflows, and a connection for Airflow.
+
+    :param url: the base URL that it serves
+    """
     host = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     secret = sandbox.webhooks.secret if sandbox.webhooks else None
     extra = {"extra": {"webhook_secret": secret}} if secret else {}
@@ -103,42 +118,6 @@ def _greeting(sandbox: Sandbox, url: str) -> str:
     )
 
 
-def _sandbox(options: argparse.Namespace) -> Sandbox:
-    workflows = [text.partition("=") for text in options.workflow or [DEFAULT_WORKFLOW]]
-    return Sandbox(
-        api_keys=options.key or ("sandbox-key",),
-        limit=options.limit,
-        period_seconds=options.period,
-        algorithm=options.algorithm,
-        burst=options.burst,
-        retry_after=options.retry_after,
-        execution_seconds=options.execution_seconds,
-        outcome=options.outcome,
-        history_lag_seconds=options.history_lag,
-        page_size=options.page_size,
-        etags=options.etags,
-        execute_answer=options.execute_answer,
-        workflows_at_start={id_: name or id_ for id_, _, name in workflows if id_},
-        webhooks=_webhooks(options),
-        seed=options.seed,
-    )
-
-
-def _webhooks(options: argparse.Namespace) -> Webhooks | None:
-    if options.webhook_url is None:
-        return None
-    return Webhooks(
-        options.webhook_url,
-        secret=options.webhook_secret,
-        proof=options.webhook_proof,
-        delay_seconds=options.webhook_delay,
-        jitter_seconds=options.webhook_jitter,
-        loss=options.webhook_loss,
-        duplicates=options.webhook_duplicates,
-        forged=options.webhook_forged,
-    )
-
-
 def _number(text: str) -> float:
     try:
         number = float(text)
@@ -149,17 +128,17 @@ def _number(text: str) -> float:
     return number
 
 
-def _whole_number(text: str) -> int:
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected a whole number") from error
+        raise argparse.ArgumentTypeError(f"received {text!r}, expected an integer") from error
 
 
 def _port(text: str) -> int:
-    port = _whole_number(text)
-    if not 0 <= port <= LAST_PORT:
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected a port from 0 to {LAST_PORT}")
+    port = _integer(text)
+    if not 0 <= port <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"received {text!r}, expected a port from 0 to {MAX_PORT}")
     return port
 
 
@@ -170,14 +149,68 @@ def _retry_after(text: str) -> RetryAfter:
     return choices[text]
 
 
+def _one_of(choices: Any) -> dict[str, Any]:
+    return {"metavar": "|".join(get_args(choices))}
+
+
+REPEATABLE = {"action": "append", "default": None}
+RETRY_AFTER = {"type": _retry_after, "default": "seconds", "metavar": "seconds|date|none"}
+INTEGER = {"type": _integer}
+SECONDS = {"type": _number, "metavar": "SECONDS"}
+PROBABILITY = {"type": _number, "metavar": "P"}
+
+# By group: the flag, the field of Settings or Webhooks whose default it has, the help, and further arguments.
+OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
+    "server": (
+        ("--host", "host", "address to listen on", {"default": "127.0.0.1"}),
+        ("--port", "port", "port to listen on; 0 selects a free one", {"type": _port, "default": DEFAULT_PORT}),
+        ("--quiet", "quiet", "print no line per request", {"action": "store_true"}),
+    ),
+    "rate limit": (
+        ("--key", "api_keys", "accepted API key, repeatable (default: sandbox-key)", {"metavar": "KEY", **REPEATABLE}),
+        ("--limit", "limit", "requests per period and key", INTEGER),
+        ("--period", "period_seconds", "the period", SECONDS),
+        ("--algorithm", "algorithm", "the algorithm that enforces the limit", _one_of(Algorithm)),
+        ("--burst", "burst", "requests that token_bucket and gcra admit at once (default: the limit)", INTEGER),
+        ("--retry-after", "retry_after", "the Retry-After header of a 429", RETRY_AFTER),
+    ),
+    "workflows and executions": (
+        ("--workflow", "workflows_at_start", WORKFLOW_HELP, {"metavar": "ID=NAME", **REPEATABLE}),
+        ("--execution-seconds", "execution_seconds", "duration of an execution", SECONDS),
+        ("--outcome", "outcome", "final status of an execution", _one_of(Outcome)),
+        ("--history-lag", "history_lag_seconds", "time until a started execution is in the history", SECONDS),
+        ("--page-size", "page_size", "executions per page of the history (default: no pages)", INTEGER),
+        ("--etags", "etags", "send ETag and honour If-None-Match", {"action": "store_true"}),
+        ("--execute-response", "execute_response", "body of the response to a start", _one_of(ExecuteResponse)),
+        ("--execute-answer", "execute_response", argparse.SUPPRESS, {"default": argparse.SUPPRESS}),
+        ("--seed", "seed", "makes ids and probabilities reproducible", INTEGER),
+    ),
+    "webhooks": (
+        ("--webhook-url", "url", "URL for the six documented events (default: none)", {"metavar": "URL"}),
+        ("--webhook-secret", "secret", "secret of the proof (default: no proof)", {"metavar": "SECRET"}),
+        ("--webhook-proof", "proof", "sign webhooks, or append the secret to the URL as a token", _one_of(Proof)),
+        ("--webhook-delay", "delay_seconds", "how long after the event each is sent", SECONDS),
+        ("--webhook-jitter", "jitter_seconds", "maximum random extra delay", SECONDS),
+        ("--webhook-loss", "loss", "probability that a webhook is not sent", PROBABILITY),
+        ("--webhook-duplicates", "duplicates", "probability that a webhook is sent twice", PROBABILITY),
+        ("--webhook-forged", "forged", "probability that one with a wrong proof is also sent", PROBABILITY),
+    ),
+}
+FLAGS = {name: flag for options in OPTIONS.values() for flag, name, *_ in reversed(options)}
+DEFAULTS = {each.name: each.default for settings in (Settings, Webhooks) for each in fields(settings)}
+# Webhooks has no default URL; without one, no webhooks are sent.
+DEFAULTS["url"] = None
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, where there are some."""
+    """Shows the defaults that options have."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="techflow-sandbox",
         description="A local TechFlow: every call of the API reference, its errors and its rate limit.",
@@ -185,48 +218,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=_port, default=DEFAULT_PORT, help="port to listen on; 0 takes a free one")
-    add("--key", action="append", metavar="KEY", help="accepted API key, repeatable (default: sandbox-key)")
-    add("--quiet", action="store_true", help="no line per request")
-    _add_limit(parser)
-    _add_executions(parser)
-    _add_webhooks(parser)
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for flag, name, text, arguments in options:
+            default = {} if "action" in arguments else {"default": DEFAULTS.get(name)}
+            group.add_argument(flag, dest=name, help=text, **{**default, **arguments})
     return parser
-
-
-def _add_limit(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("rate limit").add_argument
-    add("--limit", type=_whole_number, default=100, help="requests per period and key")
-    add("--period", type=_number, default=60.0, metavar="SECONDS", help="the period")
-    add("--algorithm", default="fixed_window", help="how requests are counted", metavar="|".join(get_args(Algorithm)))
-    add("--burst", type=_whole_number, help="what token_bucket and gcra admit at once (default: the limit)")
-    add("--retry-after", type=_retry_after, default="seconds", help="what a 429 tells", metavar="seconds|date|none")
-
-
-def _add_executions(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("workflows and executions").add_argument
-    add("--workflow", action="append", metavar="ID=NAME", help=f"is there, repeatable (default: {DEFAULT_WORKFLOW})")
-    add("--execution-seconds", type=_number, default=5.0, metavar="SECONDS", help="how long an execution takes")
-    add("--outcome", default="completed", help="how it ends", metavar="|".join(get_args(Outcome)))
-    add("--history-lag", type=_number, default=0.0, metavar="SECONDS", help="how long the history lacks it")
-    add("--page-size", type=_whole_number, help="executions on a page of the history")
-    add("--etags", action="store_true", help="send ETag and respect If-None-Match")
-    add("--execute-answer", default="execution", help="answer to a start", metavar="|".join(get_args(ExecuteAnswer)))
-    add("--seed", type=_whole_number, help="makes ids and chance reproducible")
-
-
-def _add_webhooks(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("webhooks").add_argument
-    add("--webhook-url", metavar="URL", help="send the six documented events there (default: send none)")
-    add("--webhook-secret", metavar="SECRET", help="what they prove themselves with")
-    add("--webhook-proof", default="signature", help="sign, or put it into the URL", metavar="|".join(get_args(Proof)))
-    add("--webhook-delay", type=_number, default=0.0, metavar="SECONDS", help="how late each is")
-    add("--webhook-jitter", type=_number, default=0.0, metavar="SECONDS", help="how much later at random")
-    add("--webhook-loss", type=_number, default=0.0, metavar="CHANCE", help="of one that is never sent")
-    add("--webhook-duplicates", type=_number, default=0.0, metavar="CHANCE", help="of one that is sent twice")
-    add("--webhook-forged", type=_number, default=0.0, metavar="CHANCE", help="of one that a forged one follows")
 
 
 if __name__ == "__main__":

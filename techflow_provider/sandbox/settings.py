@@ -1,35 +1,88 @@
-"""What a sandbox can be set to. Where TechFlow's reference is silent, a setting chooses between plausible answers."""
+"""The settings of a sandbox, and its clock.
+
+Where TechFlow's reference leaves something open, a setting selects one of the plausible behaviours.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
-
-from techflow_provider.sandbox.clock import Clock
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar, get_args
 
 if TYPE_CHECKING:
     from techflow_provider.sandbox.webhooks import Webhooks
 
 Algorithm = Literal["fixed_window", "sliding_log", "sliding_counter", "token_bucket", "gcra"]
 Outcome = Literal["completed", "failed"]
-ExecuteAnswer = Literal["execution", "wrapped", "id", "empty"]
-HistoryAnswer = Literal["executions", "list", "data"]
+ExecuteResponse = Literal["execution", "wrapped", "id", "empty"]
+HistoryResponse = Literal["executions", "list", "data"]
 NextPage = Literal["link", "body"]
 Times = Literal["iso", "iso_seconds", "epoch"]
 RetryAfter = bool | Literal["seconds", "date"]
 
-# Longer than any test, and short enough for every date to be representable.
+# Longer than any test, and short enough that every resulting date can be represented.
 LONGEST_SECONDS = 1_000_000_000.0
+MANUAL_START = datetime(2026, 1, 1, tzinfo=UTC)
+
+T = TypeVar("T")
+
+
+class Clock:
+    """The real time."""
+
+    def now(self) -> datetime:
+        """Return the current time as an aware datetime in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never jumps."""
+        return time.monotonic()
+
+    def elapse(self, seconds: float) -> None:
+        """Let simulated time pass; real time passes by itself."""
+
+
+class ManualClock(Clock):
+    """A clock that stands still until it is advanced.
+
+    :param start: the time at first
+    """
+
+    def __init__(self, start: datetime = MANUAL_START) -> None:
+        self._start = start
+        self._elapsed = 0.0
+
+    def now(self) -> datetime:
+        """Return the current time as an aware datetime."""
+        return self._start + timedelta(seconds=self._elapsed)
+
+    def monotonic(self) -> float:
+        """Return the seconds since the start."""
+        return self._elapsed
+
+    def elapse(self, seconds: float) -> None:
+        """Let simulated time pass, as a slow response does in-process."""
+        self.advance(seconds)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward.
+
+        :raises ValueError: the number of seconds is negative
+        """
+        if seconds < 0:
+            raise ValueError(f"seconds: received {seconds!r}, expected 0 or more")
+        self._elapsed += seconds
 
 
 class SettingError(ValueError):
-    """A setting has an unusable value.
+    """A setting has an invalid value.
 
-    :param name: the setting's name
-    :param received: what it was set to
-    :param expected: what can be used, in words
+    :param name: the name of the setting
+    :param received: its value
+    :param expected: a description of valid values
     """
 
     def __init__(self, name: str, received: object, expected: str) -> None:
@@ -46,27 +99,27 @@ class SettingError(ValueError):
 class Settings:
     """The settings of a sandbox.
 
-    :param api_keys: the keys that are accepted, each with a rate limit of its own
+    :param api_keys: the accepted keys, each with its own rate limit
     :param limit: requests per period and key (Rate Limiting)
     :param period_seconds: the period of the rate limit
-    :param algorithm: how the requests of a period are counted
-    :param burst: requests that a token bucket or GCRA admits at once; None takes the limit
-    :param retry_after: whether a 429 tells when to come back, and whether in seconds or as a date
-    :param execution_seconds: how long an execution takes; `math.inf` means until it is finished by hand
-    :param outcome: how an execution ends
+    :param algorithm: the algorithm that enforces the limit
+    :param burst: requests that a token bucket or GCRA admits at once; None uses the limit
+    :param retry_after: whether a 429 has Retry-After, and whether in seconds or as a date; True means seconds
+    :param execution_seconds: how long an execution takes; `math.inf` means until `finish` is called
+    :param outcome: the final status of an execution
     :param history_lag_seconds: how long a started execution is missing from the history
-    :param page_size: executions on one page of the history; None puts all on one
-    :param next_page: where a page names its successor: in a Link header, or as `next` in the body
-    :param etags: whether answers to GET have an ETag and If-None-Match is respected
-    :param execute_answer: what a start is answered with
-    :param history_answer: how the history is wrapped
-    :param times: how instants are written
+    :param page_size: executions per page of the history; None puts all on one page
+    :param next_page: where a page links to the next one: a Link header, or `next` in the body
+    :param etags: whether responses to GET have an ETag and If-None-Match is honoured
+    :param execute_response: the body of the response to a start
+    :param history_response: the shape of the history: an object with `executions` or `data`, or a bare list
+    :param times: the format of timestamps
     :param status_words: other words for the statuses `running`, `completed`, `failed`, and `active` of a workflow
-    :param workflows_at_start: workflows that exist from the beginning, as id and name
-    :param webhooks: where webhooks are sent to while the sandbox is served; can be changed at any time
-    :param seed: makes ids and the chance of faults reproducible
-    :param clock: the time that the sandbox lives in
-    :raises SettingError: a value can't be used
+    :param workflows_at_start: the initial workflows, as id and name
+    :param webhooks: where webhooks are sent while the sandbox is served; can be changed at any time
+    :param seed: makes ids and the probabilities of faults reproducible
+    :param clock: the clock of the sandbox
+    :raises SettingError: a value is invalid
     """
 
     api_keys: Sequence[str] = field(default=("sandbox-key",), repr=False)
@@ -81,8 +134,8 @@ class Settings:
     page_size: int | None = None
     next_page: NextPage = "link"
     etags: bool = False
-    execute_answer: ExecuteAnswer = "execution"
-    history_answer: HistoryAnswer = "executions"
+    execute_response: ExecuteResponse = "execution"
+    history_response: HistoryResponse = "executions"
     times: Times = "iso"
     status_words: Mapping[str, str] = field(default_factory=dict)
     workflows_at_start: Mapping[str, str] = field(default_factory=dict)
@@ -91,9 +144,11 @@ class Settings:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        self._check_api_keys()
+        if isinstance(self.api_keys, str) or not self.api_keys or not all(self.api_keys):
+            received = type(self.api_keys).__name__ if self.api_keys else self.api_keys
+            raise SettingError("api_keys", received, "a sequence of non-empty strings")
         check_count("limit", self.limit)
-        check_seconds("period_seconds", self.period_seconds, above=True)
+        check_seconds("period_seconds", self.period_seconds, above_zero=True)
         check_seconds("execution_seconds", self.execution_seconds)
         check_seconds("history_lag_seconds", self.history_lag_seconds)
         for name in ("burst", "page_size"):
@@ -101,50 +156,76 @@ class Settings:
                 check_count(name, getattr(self, name))
         self._check_choices()
 
-    def _check_api_keys(self) -> None:
-        if isinstance(self.api_keys, str) or not self.api_keys or not all(self.api_keys):
-            received = type(self.api_keys).__name__ if self.api_keys else self.api_keys
-            raise SettingError("api_keys", received, "a sequence of non-empty texts")
-
     def _check_choices(self) -> None:
         check_choice("retry_after", self.retry_after, (True, False, "seconds", "date"))
         check_choice("algorithm", self.algorithm, get_args(Algorithm))
         check_choice("outcome", self.outcome, get_args(Outcome))
         check_choice("next_page", self.next_page, get_args(NextPage))
-        check_choice("execute_answer", self.execute_answer, get_args(ExecuteAnswer))
-        check_choice("history_answer", self.history_answer, get_args(HistoryAnswer))
+        check_choice("execute_response", self.execute_response, get_args(ExecuteResponse))
+        check_choice("history_response", self.history_response, get_args(HistoryResponse))
         check_choice("times", self.times, get_args(Times))
         for word in self.status_words:
             check_choice("status_words", word, ("running", "completed", "failed", "active"))
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Check that a value is one of some.
+    """Check that a value is one of the choices.
 
-    :raises SettingError: it is another
+    :raises SettingError: it isn't
     """
     if value not in choices:
         raise SettingError(name, value, f"one of {', '.join(map(str, choices))}")
 
 
 def check_count(name: str, value: object) -> None:
-    """Check that a value is a whole number above 0.
+    """Check that a value is an integer above 0.
 
-    :raises SettingError: it is not
+    :raises SettingError: it isn't
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(name, value, "a whole number above 0")
+        raise SettingError(name, value, "an integer above 0")
 
 
-def check_seconds(name: str, value: object, *, above: bool = False) -> None:
-    """Check that a value is a duration in seconds; infinite is one, unless it has to be above 0.
+def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Check that a value is a duration in seconds; infinity is valid, unless the duration must be above 0.
 
-    :raises SettingError: it is not
+    :raises SettingError: it isn't
     """
-    expected = f"a number of seconds {'above 0' if above else 'from 0'} up to {LONGEST_SECONDS:.0f}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    expected = f"a number of seconds {'above 0' if above_zero else 'from 0'} up to {LONGEST_SECONDS:.0f}"
+    allowed = _is_number(value) and (0 <= value <= LONGEST_SECONDS or value == math.inf)
+    if not allowed or (above_zero and value in (0, math.inf)):
         raise SettingError(name, value, expected)
-    if value == math.inf and not above:
-        return
-    if not 0 <= value <= LONGEST_SECONDS or (above and value == 0):
-        raise SettingError(name, value, expected)
+
+
+def check_probability(name: str, value: object) -> None:
+    """Check that a value is a number from 0 to 1.
+
+    :raises SettingError: it isn't
+    """
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise SettingError(name, value, "a number from 0 to 1")
+
+
+def check_text(name: str, value: object) -> None:
+    """Check that a value is a string or None.
+
+    :raises SettingError: it isn't
+    """
+    if value is not None and not isinstance(value, str):
+        raise SettingError(name, value, "a string")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def from_json(kind: type[T], name: str, value: Mapping[str, object]) -> T:
+    """Build a dataclass, which checks its own fields, from a JSON object.
+
+    :param name: what the object describes
+    :raises SettingError: it has an unknown field, or a value is invalid
+    """
+    known = [each.name for each in fields(kind) if each.init]  # type: ignore[arg-type]  # the kinds are dataclasses
+    for each in value:
+        check_choice(name, each, known)
+    return kind(**value)

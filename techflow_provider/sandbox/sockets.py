@@ -1,4 +1,4 @@
-"""The sandbox over a real socket: HTTP/1.1 with keep-alive, a thread per connection, an end within a bounded time."""
+"""The sandbox over a real socket: HTTP/1.1 with keep-alive, one thread per connection, and a bounded shutdown."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 
-from techflow_provider.sandbox.messages import PREFIX, ApiError, Delivery, Pause, Request
-from techflow_provider.sandbox.sender import Sender
+from techflow_provider.sandbox.messages import PREFIX, ApiError, Delivery, Request, join_headers
+from techflow_provider.sandbox.webhooks import WebhookSender
 
 if TYPE_CHECKING:
     from techflow_provider.sandbox.sandbox import Sandbox
 
-LONGEST_BODY_BYTES = 16 * 1024 * 1024
-# A hang looks this often whether its client is still there.
-GLANCE_SECONDS = 0.05
-LONGEST_STOP_SECONDS = 3.0
-GARBAGE = b"\x00\xff\x13 this is no HTTP \xfe\r\n\r\n"
+MAX_BODY_BYTES = 16 * 1024 * 1024
+# How often a hanging request checks whether its client is still connected.
+POLL_SECONDS = 0.05
+STOP_TIMEOUT_SECONDS = 3.0
+GARBAGE = b"\x00\xff\x13 this isn't HTTP \xfe\r\n\r\n"
 
 
 class SandboxServer(ThreadingHTTPServer):
     """Accepts connections for a sandbox.
 
     :param address: host and port
-    :param sandbox: what answers
+    :param sandbox: handles the requests
     """
 
     daemon_threads = True
-    # So many connections may wait to be accepted.
+    # The number of connections that may wait to be accepted.
     request_queue_size = 1024
 
     def __init__(self, address: tuple[str, int], sandbox: Sandbox) -> None:
@@ -49,28 +49,28 @@ class SandboxServer(ThreadingHTTPServer):
         super().__init__(address, _Connection)
 
     def server_bind(self) -> None:
-        """Bind without HTTPServer's look-up of the host's name, which can take seconds."""
+        """Bind without HTTPServer's lookup of the host's name, which can take seconds."""
         TCPServer.server_bind(self)
 
     def stop(self) -> None:
-        """End hung requests, close every connection and wait for their threads, within a bounded time."""
+        """Abort hanging requests, close every connection and wait for their threads, within a bounded time."""
         self.stopping.set()
         self.shutdown()
         self.server_close()
-        deadline = time.monotonic() + LONGEST_STOP_SECONDS
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         for connection, thread in list(self.open.items()):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report what broke, unless the client is gone."""
+        """Report an exception, unless the client has disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """One connection; the requests on it come one after the other."""
+    """One connection; it handles its requests one by one."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -87,13 +87,13 @@ class _Connection(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_: Any) -> None:
-        """Keep quiet: the sandbox tells of its requests by itself."""
+        """Log nothing: the sandbox reports its requests itself."""
 
     def _respond(self) -> None:
         try:
             request = self._read()
         except ApiError as error:
-            self._refuse(error)
+            self._reject(error)
             return
         steps = self.server.sandbox.handle(request)
         try:
@@ -108,21 +108,18 @@ class _Connection(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _respond  # noqa: N815  # http.server's names
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse what is no proper HTTP request with one of the documented status codes."""
-        words = explain or message or "this is no HTTP request"
-        self._refuse(ApiError(404 if code == HTTPStatus.NOT_IMPLEMENTED else 400, words))
+        """Reject a malformed HTTP request with one of the documented status codes."""
+        reason = explain or message or "this isn't an HTTP request"
+        self._reject(ApiError(404 if code == HTTPStatus.NOT_IMPLEMENTED else 400, reason))
 
-    def _refuse(self, error: ApiError) -> None:
-        # What is left of the request can't be told from the next one.
+    def _reject(self, error: ApiError) -> None:
+        # The rest of this request cannot be distinguished from the next one.
         self.close_connection = True
         with suppress(ConnectionError):
-            self._send(self.server.sandbox.stamped(Delivery(error.answer())))
+            self._send(self.server.sandbox.with_date(Delivery(error.response())))
 
     def _read(self) -> Request:
-        headers: dict[str, str] = {}
-        for name, value in self.headers.items():
-            key = name.lower()
-            headers[key] = f"{headers[key]}, {value}" if key in headers else value
+        headers = join_headers(iter(self.headers.items()))
         chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         body = self._read_chunks() if chunked else self._read_exactly(_length(headers.get("content-length", "0"), 10))
         return Request(self.command, self.path, headers, body, is_local(self.client_address[0]))
@@ -143,10 +140,10 @@ class _Connection(BaseHTTPRequestHandler):
             pass
         return body
 
-    def _run(self, steps: Generator[Pause, None, Delivery]) -> Delivery | None:
-        """Return the delivery, or None when the client or the server has gone meanwhile."""
+    def _run(self, steps: Generator[float, None, Delivery]) -> Delivery | None:
+        """Return the delivery, or None if the client has disconnected or the server is stopping."""
         try:
-            while self._wait(next(steps).seconds):
+            while self._wait(next(steps)):
                 pass
         except StopIteration as stop:
             delivery: Delivery = stop.value
@@ -155,14 +152,14 @@ class _Connection(BaseHTTPRequestHandler):
         return None
 
     def _wait(self, seconds: float) -> bool:
-        """Let time pass and return whether client and server are both still there."""
+        """Wait, and return whether the client is still connected and the server isn't stopping."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if self.server.stopping.wait(min(left, GLANCE_SECONDS)) or self._client_is_gone():
+        while (remaining := until - time.monotonic()) > 0:
+            if self.server.stopping.wait(min(remaining, POLL_SECONDS)) or self._client_has_disconnected():
                 return False
         return True
 
-    def _client_is_gone(self) -> bool:
+    def _client_has_disconnected(self) -> bool:
         readable, _, _ = select.select([self.connection], [], [], 0)
         if not readable:
             return False
@@ -172,28 +169,28 @@ class _Connection(BaseHTTPRequestHandler):
             return True
 
     def _send(self, delivery: Delivery) -> None:
-        if delivery.answer is None:
+        if delivery.response is None:
             self._break(delivery.broken)
             return
         self.close_connection = self.close_connection or delivery.missing_bytes > 0
-        pieces = iter(()) if self.command == "HEAD" else delivery.pieces()
-        first = b"" if delivery.drip_seconds else next(pieces, b"")
+        chunks = iter(()) if self.command == "HEAD" else delivery.chunks()
+        first = b"" if delivery.drip_seconds else next(chunks, b"")
         self.wfile.write(self._head(delivery) + first)
-        for piece in pieces:
-            if delivery.drip_seconds and not self._wait(delivery.pauses):
+        for chunk in chunks:
+            if delivery.drip_seconds and not self._wait(delivery.drip_interval_seconds):
                 self.close_connection = True
                 return
-            self.wfile.write(piece)
+            self.wfile.write(chunk)
 
     def _head(self, delivery: Delivery) -> bytes:
-        answer = delivery.answer
-        assert answer is not None  # noqa: S101  # broken deliveries have no head
-        fields = {**answer.headers, "content-length": str(delivery.length)}
-        if answer.status == HTTPStatus.NOT_MODIFIED:
+        response = delivery.response
+        assert response is not None  # noqa: S101  # broken deliveries have no head
+        fields = {**response.headers, "content-length": str(delivery.length)}
+        if response.status == HTTPStatus.NOT_MODIFIED:
             del fields["content-length"]
         if self.close_connection:
             fields["connection"] = "close"
-        lines = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}", *(f"{k}: {v}" for k, v in fields.items())]
+        lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}", *(f"{k}: {v}" for k, v in fields.items())]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _break(self, broken: str) -> None:
@@ -211,16 +208,16 @@ class _Connection(BaseHTTPRequestHandler):
 def _length(text: str, base: int) -> int:
     """Return the length of a body or chunk.
 
-    :raises ApiError: it is no number, or too large
+    :raises ApiError: it isn't a number, or is too large
     """
     if not text.isascii() or not text.isalnum():
-        raise ApiError(400, f"{text!r} is no length of a body")
+        raise ApiError(400, f"{text!r} isn't the length of a body")
     try:
         length = int(text, base)
     except ValueError as error:
-        raise ApiError(400, f"{text!r} is no length of a body") from error
-    if length > LONGEST_BODY_BYTES:
-        raise ApiError(400, f"the body is longer than {LONGEST_BODY_BYTES} bytes")
+        raise ApiError(400, f"{text!r} isn't the length of a body") from error
+    if length > MAX_BODY_BYTES:
+        raise ApiError(400, f"the body is longer than {MAX_BODY_BYTES} bytes")
     return length
 
 
@@ -232,7 +229,7 @@ def _phrase(status: int) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address is one of this machine's loopback."""
+    """Whether an address is a loopback address."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
@@ -240,16 +237,16 @@ def is_local(host: str) -> bool:
 
 @contextmanager
 def serve(sandbox: Sandbox, host: str, port: int) -> Iterator[str]:
-    """Serve a sandbox and send its webhooks while the context lasts, which gives the base URL.
+    """Serve a sandbox and send its webhooks while the context is open; it returns the base URL.
 
-    :raises OSError: the port is taken
+    :raises OSError: the port is in use
     """
     server = SandboxServer((host, port), sandbox)
-    shown = f"[{host}]" if ":" in host else host
-    before, sandbox.base_url = sandbox.base_url, f"http://{shown}:{server.server_address[1]}{PREFIX}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": GLANCE_SECONDS}, daemon=True)
+    location = f"[{host}]" if ":" in host else host
+    before, sandbox.base_url = sandbox.base_url, f"http://{location}:{server.server_address[1]}{PREFIX}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_SECONDS}, daemon=True)
     thread.start()
-    sender = Sender(sandbox.due_webhooks, sandbox.keep_delivery, sandbox.clock.now)
+    sender = WebhookSender(sandbox.due_webhooks, sandbox.complete_webhook, sandbox.clock.now)
     sender.start()
     try:
         yield sandbox.base_url
@@ -257,4 +254,4 @@ def serve(sandbox: Sandbox, host: str, port: int) -> Iterator[str]:
         sandbox.base_url = before
         sender.stop()
         server.stop()
-        thread.join(LONGEST_STOP_SECONDS)
+        thread.join(STOP_TIMEOUT_SECONDS)

@@ -1,7 +1,6 @@
-"""What TechFlow holds: workflows, and executions whose state follows from the clock. Knows nothing of HTTP.
+"""The state of TechFlow: workflows, and executions whose status follows from the clock. Knows nothing about HTTP.
 
-Every change is appended to `events` with its time and under the name of the webhook event it would cause, so that a
-sender of webhooks needs to read only that list.
+Every change is appended to `events`, with its time and the name of the webhook event that it causes.
 """
 
 from __future__ import annotations
@@ -14,21 +13,28 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import get_args
 
-from techflow_provider.sandbox.clock import Clock
 from techflow_provider.sandbox.messages import Json, Object
-from techflow_provider.sandbox.settings import Outcome, SettingError, check_choice, check_seconds
+from techflow_provider.sandbox.settings import (
+    Clock,
+    Outcome,
+    SettingError,
+    check_choice,
+    check_seconds,
+    check_text,
+    from_json,
+)
 
-DEFAULT_ERROR = "the sandbox was told to let this execution fail"
+DEFAULT_ERROR = "the sandbox is configured to let this execution fail"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How executions go; what is None is left to a more general plan.
+    """How executions behave; a field that is None falls back to a more general plan.
 
-    :param seconds: how long they take; `math.inf` means until they are finished by hand
-    :param outcome: how they end
-    :param error: why they fail
-    :raises SettingError: a value can't be used
+    :param seconds: how long they take; `math.inf` means until `finish` is called
+    :param outcome: their final status
+    :param error: the error of those that fail
+    :raises SettingError: a value is invalid
     """
 
     seconds: float | None = None
@@ -38,25 +44,21 @@ class Plan:
     def __post_init__(self) -> None:
         if self.seconds is not None:
             check_seconds("seconds", self.seconds)
-        if self.outcome is not None:
-            check_choice("outcome", self.outcome, get_args(Outcome))
-        if self.error is not None and not isinstance(self.error, str):
-            raise SettingError("error", self.error, "text")
+        check_choice("outcome", self.outcome, (*get_args(Outcome), None))
+        check_text("error", self.error)
 
     @classmethod
     def read(cls, value: Json) -> Plan:
         """Read a plan from JSON.
 
-        :raises SettingError: it is no object, has an unknown field, or a value can't be used
+        :raises SettingError: it isn't an object, has an unknown field, or a value is invalid
         """
         if not isinstance(value, dict):
             raise SettingError("sandbox", value, "an object with seconds, outcome or error")
-        for name in value:
-            check_choice("sandbox", name, ("seconds", "outcome", "error"))
-        return cls(**value)  # type: ignore[arg-type]  # the types are checked by the constructor
+        return from_json(cls, "sandbox", value)
 
-    def over(self, general: Plan) -> Plan:
-        """Return this plan, completed by a more general one."""
+    def with_defaults(self, general: Plan) -> Plan:
+        """Return this plan, with missing fields taken from a more general one."""
         return Plan(
             general.seconds if self.seconds is None else self.seconds,
             general.outcome if self.outcome is None else self.outcome,
@@ -66,15 +68,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One run of a workflow, as it stands.
+    """One run of a workflow, as it is now.
 
     :param id: its id
     :param workflow_id: the workflow's id
     :param status: `running`, `completed` or `failed`
     :param started_at: when it started
-    :param finished_at: when it ended, or None
+    :param finished_at: when it finished, or None
     :param error: why it failed, or None
-    :param payload: the body that started it, or None
+    :param payload: the body of the request that started it, or None
     """
 
     id: str
@@ -88,12 +90,12 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change, under the name of the webhook event it would cause (Webhook Events).
+    """A change, under the name of the webhook event that it causes (Webhook Events).
 
     :param name: such as `execution.completed`
     :param at: when it happened
     :param workflow_id: the workflow's id
-    :param execution_id: the execution's id, when it is about one
+    :param execution_id: the execution's id, for an event of an execution
     """
 
     name: str
@@ -105,7 +107,7 @@ class Event:
 @dataclass(slots=True)
 class _Run:
     execution: Execution
-    ends_at: datetime | None
+    finishes_at: datetime | None
     outcome: Outcome
     error: str | None
 
@@ -113,7 +115,7 @@ class _Run:
 class State:
     """The workflows and executions of one sandbox. Not thread-safe by itself.
 
-    :param clock: the time it lives in
+    :param clock: its clock
     :param new_id: makes an id from a prefix
     :param default: the plan of executions that have none
     """
@@ -125,19 +127,13 @@ class State:
         self._plans: dict[str, Plan] = {}
         self._workflows: dict[str, Object] = {}
         self._runs: dict[str, _Run] = {}
-        self._due: list[tuple[datetime, str]] = []
+        self._schedule: list[tuple[datetime, str]] = []
         self._events: list[Event] = []
 
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """All that has happened so far."""
-        self._settle()
-        return tuple(self._events)
-
-    def events_since(self, count: int) -> list[Event]:
-        """Return what has happened after so many events."""
-        self._settle()
-        return self._events[count:]
+    def events(self, start: int = 0) -> list[Event]:
+        """Return all events so far, except the first `start`."""
+        self._update()
+        return self._events[start:]
 
     def workflows(self) -> list[Object]:
         """Return copies of all workflows, oldest first."""
@@ -146,112 +142,111 @@ class State:
     def workflow(self, workflow_id: str) -> Object:
         """Return a copy of a workflow.
 
-        :raises KeyError: there is none with this id
+        :raises KeyError: there is no workflow with this id
         """
         return copy.deepcopy(self._workflows[workflow_id])
 
     def create_workflow(self, fields: Mapping[str, Json], workflow_id: str | None = None) -> Object:
-        """Keep a new workflow; its id is the sandbox's to choose.
+        """Create a workflow.
 
-        :param workflow_id: the id, for a workflow that is there from the beginning
+        :param workflow_id: its id; None generates one
         """
-        key = workflow_id or self._new_id("wf")
-        self._workflows[key] = {**copy.deepcopy(dict(fields)), "id": key}
-        self._note("workflow.created", key)
-        return self.workflow(key)
+        return self._store(workflow_id or self._new_id("wf"), fields, "workflow.created")
 
     def replace_workflow(self, workflow_id: str, fields: Mapping[str, Json]) -> Object:
-        """Put new fields in the place of all that a workflow had.
+        """Replace all fields of a workflow.
 
-        :raises KeyError: there is none with this id
+        :raises KeyError: there is no workflow with this id
         """
         self.workflow(workflow_id)
+        return self._store(workflow_id, fields, "workflow.updated")
+
+    def _store(self, workflow_id: str, fields: Mapping[str, Json], event: str) -> Object:
         self._workflows[workflow_id] = {**copy.deepcopy(dict(fields)), "id": workflow_id}
-        self._note("workflow.updated", workflow_id)
+        self._add_event(event, workflow_id)
         return self.workflow(workflow_id)
 
     def delete_workflow(self, workflow_id: str) -> None:
-        """Remove a workflow; its executions stay in the history and go on.
+        """Delete a workflow; its executions stay in the history and keep running.
 
-        :raises KeyError: there is none with this id
+        :raises KeyError: there is no workflow with this id
         """
         del self._workflows[workflow_id]
-        self._note("workflow.deleted", workflow_id)
+        self._add_event("workflow.deleted", workflow_id)
 
     def plan(self, workflow_id: str, plan: Plan) -> None:
-        """Say how the future executions of a workflow go; the workflow need not exist yet."""
+        """Set how future executions of a workflow behave; the workflow need not exist yet."""
         self._plans[workflow_id] = plan
 
     def start(self, workflow_id: str, payload: Object | None = None, plan: Plan | None = None) -> Execution:
         """Start an execution.
 
-        :param plan: how it goes, before the workflow's plan
+        :param plan: how it behaves; missing fields come from the workflow's plan
         :raises KeyError: there is no workflow with this id
         """
         self.workflow(workflow_id)
-        self._settle()
-        whole = (plan or Plan()).over(self._plans.get(workflow_id, Plan())).over(self._default)
+        self._update()
+        plan = (plan or Plan()).with_defaults(self._plans.get(workflow_id, Plan())).with_defaults(self._default)
         now = self._clock.now()
         execution = Execution(self._new_id("exec"), workflow_id, "running", now, None, None, payload)
-        seconds = math.inf if whole.seconds is None else whole.seconds
-        ends_at = None if seconds == math.inf else now + timedelta(seconds=seconds)
-        self._runs[execution.id] = _Run(execution, ends_at, whole.outcome or "completed", whole.error)
-        self._note("execution.started", workflow_id, execution.id)
-        self._await_end(execution.id)
+        seconds = math.inf if plan.seconds is None else plan.seconds
+        finishes_at = None if seconds == math.inf else now + timedelta(seconds=seconds)
+        self._runs[execution.id] = _Run(execution, finishes_at, plan.outcome or "completed", plan.error)
+        self._add_event("execution.started", workflow_id, execution.id)
+        self._schedule_finish(execution.id)
         return self.execution(execution.id)
 
     def execution(self, execution_id: str) -> Execution:
-        """Return an execution as it stands.
+        """Return an execution as it is now.
 
-        :raises KeyError: there is none with this id
+        :raises KeyError: there is no execution with this id
         """
-        self._settle()
+        self._update()
         return self._runs[execution_id].execution
 
     def executions(self) -> tuple[Execution, ...]:
-        """Return all executions as they stand, in the order of their starts."""
-        self._settle()
+        """Return all executions as they are now, in the order of their starts."""
+        self._update()
         return tuple(run.execution for run in self._runs.values())
 
     def finish(self, execution_id: str, outcome: Outcome | None = None, error: str | None = None) -> Execution:
-        """End an execution now.
+        """Finish a running execution now.
 
-        :param outcome: how; None takes what was planned
-        :raises KeyError: there is none with this id
-        :raises SettingError: it is already over, or the outcome is unknown
+        :param outcome: its final status; None uses its plan
+        :raises KeyError: there is no execution with this id
+        :raises SettingError: it has already finished, or the outcome is unknown
         """
         plan = Plan(outcome=outcome, error=error)
         execution = self.execution(execution_id)
         if execution.finished_at is not None:
-            raise SettingError("execution_id", execution_id, f"one that is running; this one is {execution.status}")
+            raise SettingError("execution_id", execution_id, f"a running execution; this one is {execution.status}")
         run = self._runs[execution_id]
         run.outcome = plan.outcome or run.outcome
         run.error = error or run.error
-        run.ends_at = self._clock.now()
-        self._await_end(execution_id)
+        run.finishes_at = self._clock.now()
+        self._schedule_finish(execution_id)
         return self.execution(execution_id)
 
-    def _note(self, name: str, workflow_id: str, execution_id: str | None = None) -> None:
-        self._settle()
+    def _add_event(self, name: str, workflow_id: str, execution_id: str | None = None) -> None:
+        self._update()
         self._events.append(Event(name, self._clock.now(), workflow_id, execution_id))
 
-    def _await_end(self, execution_id: str) -> None:
-        ends_at = self._runs[execution_id].ends_at
-        if ends_at is not None:
-            heapq.heappush(self._due, (ends_at, execution_id))
+    def _schedule_finish(self, execution_id: str) -> None:
+        finishes_at = self._runs[execution_id].finishes_at
+        if finishes_at is not None:
+            heapq.heappush(self._schedule, (finishes_at, execution_id))
 
-    def _settle(self) -> None:
-        """End what the clock has passed, in the order of the ends."""
+    def _update(self) -> None:
+        """Finish the executions whose time has come, in order."""
         now = self._clock.now()
-        while self._due and self._due[0][0] <= now:
-            ends_at, execution_id = heapq.heappop(self._due)
+        while self._schedule and self._schedule[0][0] <= now:
+            finishes_at, execution_id = heapq.heappop(self._schedule)
             run = self._runs[execution_id]
-            # One that was finished by hand is also due at the end that was planned.
+            # One that `finish` has finished is still scheduled for its planned time.
             if run.execution.finished_at is None:
-                self._end(run, ends_at)
+                self._complete(run, finishes_at)
 
-    def _end(self, run: _Run, at: datetime) -> None:
+    def _complete(self, run: _Run, at: datetime) -> None:
         error = (run.error or DEFAULT_ERROR) if run.outcome == "failed" else None
         run.execution = replace(run.execution, status=run.outcome, finished_at=at, error=error)
-        ids = (run.execution.workflow_id, run.execution.id)
-        self._events.append(Event(f"execution.{run.outcome}", at, *ids))
+        self._events.append(Event(f"execution.{run.outcome}", at, run.execution.workflow_id, run.execution.id))

@@ -1,6 +1,7 @@
-"""The sandbox in-process: an httpx transport whose faults raise what a real socket would make httpx raise.
+"""The sandbox in-process: an httpx transport whose faults raise what httpx would raise on a real socket.
 
-No real time passes: what a request waits for is added to a manual clock, and a wait beyond the read time-out raises.
+No real time passes: the time that a request waits is added to a manual clock, and a wait longer than the read timeout
+raises.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 import httpx
 
-from techflow_provider.sandbox.clock import Clock
-from techflow_provider.sandbox.messages import Delivery, Pause, Request
+from techflow_provider.sandbox.messages import Delivery, Request, join_headers
+from techflow_provider.sandbox.settings import Clock
 
-Handle = Callable[[Request], Generator[Pause, None, Delivery]]
+Handle = Callable[[Request], Generator[float, None, Delivery]]
 
 BROKEN: dict[str, tuple[type[httpx.TransportError], str]] = {
     "reset": (httpx.ReadError, "[Errno 104] Connection reset by peer"),
@@ -23,7 +24,7 @@ BROKEN: dict[str, tuple[type[httpx.TransportError], str]] = {
 
 
 class SandboxTransport(httpx.MockTransport):
-    """Carries httpx requests to a sandbox without a socket.
+    """Passes httpx requests to a sandbox without a socket.
 
     :param handle: the sandbox's `handle`
     :param clock: the sandbox's clock
@@ -35,51 +36,52 @@ class SandboxTransport(httpx.MockTransport):
         self._clock = clock
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
-        wait = _Wait(request, self._clock)
-        steps = self._handle(_read(request))
+        timeout = _ReadTimeout(request, self._clock)
+        headers = join_headers(iter(request.headers.multi_items()))
+        steps = self._handle(Request(request.method, request.url.raw_path.decode("ascii"), headers, request.content))
         try:
             while True:
-                wait.spend(next(steps).seconds)
+                timeout.wait(next(steps))
         except StopIteration as stop:
             delivery: Delivery = stop.value
         finally:
             steps.close()
-        return _response(delivery, request, wait)
+        return _response(delivery, request, timeout)
 
 
-class _Wait:
-    """The time that one request's transport lets pass."""
+class _ReadTimeout:
+    """Lets time pass on the clock, up to the read timeout of a request."""
 
     def __init__(self, request: httpx.Request, clock: Clock) -> None:
         seconds = request.extensions.get("timeout", {}).get("read")
         self._request = request
         self._clock = clock
-        # A wait for ever can't be shown in-process, so it ends like one with a time-out.
-        self._longest = math.inf if seconds is None else float(seconds)
+        self._seconds = math.inf if seconds is None else float(seconds)
 
-    def spend(self, seconds: float) -> None:
-        if seconds < self._longest:
+    def wait(self, seconds: float) -> None:
+        if seconds < self._seconds:
             self._clock.elapse(seconds)
             return
-        if self._longest < math.inf:
-            self._clock.elapse(self._longest)
+        # An infinite wait without a timeout cannot be simulated in-process, so it raises, too.
+        if self._seconds < math.inf:
+            self._clock.elapse(self._seconds)
         raise httpx.ReadTimeout("The read operation timed out", request=self._request)
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that arrives as a socket would bring it."""
+    """A body that arrives as it would over a socket."""
 
-    def __init__(self, delivery: Delivery, request: httpx.Request, wait: _Wait) -> None:
+    def __init__(self, delivery: Delivery, request: httpx.Request, timeout: _ReadTimeout) -> None:
         self._delivery = delivery
         self._request = request
-        self._wait = wait
+        self._timeout = timeout
 
     def __iter__(self) -> Iterator[bytes]:
         received = 0
-        for piece in self._delivery.pieces():
-            self._wait.spend(self._delivery.pauses)
-            received += len(piece)
-            yield piece
+        for chunk in self._delivery.chunks():
+            self._timeout.wait(self._delivery.drip_interval_seconds)
+            received += len(chunk)
+            yield chunk
         if self._delivery.missing_bytes:
             message = (
                 "peer closed connection without sending complete message body "
@@ -88,21 +90,14 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
             raise httpx.RemoteProtocolError(message, request=self._request)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
+        for chunk in self:
+            yield chunk
 
 
-def _read(request: httpx.Request) -> Request:
-    headers: dict[str, str] = {}
-    for name, value in request.headers.multi_items():
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Request(request.method, request.url.raw_path.decode("ascii"), headers, request.content)
-
-
-def _response(delivery: Delivery, request: httpx.Request, wait: _Wait) -> httpx.Response:
-    answer = delivery.answer
-    if answer is None:
-        kind, message = BROKEN[delivery.broken]
-        raise kind(message, request=request)
-    headers = {**answer.headers, "content-length": str(delivery.length)}
-    return httpx.Response(answer.status, headers=headers, stream=_Body(delivery, request, wait), request=request)
+def _response(delivery: Delivery, request: httpx.Request, timeout: _ReadTimeout) -> httpx.Response:
+    response = delivery.response
+    if response is None:
+        error, message = BROKEN[delivery.broken]
+        raise error(message, request=request)
+    headers = {**response.headers, "content-length": str(delivery.length)}
+    return httpx.Response(response.status, headers=headers, stream=_Body(delivery, request, timeout), request=request)

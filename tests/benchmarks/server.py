@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.sandbox.state import Plan
 
 KEY = "key-of-the-benchmarks"
 
@@ -84,7 +83,7 @@ def _serve(pipe: Any, executions: int, first: float, last: float, settings: dict
     with sandbox.serve() as base_url:
         ids = []
         for _ in range(executions):
-            sandbox.keep_plan("wf_1", Plan(seconds=chance.uniform(first, last)))
+            sandbox.plan("wf_1", seconds=chance.uniform(first, last))
             ids.append(sandbox.start("wf_1").id)
         pipe.send((base_url, ids))
         pipe.recv()

@@ -32,7 +32,7 @@ def test_a_start_that_is_refused_with_a_long_pause_gives_up_without_an_execution
 
 
 def test_a_start_that_was_sent_is_looked_for_however_long_the_next_slots_take(near, sandbox, clock, workflow_id):
-    sandbox.execute_answer = "empty"
+    sandbox.execute_response = "empty"
     budget = LocalBudget(10, 1, clock.monotonic)
     execution = near(budget=budget)(start)
     assert [each.id for each in sandbox.executions] == [execution.id]

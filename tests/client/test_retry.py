@@ -26,7 +26,7 @@ from techflow_provider.client import (
 from techflow_provider.client.calls import Call, Method, list_workflows, raw
 from techflow_provider.client.retry import retry_after_seconds
 from techflow_provider.sandbox import Fault
-from techflow_provider.sandbox.clock import MANUAL_START
+from techflow_provider.sandbox.settings import MANUAL_START
 from techflow_provider.state.budget import LocalBudget
 
 POLICY = RetryPolicy()

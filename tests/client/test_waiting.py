@@ -220,7 +220,7 @@ def test_an_execution_without_an_id_in_the_answer_is_found_in_the_history(
 ):
     sandbox.start(workflow_id)
     clock.advance(60.4)
-    sandbox.execute_answer, sandbox.history_lag_seconds, sandbox.times = "empty", lag, times
+    sandbox.execute_response, sandbox.history_lag_seconds, sandbox.times = "empty", lag, times
     found = connect()(execute)
     assert found.id == sandbox.executions[-1].id
     assert len(sandbox.executions) == 2
@@ -228,7 +228,7 @@ def test_an_execution_without_an_id_in_the_answer_is_found_in_the_history(
 
 
 def test_two_executions_that_could_be_meant_are_ambiguous(ask, sandbox, workflow_id):
-    sandbox.execute_answer = "empty"
+    sandbox.execute_response = "empty"
     theirs = sandbox.start(workflow_id).id
     with pytest.raises(AmbiguousExecutionError, match="2 executions began since") as caught:
         ask(execute)
@@ -237,7 +237,7 @@ def test_two_executions_that_could_be_meant_are_ambiguous(ask, sandbox, workflow
 
 
 def test_a_second_execution_that_appears_a_look_later_is_ambiguous(ask, sandbox, workflow_id):
-    sandbox.execute_answer, sandbox.history_lag_seconds = "empty", 3
+    sandbox.execute_response, sandbox.history_lag_seconds = "empty", 3
 
     def start_at_the_second_look(_):
         if sandbox.count(**HISTORY) == 2:
@@ -249,7 +249,7 @@ def test_a_second_execution_that_appears_a_look_later_is_ambiguous(ask, sandbox,
 
 
 def test_an_execution_that_does_not_appear_is_ambiguous_and_not_started_again(ask, sandbox, workflow_id):
-    sandbox.execute_answer, sandbox.history_lag_seconds = "empty", 600
+    sandbox.execute_response, sandbox.history_lag_seconds = "empty", 600
     with pytest.raises(AmbiguousExecutionError, match="none appeared in the history within 10 s; look at"):
         ask(execute)
     assert sandbox.count("POST") == 1

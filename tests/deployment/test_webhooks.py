@@ -38,7 +38,7 @@ def measure(what: str, run: Airflow, **webhooks: float) -> tuple[Latency, Latenc
     began = time.time()
     more = end_one_by_one(run, "two", ids, PAUSE_SECONDS)
     event, success = event + more[0], success + more[1]
-    fates = [f"{each.fate} {each.status}" for each in run.sandbox.deliveries]
+    fates = [f"{each.kind} {each.status}" for each in run.sandbox.deliveries]
     report(what, run, began, event, success, {fate: fates.count(fate) for fate in sorted(set(fates))})
     return event, success
 

@@ -20,7 +20,8 @@ COMMAND = [sys.executable, "-m", "techflow_provider.sandbox.server"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_the_help_shows_a_default_where_there_is_one(capsys):
+def test_the_help_shows_a_default_where_there_is_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
@@ -102,16 +103,16 @@ def test_a_taken_port_is_named():
         )
     assert second.returncode == 1
     assert second.stderr == (
-        f"techflow-sandbox: port {port} on 127.0.0.1 is taken; choose another with --port, 0 for any that is free\n"
+        f"techflow-sandbox: port {port} on 127.0.0.1 is in use; choose another with --port, or 0 for a free one\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "http"], "argument --port: received 'http', expected a whole number"),
+        (["--port", "http"], "argument --port: received 'http', expected an integer"),
         (["--port", "70000"], "argument --port: received '70000', expected a port from 0 to 65535"),
-        (["--limit", "0"], "argument --limit: received 0, expected a whole number above 0"),
+        (["--limit", "0"], "argument --limit: received 0, expected an integer above 0"),
         (["--period", "nan"], "argument --period: received 'nan', expected a number"),
         (["--period", "0"], "argument --period: received 0.0, expected a number of seconds above 0"),
         (["--algorithm", "fair"], "argument --algorithm: received 'fair', expected one of fixed_window"),
@@ -119,7 +120,7 @@ def test_a_taken_port_is_named():
         (["--history-lag", "-1"], "argument --history-lag: received -1.0"),
         (["--retry-after", "soon"], "argument --retry-after: received 'soon', expected one of seconds, date, none"),
         (["--page-size", "0"], "argument --page-size: received 0"),
-        (["--execute-answer", "x"], "argument --execute-answer: received 'x'"),
+        (["--execute-answer", "x"], "argument --execute-response: received 'x'"),
         (["--key", ""], "argument --key: received"),
     ],
 )

@@ -133,7 +133,7 @@ def test_only_loopback_addresses_are_local(address, local):
     [
         ("faults", {"kind": "fire"}, "kind: received 'fire', expected one of status, hang"),
         ("faults", {"color": "red"}, "fault: received 'color'"),
-        ("plan", {"seconds": 1}, "workflow_id: received None, expected text"),
+        ("plan", {"seconds": 1}, "workflow_id: received None, expected a string"),
         ("plan", {"workflow_id": "w", "seconds": "1"}, "seconds: received '1'"),
         ("plan", [], "the body must be a JSON object"),
     ],

@@ -185,18 +185,18 @@ def test_the_next_page_may_be_named_in_the_body(local, sandbox, workflow_id):
     [("execution", {"id", "workflow_id", "status", "started_at", "finished_at", "error"}), ("wrapped", {"execution"})],
 )
 def test_a_start_may_be_answered_with_an_execution(local, sandbox, workflow_id, answer, fields):
-    sandbox.execute_answer = answer
+    sandbox.execute_response = answer
     assert set(local.post(f"/workflows/{workflow_id}/execute").json()) == fields
 
 
 def test_a_start_may_be_answered_with_an_id_alone(local, sandbox, workflow_id):
-    sandbox.execute_answer = "id"
+    sandbox.execute_response = "id"
     body = local.post(f"/workflows/{workflow_id}/execute").json()
     assert body == {"execution_id": sandbox.executions[0].id}
 
 
 def test_a_start_may_be_answered_with_nothing(api, sandbox, workflow_id):
-    sandbox.execute_answer = "empty"
+    sandbox.execute_response = "empty"
     response = api.post(f"/workflows/{workflow_id}/execute")
     assert (response.status_code, response.content) == (200, b"")
     assert len(sandbox.executions) == 1
@@ -204,9 +204,9 @@ def test_a_start_may_be_answered_with_nothing(api, sandbox, workflow_id):
 
 def test_the_history_may_have_other_shapes(local, sandbox, workflow_id):
     sandbox.start(workflow_id)
-    sandbox.history_answer = "list"
+    sandbox.history_response = "list"
     assert isinstance(local.get("/executions").json(), list)
-    sandbox.history_answer = "data"
+    sandbox.history_response = "data"
     assert set(local.get("/executions").json()) == {"data"}
 
 
@@ -224,7 +224,7 @@ def test_times_and_statuses_may_be_written_otherwise(local, sandbox, clock, work
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"limit": 0}, "limit: received 0, expected a whole number above 0"),
+        ({"limit": 0}, "limit: received 0, expected an integer above 0"),
         ({"limit": True}, "limit: received True"),
         ({"period_seconds": 0}, "period_seconds: received 0, expected a number of seconds above 0"),
         ({"period_seconds": math.inf}, "period_seconds: received inf"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from techflow_provider.sandbox.openapi import document
+from techflow_provider.sandbox.control import document
 
 METHODS = {"get", "post", "put", "delete"}
 DOCUMENT: Any = document()

@@ -20,7 +20,7 @@ ALGORITHMS = get_args(Algorithm)
 def take(algorithm: Algorithm, times: list[float], burst: int | None = None) -> list[bool]:
     """Return which requests are admitted of 10 in 60 seconds."""
     its_window = window(algorithm, 10, 60.0, burst, origin=0.0)
-    return [its_window.take(time) == 0 for time in times]
+    return [its_window.admit(time) == 0 for time in times]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -73,18 +73,18 @@ def test_a_refusal_tells_exactly_when_the_next_is_admitted(algorithm, steps, lim
     now = 0.0
     for step in steps:
         now += step / 100
-        wait = its_window.take(now)
+        wait = its_window.admit(now)
         if wait > 0.001:
-            assert its_window.take(now + wait - 0.001) > 0
+            assert its_window.admit(now + wait - 0.001) > 0
             now += wait + 0.000_001
-            assert its_window.take(now) == 0
+            assert its_window.admit(now) == 0
 
 
 @given(steps=steps, limit=st.integers(1, 8))
 def test_no_stretch_of_a_period_holds_more_than_a_sliding_logs_limit(steps, limit):
     its_window = window("sliding_log", limit, 10.0, None, origin=0.0)
     times = [sum(steps[: end + 1]) / 100 for end in range(len(steps))]
-    admitted = [time for time in times if its_window.take(time) == 0]
+    admitted = [time for time in times if its_window.admit(time) == 0]
     assert all(later - earlier >= 9.999 for earlier, later in zip(admitted, admitted[limit:], strict=False))
 
 

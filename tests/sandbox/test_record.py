@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from techflow_provider.sandbox import Fault, Record
-from techflow_provider.sandbox import record as record_module
+from techflow_provider.sandbox import sandbox as sandbox_module
 
 
 def test_requests_are_recorded_in_order_with_what_they_got(api, sandbox, clock):
@@ -45,7 +45,7 @@ def test_requests_are_counted_by_method_path_and_status(local, sandbox):
 
 
 def test_counters_know_more_than_the_records_that_are_kept(local, sandbox, monkeypatch):
-    monkeypatch.setattr(record_module, "KEPT_RECORDS", 3)
+    monkeypatch.setattr(sandbox_module, "MAX_RECORDS", 3)
     for _ in range(5):
         local.get("/executions")
     assert len(sandbox.requests) == 3
