@@ -1,165 +1,137 @@
-"""`Client` and `AsyncClient`: the only places that wait and do network I/O, as the `IO` of their flows."""
+"""`Client` and `AsyncClient`: the only places that wait and do network I/O, through the `IO` of their flows."""
 
 from __future__ import annotations
 
 import asyncio
+import builtins
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import update_wrapper
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, TypeVarTuple
+from typing import Any, Self, TypeVar
 
 import httpx
 
-from techflow_provider.client import operations
-from techflow_provider.client.calls import Call, Page
-from techflow_provider.client.flow import Flow, FlowContext, collect, exchange
+from techflow_provider.client.calls import Trigger
+from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
+from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
+from techflow_provider.client.models import Execution, Workflow
+from techflow_provider.client.operations import DEFAULT_POLL_INTERVAL_SECONDS, AsyncExecutions, AsyncWorkflows
+from techflow_provider.client.paging import ConditionalCache, Page, collect
+from techflow_provider.client.parsing import Json
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.transport import Body, transport_error
 from techflow_provider.state.budget import Budget, LocalBudget
 
-Ts = TypeVarTuple("Ts")
-P = ParamSpec("P")
 T = TypeVar("T")
 
-Operation = Callable[Concatenate[FlowContext, P], Flow[T]]
-
-
-class Performer(Protocol):
-    """What runs an operation at once."""
-
-    context: FlowContext
-
-    def run(self, flow: Flow[T]) -> T:
-        """Run an operation and return its result."""
-
-
-class AsyncPerformer(Protocol):
-    """What runs an operation in an event loop."""
-
-    context: FlowContext
-
-    def run(self, flow: Flow[T]) -> Awaitable[T]:
-        """Run an operation and return its result."""
-
-
-class Resource:
-    """Something that operations are about.
-
-    :param client: carries them out
-    """
-
-    def __init__(self, client: Performer) -> None:
-        self._client = client
-
-
-class AsyncResource:
-    """Something that awaitable operations are about.
-
-    :param client: carries them out
-    """
-
-    def __init__(self, client: AsyncPerformer) -> None:
-        self._client = client
-
-
-def _method(operation: Operation[P, T]) -> Callable[Concatenate[Resource, P], T]:
-    def perform(self: Resource, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._client.run(operation(self._client.context, *args, **kwargs))
-
-    update_wrapper(perform, operation)
-    return perform
-
-
-def _awaitable_method(operation: Operation[P, T]) -> Callable[Concatenate[AsyncResource, P], Awaitable[T]]:
-    def perform(self: AsyncResource, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        return self._client.run(operation(self._client.context, *args, **kwargs))
-
-    update_wrapper(perform, operation)
-    return perform
-
-
-class Workflows(Resource):
-    """Workflows. Every method raises `TechFlowError` in one of its kinds."""
-
-    list = _method(operations.list_workflows)
-    get = _method(operations.get_workflow)
-    create = _method(operations.create_workflow)
-    update = _method(operations.update_workflow)
-    delete = _method(operations.delete_workflow)
-    execute = _method(operations.start_execution)
-
-
-class Executions(Resource):
-    """The execution history. Every method raises `TechFlowError` in one of its kinds."""
-
-    list = _method(operations.list_executions)
-    get = _method(operations.get_execution)
-    wait = _method(operations.wait_for_execution)
-    poll = _method(operations.poll_history)
-
-
-class AsyncWorkflows(AsyncResource):
-    """Like `Workflows`, with awaitable methods."""
-
-    list = _awaitable_method(operations.list_workflows)
-    get = _awaitable_method(operations.get_workflow)
-    create = _awaitable_method(operations.create_workflow)
-    update = _awaitable_method(operations.update_workflow)
-    delete = _awaitable_method(operations.delete_workflow)
-    execute = _awaitable_method(operations.start_execution)
-
-
-class AsyncExecutions(AsyncResource):
-    """Like `Executions`, with awaitable methods."""
-
-    list = _awaitable_method(operations.list_executions)
-    get = _awaitable_method(operations.get_execution)
-    wait = _awaitable_method(operations.wait_for_execution)
-    poll = _awaitable_method(operations.poll_history)
-
-
-# A body above this many bytes is read in a thread, so that parsing it does not hold up the event loop.
+# A larger body is read in a thread, so that parsing it does not block the event loop.
 LARGE_BODY_BYTES = 256 * 1024
 
 
-def _http_options(settings: Settings) -> dict[str, Any]:
-    # The time-outs travel with each request, and redirects are not followed: the key must not go elsewhere.
-    return {"verify": settings.ssl_context(), "proxy": settings.proxy, "follow_redirects": False}
+class Workflows:
+    """Workflows. Every method raises `TechFlowError` in one of its kinds.
 
-
-def _body(settings: Settings, clock: Callable[[], float]) -> Body:
-    return Body(settings.max_response_bytes, settings.response_seconds, clock)
-
-
-class _SyncIO:
-    """An `IO` none of whose methods suspends.
-
-    :param settings: bounds of a response
-    :param http: sends requests
-    :param clock: monotonic seconds
-    :param sleep: how to wait
+    :param client: runs the calls
     """
 
-    def __init__(
+    def __init__(self, client: Client) -> None:
+        self._run = client.run
+        self._flows = AsyncWorkflows(client.context)
+
+    def list(self) -> builtins.list[Workflow]:
+        """Return all workflows (List Workflows)."""
+        return self._run(self._flows.list())
+
+    def get(self, workflow_id: str) -> Workflow:
+        """Return one workflow (Get Workflow)."""
+        return self._run(self._flows.get(workflow_id))
+
+    def create(
         self,
-        settings: Settings,
-        http: httpx.Client,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None],
-    ) -> None:
-        self._settings = settings
-        self._http = http
-        self._clock = clock
-        self._sleep = sleep
+        name: str,
+        description: str | None = None,
+        triggers: Sequence[Trigger] = (),
+        known: Collection[str] | None = None,
+    ) -> Workflow:
+        """Create a workflow (Create Workflow); see `AsyncWorkflows.create`."""
+        return self._run(self._flows.create(name, description, triggers, known))
+
+    def update(
+        self,
+        workflow_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        triggers: Sequence[Trigger] | None = None,
+    ) -> Workflow:
+        """Read a workflow, change the given fields, and write it whole (Get Workflow, Update Workflow)."""
+        return self._run(self._flows.update(workflow_id, name, description, triggers))
+
+    def delete(self, workflow_id: str) -> None:
+        """Delete a workflow permanently (Delete Workflow)."""
+        self._run(self._flows.delete(workflow_id))
+
+    def execute(
+        self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
+    ) -> Execution:
+        """Start an execution (Trigger Execution); see `AsyncWorkflows.execute`."""
+        return self._run(self._flows.execute(workflow_id, payload, within_seconds))
+
+
+class Executions:
+    """The execution history. Every method raises `TechFlowError` in one of its kinds.
+
+    :param client: runs the calls
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._run = client.run
+        self._flows = AsyncExecutions(client.context)
+
+    def list(self, workflow_id: str | None = None, status: str | None = None) -> builtins.list[Execution]:
+        """Return the execution history (List Executions), of one workflow or with one status when given."""
+        return self._run(self._flows.list(workflow_id, status))
+
+    def get(self, execution_id: str) -> Execution:
+        """Return one execution, found in the history (List Executions)."""
+        return self._run(self._flows.get(execution_id))
+
+    def wait(
+        self,
+        selector: ExecutionSelector,
+        interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS,
+        timeout_seconds: float | None = None,
+    ) -> Execution:
+        """Poll the history until an execution has reached a final status; see `AsyncExecutions.wait`."""
+        return self._run(self._flows.wait(selector, interval_seconds, timeout_seconds))
+
+    def poll(
+        self,
+        within_seconds: float,
+        history_filter: HistoryFilter | None = None,
+        cache: ConditionalCache[Execution] | None = None,
+    ) -> History:
+        """Read the execution history as a wait does; see `AsyncExecutions.poll`."""
+        return self._run(self._flows.poll(within_seconds, history_filter, cache))
+
+
+@dataclass(frozen=True, slots=True)
+class _SyncIO:
+    """An `IO` none of whose methods suspends."""
+
+    settings: Settings
+    http: httpx.Client
+    clock: Callable[[], float]
+    pause: Callable[[float], None]
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
-        body = _body(self._settings, self._clock)
+        body = Body(self.settings, self.clock)
         try:
-            response = self._http.send(request, stream=True)
+            response = self.http.send(request, stream=True)
             try:
                 for chunk in response.iter_bytes():
                     body.add(chunk)
@@ -167,10 +139,10 @@ class _SyncIO:
                 response.close()
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             return transport_error(str(call), error)
-        return body.of(response)
+        return body.complete(response)
 
     async def sleep(self, seconds: float) -> None:
-        self._sleep(seconds)
+        self.pause(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
         return act()
@@ -179,33 +151,23 @@ class _SyncIO:
         return read()
 
 
+@dataclass(frozen=True, slots=True)
 class _AsyncIO:
-    """The `IO` of an event loop.
+    """The `IO` of an event loop."""
 
-    :param settings: bounds of a response
-    :param http: sends requests
-    :param clock: monotonic seconds
-    :param sleep: how to wait
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        http: httpx.AsyncClient,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Coroutine[Any, Any, None]],
-    ) -> None:
-        self._settings = settings
-        self._http = http
-        self._clock = clock
-        self._sleep = sleep
-        # State that processes share is used in one thread, so that its store never holds up the loop.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-state")
+    settings: Settings
+    http: httpx.AsyncClient
+    clock: Callable[[], float]
+    pause: Callable[[float], Coroutine[Any, Any, None]]
+    # State that processes share is used in one thread, so that its store never blocks the loop.
+    thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-state")
+    )
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
-        body = _body(self._settings, self._clock)
+        body = Body(self.settings, self.clock)
         try:
-            response = await self._http.send(request, stream=True)
+            response = await self.http.send(request, stream=True)
             try:
                 async for chunk in response.aiter_bytes():
                     body.add(chunk)
@@ -213,19 +175,16 @@ class _AsyncIO:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             return transport_error(str(call), error)
-        return body.of(response)
+        return body.complete(response)
 
     async def sleep(self, seconds: float) -> None:
-        await self._sleep(seconds)
+        await self.pause(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, act)
+        return await asyncio.get_running_loop().run_in_executor(self.thread, act)
 
     async def decode(self, response: httpx.Response, read: Callable[[], T]) -> T:
         return await asyncio.to_thread(read) if len(response.content) > LARGE_BODY_BYTES else read()
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False)
 
 
 class Client:
@@ -236,7 +195,7 @@ class Client:
 
     :param api_key: the API key (Authentication)
     :param base_url: base URL of the API (Base URL)
-    :param settings: all settings at once, in place of the key and the URL
+    :param settings: all settings at once, instead of the key and the URL
     :param budget: the rate budget; a new one for this client alone when none is given
     :param retry: when to send a call again
     :param transport: an httpx transport, such as the sandbox's
@@ -257,13 +216,16 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.settings = settings or Settings(api_key, base_url)
-        self.budget = budget or LocalBudget()
-        self._http = httpx.Client(transport=transport, **_http_options(self.settings))
+        self.settings: Settings = settings or Settings(api_key, base_url)
+        self.budget: Budget = budget or LocalBudget()
+        # The time-outs are set on each request. Redirects are not followed: the key must not go elsewhere.
+        self._http = httpx.Client(transport=transport, verify=self.settings.ssl_context(), proxy=self.settings.proxy)
         io = _SyncIO(self.settings, self._http, clock, sleep)
-        self.context = FlowContext(self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random)
-        self.workflows = Workflows(self)
-        self.executions = Executions(self)
+        self.context: FlowContext = FlowContext(
+            self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random
+        )
+        self.workflows: Workflows = Workflows(self)
+        self.executions: Executions = Executions(self)
 
     def send(self, call: Call[T]) -> T:
         """Carry out one call.
@@ -280,14 +242,14 @@ class Client:
         return self.run(collect(call, self.context))
 
     def run(self, flow: Flow[T]) -> T:
-        """Run an operation and return its result."""
+        """Run a flow and return its result."""
         try:
             flow.send(None)
-        except StopIteration as end:
-            result: T = end.value
+        except StopIteration as finished:
+            result: T = finished.value
             return result
         flow.close()
-        raise RuntimeError("a flow of a synchronous client has waited for something other than its IO")
+        raise RuntimeError("a flow of a synchronous client waited for something other than its IO")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.settings.base_url!r})"
@@ -310,7 +272,7 @@ class AsyncClient:
 
     :param api_key: the API key (Authentication)
     :param base_url: base URL of the API (Base URL)
-    :param settings: all settings at once, in place of the key and the URL
+    :param settings: all settings at once, instead of the key and the URL
     :param budget: the rate budget; a new one for this client alone when none is given
     :param retry: when to send a call again
     :param transport: an asynchronous httpx transport, such as the sandbox's
@@ -330,13 +292,16 @@ class AsyncClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
-        self.settings = settings or Settings(api_key, base_url)
-        self.budget = budget or LocalBudget()
-        self._http = httpx.AsyncClient(transport=transport, **_http_options(self.settings))
+        self.settings: Settings = settings or Settings(api_key, base_url)
+        self.budget: Budget = budget or LocalBudget()
+        verify, proxy = self.settings.ssl_context(), self.settings.proxy
+        self._http = httpx.AsyncClient(transport=transport, verify=verify, proxy=proxy)
         self._io = _AsyncIO(self.settings, self._http, clock, sleep)
-        self.context = FlowContext(self.settings, self._io, self.budget, retry or RetryPolicy(), clock, random.random)
-        self.workflows = AsyncWorkflows(self)
-        self.executions = AsyncExecutions(self)
+        self.context: FlowContext = FlowContext(
+            self.settings, self._io, self.budget, retry or RetryPolicy(), clock, random.random
+        )
+        self.workflows: AsyncWorkflows = AsyncWorkflows(self.context)
+        self.executions: AsyncExecutions = AsyncExecutions(self.context)
 
     async def send(self, call: Call[T]) -> T:
         """Carry out one call.
@@ -353,11 +318,11 @@ class AsyncClient:
         return await self.run(collect(call, self.context))
 
     async def run(self, flow: Flow[T]) -> T:
-        """Run an operation and return its result."""
+        """Run a flow and return its result."""
         return await flow
 
     async def use_state(self, act: Callable[[], T]) -> T:
-        """Use the budget, or what else is kept in its store, in the one thread that may wait for it."""
+        """Use the budget, or anything else in its store, in the one thread that may block on it."""
         return await self._io.use_state(act)
 
     def __repr__(self) -> str:
@@ -365,7 +330,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        self._io.close()
+        self._io.thread.shutdown(wait=False)
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -3,70 +3,102 @@
 ::
 
     TechFlowError
-    ├── InvalidParameterError      bad input, found before anything was sent (also a ValueError)
+    ├── InvalidParameterError      invalid input, found before anything was sent (also a ValueError)
     ├── BudgetTimeoutError         no slot in the rate budget before the deadline; nothing was sent
-    ├── TransportError             no whole response came; `maybe_sent` says whether the server may have acted
-    │   └── ResponseSizeError      the response is larger than the bound, and would be again
-    ├── ResponseError              a response came, and it is not the one that was asked for
+    ├── TransportError             no complete response; `maybe_sent` says whether the server may have acted
+    │   └── ResponseSizeError      the response exceeds the size limit, and would again
+    ├── ResponseError              a response other than the expected one
     │   ├── BadRequestError        400
     │   ├── UnauthorizedError      401
     │   ├── NotFoundError          404
-    │   ├── RateLimitError         429, and the deadline left no time for another try
+    │   ├── RateLimitError         429, and the deadline left no time for a retry
     │   ├── ServerError            500 and every other 5xx
-    │   └── UnexpectedResponseError  anything the reference does not describe
-    ├── AmbiguousExecutionError    an execution may have been started, and which one can't be told
-    ├── AmbiguousWorkflowError     a workflow may have been created, and which one can't be told
-    ├── StateUnavailableError      what a start must write down could not be written; nothing was sent
-    ├── SupersededError            another try of the same task goes on in this one's place
+    │   └── UnexpectedResponseError  anything that the reference doesn't describe
+    ├── AmbiguousExecutionError    an execution may have been started, but which one cannot be determined
+    ├── AmbiguousWorkflowError     a workflow may have been created, but which one cannot be determined
+    ├── StateUnavailableError      the record that a start needs could not be written; nothing was sent
+    ├── SupersededError            another attempt of the same task has taken over the start
     ├── ExecutionNotFoundError     an execution did not appear in the history in time
-    ├── ExecutionTimeoutError      an execution was still running when the time to wait for it was over
-    └── ExecutionFailedError       an execution ended in `execution.failed`
+    ├── ExecutionTimeoutError      an execution was still running when the timeout expired
+    └── ExecutionFailedError       an execution reached `execution.failed`
 
-Every error is built from positional values alone, so it survives pickling, and none of them ever holds the API key.
+Every error is built from positional values alone, so that it survives pickling. None of them ever holds the API key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from techflow_provider.client.parsing import in_seconds
+
+# Responses that refuse a request before acting on it. Any other may come from an intermediary.
+REFUSALS = frozenset({*range(400, 408), *range(410, 418), *(421, 422, 423, 424, 426, 428, 429, 431, 451)})
+SUCCESSES = range(200, 300)
 
 
 class TechFlowError(Exception):
     """Base of all errors that this package raises on purpose."""
 
+    is_transient: ClassVar[bool] = False
+    """Whether the next poll may succeed although this one failed."""
 
+    def __post_init__(self) -> None:
+        # Pickles, copies and trigger events rebuild an error from its class and these.
+        self.args = tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]  # every subclass is one
+
+    @property
+    def had_no_effect(self) -> bool:
+        """Whether a POST that failed certainly changed nothing: it was never sent, or was refused."""
+        return False
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether a POST certainly took effect although its response can't be read."""
+        return False
+
+
+@dataclass(eq=False)
 class InvalidParameterError(TechFlowError, ValueError):
-    """A parameter has a value that can't be used; nothing was sent.
+    """A parameter has an invalid value; nothing was sent.
 
     :param parameter: the parameter's name as the caller knows it
-    :param received: what came, already safe to show
-    :param expected: what is expected instead
+    :param received: the value received, already safe to show
+    :param expected: the value expected instead
     """
 
-    def __init__(self, parameter: str, received: str, expected: str) -> None:
-        super().__init__(parameter, received, expected)
-        self.parameter = parameter
-        self.received = received
-        self.expected = expected
+    parameter: str
+    received: str
+    expected: str
+
+    @property
+    def had_no_effect(self) -> bool:
+        """True: nothing was sent."""
+        return True
 
     def __str__(self) -> str:
         return f"{self.parameter}: expected {self.expected}, got {self.received}"
 
 
+@dataclass(eq=False)
 class BudgetTimeoutError(TechFlowError):
     """The rate budget has no slot before the deadline; nothing was sent.
 
     :param call: the call as `METHOD path`
-    :param next_slot_seconds: seconds from now until the next slot would be
+    :param next_slot_seconds: seconds until the next free slot
     :param deadline_seconds: seconds that were left to wait
     """
 
-    def __init__(self, call: str, next_slot_seconds: float, deadline_seconds: float) -> None:
-        super().__init__(call, next_slot_seconds, deadline_seconds)
-        self.call = call
-        self.next_slot_seconds = next_slot_seconds
-        self.deadline_seconds = deadline_seconds
+    is_transient = True
+    call: str
+    next_slot_seconds: float
+    deadline_seconds: float
+
+    @property
+    def had_no_effect(self) -> bool:
+        """True: nothing was sent."""
+        return True
 
     def __str__(self) -> str:
         return (
@@ -75,19 +107,24 @@ class BudgetTimeoutError(TechFlowError):
         )
 
 
+@dataclass(eq=False)
 class TransportError(TechFlowError):
-    """No whole response came: connection, TLS, time-out, or a response over the size bound.
+    """No complete response: a failure of the connection or TLS, a timeout, or a response over the size limit.
 
     :param call: the call as `METHOD path`
-    :param reason: what went wrong, in words
-    :param maybe_sent: False when the request surely never reached the server, so that repeating it is safe
+    :param reason: what went wrong, human-readable
+    :param maybe_sent: False when the request certainly never reached the server, so that a retry is safe
     """
 
-    def __init__(self, call: str, reason: str, maybe_sent: bool) -> None:
-        super().__init__(call, reason, maybe_sent)
-        self.call = call
-        self.reason = reason
-        self.maybe_sent = maybe_sent
+    is_transient = True
+    call: str
+    reason: str
+    maybe_sent: bool
+
+    @property
+    def had_no_effect(self) -> bool:
+        """Whether the request certainly never reached the server."""
+        return not self.maybe_sent
 
     def __str__(self) -> str:
         effect = "it may have reached the server" if self.maybe_sent else "it never reached the server"
@@ -95,35 +132,43 @@ class TransportError(TechFlowError):
 
 
 class ResponseSizeError(TransportError):
-    """The response is larger than the bound, so it was not read to its end; another one would be as large."""
+    """The response exceeds the size limit, so it was not read completely; another one would be as large."""
 
 
+@dataclass(eq=False)
 class ResponseError(TechFlowError):
-    """The server answered, but not with what was asked for.
+    """The server sent a response other than the expected one.
 
     :param call: the call as `METHOD path`
-    :param status_code: the HTTP status code of the answer
-    :param detail: the server's words or what is wrong with them, shortened
+    :param status_code: the HTTP status code of the response
+    :param detail: the server's message or what is wrong with the response, shortened
     :param attempts: how many requests were sent for this call
     """
 
-    advice = ""
-
-    def __init__(self, call: str, status_code: int, detail: str, attempts: int = 1) -> None:
-        super().__init__(call, status_code, detail, attempts)
-        self.call = call
-        self.status_code = status_code
-        self.detail = detail
-        self.attempts = attempts
+    advice: ClassVar[str] = ""
+    call: str
+    status_code: int
+    detail: str
+    attempts: int = 1
 
     @property
-    def fact(self) -> str:
-        """What was asked and what came, without what to do about it."""
-        tries = f" after {self.attempts} requests" if self.attempts > 1 else ""
-        return f"{self.call} answered {self.status_code}{tries}: {self.detail}"
+    def had_no_effect(self) -> bool:
+        """Whether the server refused the request before acting on it."""
+        return self.status_code in REFUSALS
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the server reported success."""
+        return self.status_code in SUCCESSES
+
+    @property
+    def summary(self) -> str:
+        """What was requested and what was received, without the advice."""
+        attempts = f" after {self.attempts} requests" if self.attempts > 1 else ""
+        return f"{self.call} returned {self.status_code}{attempts}: {self.detail}"
 
     def __str__(self) -> str:
-        return f"{self.fact}; {self.advice}" if self.advice else self.fact
+        return f"{self.summary}; {self.advice}" if self.advice else self.summary
 
 
 class BadRequestError(ResponseError):
@@ -137,153 +182,151 @@ class UnauthorizedError(ResponseError):
 
 
 class NotFoundError(ResponseError):
-    """404: no such workflow, or the base URL is wrong."""
+    """404: there is no such workflow, or the base URL is wrong."""
 
     advice = "check the id, and the base URL (the connection's host)"
 
 
 class RateLimitError(ResponseError):
-    """429: over the limit of requests, and no time is left to try again. The request was not executed."""
+    """429: over the limit of requests, and no time was left for a retry. The request was not executed."""
 
+    is_transient = True
     advice = "something else may be using the same API key; lower requests_per_minute or spread the calls"
 
 
 class ServerError(ResponseError):
-    """500 or another 5xx: the server failed. After a POST it may have acted all the same."""
+    """500 or another 5xx: the server failed. After a POST it may have acted nevertheless."""
+
+    is_transient = True
 
 
 class UnexpectedResponseError(ResponseError):
-    """The answer is not one that the reference describes or that is accepted beside it."""
+    """The response is neither one that the reference describes nor one that is accepted in its place."""
+
+    is_transient = True
 
 
+@dataclass(eq=False)
 class AmbiguousExecutionError(TechFlowError):
-    """An execution may have been started, and which one it is can't be told; starting another is not safe.
+    """An execution may have been started, but which one cannot be determined; starting another isn't safe.
 
     :param workflow_id: the workflow
-    :param facts: what is known, in words
+    :param reason: what is known, human-readable
     """
 
-    def __init__(self, workflow_id: str, facts: str) -> None:
-        super().__init__(workflow_id, facts)
-        self.workflow_id = workflow_id
-        self.facts = facts
+    workflow_id: str
+    reason: str
 
     def __str__(self) -> str:
         return (
-            f"an execution of workflow {self.workflow_id} may have been started: {self.facts}; "
-            "look at the execution history in TechFlow before you start it again"
+            f"an execution of workflow {self.workflow_id} may have been started: {self.reason}; "
+            "check the execution history in TechFlow before you start it again"
         )
 
 
+@dataclass(eq=False)
 class AmbiguousWorkflowError(TechFlowError):
-    """A workflow may have been created, and which one it is can't be told; creating another is not safe.
+    """A workflow may have been created, but which one cannot be determined; creating another isn't safe.
 
     :param name: the workflow's name
-    :param facts: what is known, in words
+    :param reason: what is known, human-readable
     """
 
-    def __init__(self, name: str, facts: str) -> None:
-        super().__init__(name, facts)
-        self.name = name
-        self.facts = facts
+    name: str
+    reason: str
 
     def __str__(self) -> str:
         return (
-            f"a workflow named {self.name!r} may have been created: {self.facts}; "
-            "look at the list of workflows before you create it again"
+            f"a workflow named {self.name!r} may have been created: {self.reason}; "
+            "check the list of workflows before you create it again"
         )
 
 
+@dataclass(eq=False)
 class StateUnavailableError(TechFlowError):
-    """What a start has to write down first could not be written, so nothing was sent.
+    """The record that a start needs could not be written, so nothing was sent.
 
     :param workflow_id: the workflow
-    :param reason: why, in words
+    :param reason: why, human-readable
     """
 
-    def __init__(self, workflow_id: str, reason: str) -> None:
-        super().__init__(workflow_id, reason)
-        self.workflow_id = workflow_id
-        self.reason = reason
+    workflow_id: str
+    reason: str
 
     def __str__(self) -> str:
         return (
-            f"no execution of workflow {self.workflow_id} was started, since a lost answer could not be made good "
+            f"no execution of workflow {self.workflow_id} was started, since a lost response could not be recovered "
             f"without the shared state ([techflow] state_url): {self.reason}"
         )
 
 
+@dataclass(eq=False)
 class SupersededError(TechFlowError):
-    """Another try of the same task has taken over the start of its execution; this one has to end.
+    """Another attempt of the same task has taken over the start of its execution; this one has to stop.
 
     :param workflow_id: the workflow
     :param task: the task's identity
     """
 
-    def __init__(self, workflow_id: str, task: str) -> None:
-        super().__init__(workflow_id, task)
-        self.workflow_id = workflow_id
-        self.task = task
+    workflow_id: str
+    task: str
 
     def __str__(self) -> str:
-        return f"another try of {self.task} has taken over the start of workflow {self.workflow_id}; this one ends"
+        return f"another attempt of {self.task} has taken over the start of workflow {self.workflow_id}; this one stops"
 
 
+@dataclass(eq=False)
 class ExecutionNotFoundError(TechFlowError):
     """An execution did not appear in the execution history in time.
 
-    :param wanted: the execution that was looked for, in words
-    :param waited_seconds: how long it was looked for
+    :param execution: the execution, human-readable
+    :param waited_seconds: how long the history was polled for it
     """
 
-    def __init__(self, wanted: str, waited_seconds: float) -> None:
-        super().__init__(wanted, waited_seconds)
-        self.wanted = wanted
-        self.waited_seconds = waited_seconds
+    execution: str
+    waited_seconds: float
 
     def __str__(self) -> str:
         return (
-            f"{self.wanted} did not appear in the execution history within {in_seconds(self.waited_seconds)}; "
+            f"{self.execution} did not appear in the execution history within {in_seconds(self.waited_seconds)}; "
             "check the id and that the connection's API key belongs to the same account"
         )
 
 
+@dataclass(eq=False)
 class ExecutionTimeoutError(TechFlowError):
-    """An execution was still running when the time to wait for it was over; it goes on in TechFlow.
+    """An execution was still running when the timeout expired; it keeps running in TechFlow.
 
-    :param wanted: the execution that was waited for, in words
+    :param execution: the execution, human-readable
     :param waited_seconds: how long it was waited for
-    :param last_seen: what the history said last, in words
+    :param last_seen: what the last poll showed, human-readable
     """
 
-    def __init__(self, wanted: str, waited_seconds: float, last_seen: str) -> None:
-        super().__init__(wanted, waited_seconds, last_seen)
-        self.wanted = wanted
-        self.waited_seconds = waited_seconds
-        self.last_seen = last_seen
+    execution: str
+    waited_seconds: float
+    last_seen: str
 
     def __str__(self) -> str:
         return (
-            f"{self.wanted} did not end within {in_seconds(self.waited_seconds)} ({self.last_seen}); "
-            "it goes on in TechFlow, which has no call to cancel it"
+            f"{self.execution} did not end within {in_seconds(self.waited_seconds)} ({self.last_seen}); "
+            "it keeps running in TechFlow, which has no call to cancel it"
         )
 
 
+@dataclass(eq=False)
 class ExecutionFailedError(TechFlowError):
     """An execution ended in `execution.failed`.
 
     :param execution_id: the execution
     :param workflow_id: its workflow, when the history names it
-    :param status: the status word as the server wrote it
+    :param status: the status as the server wrote it
     :param reason: the server's `error`, when there is one
     """
 
-    def __init__(self, execution_id: str, workflow_id: str | None, status: str, reason: str | None) -> None:
-        super().__init__(execution_id, workflow_id, status, reason)
-        self.execution_id = execution_id
-        self.workflow_id = workflow_id
-        self.status = status
-        self.reason = reason
+    execution_id: str
+    workflow_id: str | None
+    status: str
+    reason: str | None
 
     def __str__(self) -> str:
         workflow = f" of workflow {self.workflow_id}" if self.workflow_id else ""
@@ -291,44 +334,12 @@ class ExecutionFailedError(TechFlowError):
         return f"execution {self.execution_id}{workflow} ended with status {self.status!r}{reason}"
 
 
-# The next look may go well after these; every other error says that no look ever will.
-PASSING = (BudgetTimeoutError, RateLimitError, ServerError, TransportError, UnexpectedResponseError)
-# Answers with which a server refuses a request before it acts on it; any other may come from something in between.
-REFUSALS = frozenset({*range(400, 408), *range(410, 418), *(421, 422, 423, 424, 426, 428, 429, 431, 451)})
-ACCEPTED = range(200, 300)
-
-
-def is_transient(error: TechFlowError) -> bool:
-    """Whether the next look may succeed although this one failed."""
-    return isinstance(error, PASSING)
-
-
 def log_or_raise(error: TechFlowError, warn: Callable[..., None]) -> None:
-    """Tell a wait's log that a look failed and is repeated.
+    """Log that a poll failed and is retried.
 
     :param warn: a logger's `warning`
-    :raises TechFlowError: the same error, when no look ever will succeed
+    :raises TechFlowError: the same error, when no later poll can succeed
     """
-    if not is_transient(error):
+    if not error.is_transient:
         raise error
-    warn("A look at the execution history failed and is repeated: %s", error)
-
-
-def had_no_effect(error: TechFlowError) -> bool:
-    """Whether a POST that failed surely changed nothing: it never left, or was refused."""
-    if isinstance(error, TransportError):
-        return not error.maybe_sent
-    if isinstance(error, ResponseError):
-        return error.status_code in REFUSALS
-    return isinstance(error, BudgetTimeoutError | InvalidParameterError)
-
-
-def was_accepted(error: TechFlowError) -> bool:
-    """Whether a POST surely took effect although its answer can't be read."""
-    return isinstance(error, ResponseError) and error.status_code in ACCEPTED
-
-
-def backoff_seconds(interval_seconds: float, failures: int, longest_seconds: float = 60.0) -> float:
-    """Return the time to the next look: the interval, doubled with each failure in a row, up to a bound."""
-    longest = max(interval_seconds, longest_seconds)
-    return min(interval_seconds * 2.0 ** min(failures, 30), longest)
+    warn("Polling the execution history failed and is retried: %s", error)

@@ -1,23 +1,22 @@
-"""How a call is carried out, for both clients: admission, request, retry, paging, reading the response.
+"""How one call is carried out, for both clients: a slot in the budget, the request, retries, reading the response.
 
-Everything here is a coroutine over `IO`, whose few methods are all that can wait. `Client` runs a coroutine at once,
-since none of its methods suspends; `AsyncClient` awaits it.
+A flow is a coroutine over `IO`, whose few methods are all that can wait. `Client` runs a flow at once, since none of
+its methods suspends; `AsyncClient` awaits it.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import httpx
 
 from techflow_provider import __version__
-from techflow_provider.client.calls import Call, Page, next_page
 from techflow_provider.client.errors import (
     BadRequestError,
     BudgetTimeoutError,
@@ -29,19 +28,26 @@ from techflow_provider.client.errors import (
     UnauthorizedError,
     UnexpectedResponseError,
 )
-from techflow_provider.client.paging import ConditionalCache
-from techflow_provider.client.parsing import DecodeError, find, parse_json, quote, shorten
+from techflow_provider.client.models import StatusWords
+from techflow_provider.client.parsing import DecodeError, get_first, parse_json, quote, shorten
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
-from techflow_provider.state.budget import Budget, Reservation
+from techflow_provider.state.budget import Budget, RequestClass, Reservation
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+# What an operation returns before it is run.
+Flow: TypeAlias = Coroutine[Any, Any, T]
+Query: TypeAlias = Mapping[str, str] | tuple[tuple[str, str], ...]
+Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
-MAX_PAGES = 50
-# A wait for the budget that is shorter than this is not worth a line in the log.
-TOLD_WAIT_SECONDS = 1.0
+log: logging.Logger = logging.getLogger(__name__)
+
+UTC_NOW: Callable[[], datetime] = partial(datetime.now, UTC)
+# A shorter wait for the budget isn't worth a line in the log.
+LOGGED_WAIT_SECONDS = 1.0
+# The documented methods that may be sent again when it is unknown whether the server acted on them.
+IDEMPOTENT_METHODS = frozenset({"GET", "PUT", "DELETE"})
 STANDARD_HEADERS = {
     "accept": "application/json",
     "accept-encoding": "gzip, deflate",
@@ -55,8 +61,36 @@ ERRORS: dict[int, type[ResponseError]] = {
 }
 
 
-# What an operation returns before it is run.
-Flow: TypeAlias = Coroutine[Any, Any, T]
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request and how to read its response.
+
+    :param method: HTTP method
+    :param path: path below the base URL, percent-encoded
+    :param read: turns a 2xx response into the result, given what the status words of this TechFlow mean; raises
+        `DecodeError` for an implausible one
+    :param content: the body's bytes
+    :param headers: headers beside the standard ones
+    :param params: the query
+    :param request_class: whether it is a user's command or a poll
+    :param url: an absolute URL in place of the path, for a further page
+    :param unchanged: what a 304 stands for, when the request is conditional
+    :param any_status: whether a response other than a 2xx is read as well, instead of raised as an error
+    """
+
+    method: Method
+    path: str
+    read: Callable[[httpx.Response, StatusWords], T]
+    content: bytes | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    params: Query | None = None
+    request_class: RequestClass = RequestClass.COMMAND
+    url: str | None = None
+    unchanged: T | None = None
+    any_status: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
 
 
 class IO(Protocol):
@@ -75,26 +109,21 @@ class IO(Protocol):
         """
 
     async def decode(self, response: httpx.Response, read: Callable[[], T], /) -> T:
-        """Run what reads a response, where it may take its time."""
-
-
-def utc_now() -> datetime:
-    """Return this host's clock."""
-    return datetime.now(UTC)
+        """Read a response, where that may take a while."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowContext:
-    """What a conversation is carried out under.
+    """What a flow runs with.
 
-    :param settings: key, base URL and bounds
-    :param io: what can wait
+    :param settings: key, base URL and limits
+    :param io: all that can wait
     :param budget: the rate budget
-    :param retry: when to send again
+    :param retry: when to send a request again
     :param clock: monotonic seconds
     :param random: numbers from 0 to 1
-    :param now: this host's clock, of which only differences are used
     :param admission_seconds: how long a request waits for its slot in the rate budget, within the call's deadline
+    :param now: this host's clock, of which only differences are used
     """
 
     settings: Settings
@@ -104,11 +133,11 @@ class FlowContext:
     clock: Callable[[], float]
     random: Callable[[], float]
     admission_seconds: float = math.inf
-    now: Callable[[], datetime] = utc_now
+    now: Callable[[], datetime] = UTC_NOW
 
 
 async def exchange(call: Call[T], context: FlowContext) -> T:
-    """Carry out one call: admission, request, repetition where it is safe, and the answer's reading.
+    """Carry out one call: wait for a slot, send, retry where that is safe, and read the response.
 
     :raises TechFlowError: every way in which it can fail
     """
@@ -117,58 +146,28 @@ async def exchange(call: Call[T], context: FlowContext) -> T:
     outcome: Outcome | None = None
     sent = refused = 0
     while True:
-        reservation = await _admission(call, deadline, context)
+        reservation = await _reserve(call, deadline, context)
         if isinstance(reservation, BudgetTimeoutError):
-            raise _failure(call, outcome, sent, context.settings) if outcome is not None else reservation
+            raise reservation if outcome is None else _failure(call, outcome, sent, context.settings)
         outcome = await context.io.send(call, request)
         sent += 1
-        refused += is_rate_limited(outcome)
-        delay = await _delay(call, outcome, reservation, sent - refused, context)
-        if delay is None or context.clock() + delay > deadline:
+        if is_rate_limited(outcome):
+            refused += 1
+            requested = context.retry.requested_seconds(outcome)
+            delay = await context.io.use_state(partial(context.budget.cool_down, requested, reservation))
+            if context.clock() + delay > deadline:
+                return await _result(call, outcome, sent, context)
+            continue
+        if reservation.probe:
+            await context.io.use_state(partial(context.budget.settle, reservation))
+        idempotent = call.method in IDEMPOTENT_METHODS
+        wait = context.retry.delay(outcome, sent - refused, context.random(), idempotent=idempotent)
+        if wait is None or context.clock() + wait > deadline:
             return await _result(call, outcome, sent, context)
-        if not is_rate_limited(outcome):
-            await context.io.sleep(delay)
+        await context.io.sleep(wait)
 
 
-async def collect(call: Call[Page[T]], context: FlowContext, memory: ConditionalCache[T] | None = None) -> list[T]:
-    """Carry out a call that lists, page after page, and return all items.
-
-    :param memory: the pages of the last time; those that the server says are unchanged come without items
-    :raises TechFlowError: every way in which it can fail, more than 50 pages among them
-    """
-    return [item for page in (await pages(call, context, memory)) for item in page.items]
-
-
-async def pages(call: Call[Page[T]], context: FlowContext, memory: ConditionalCache[T] | None = None) -> list[Page[T]]:
-    """Carry out a call that lists, and return its pages.
-
-    :param memory: as in `collect`
-    :raises TechFlowError: every way in which it can fail, more than 50 pages among them
-    """
-    current = call
-    read: list[Page[T]] = []
-    for _ in range(MAX_PAGES):
-        url = url_of(current, context.settings)
-        page = await exchange(memory.conditional(current, url) if memory else current, context)
-        if memory:
-            memory.note(url, page)
-        read.append(page)
-        try:
-            following = next_page(current, page, url)
-        except DecodeError as error:
-            source = (page.next_url or "").encode(errors="replace")
-            detail = _without_key(str(error), error.received, source, context.settings)
-            # Not chained: the cause quotes the answer as it came.
-            raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
-        if following is None:
-            return read
-        current = following
-    items = sum(len(page.items) for page in read)
-    detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {items} items"
-    raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
-
-
-async def _admission(call: Call[T], deadline: float, context: FlowContext) -> Reservation | BudgetTimeoutError:
+async def _reserve(call: Call[T], deadline: float, context: FlowContext) -> Reservation | BudgetTimeoutError:
     earlier: Reservation | None = None
     latest = min(deadline, context.clock() + context.admission_seconds)
     while True:
@@ -178,22 +177,12 @@ async def _admission(call: Call[T], deadline: float, context: FlowContext) -> Re
             return BudgetTimeoutError(str(call), reservation.wait_seconds, left)
         if reservation.may_send:
             return reservation
-        if reservation.wait_seconds >= TOLD_WAIT_SECONDS and (earlier is None or earlier.reason != reservation.reason):
-            log.info("%s waits %.1f s for its turn: %s", call, reservation.wait_seconds, reservation.reason)
+        if reservation.wait_seconds >= LOGGED_WAIT_SECONDS and (
+            earlier is None or earlier.reason != reservation.reason
+        ):
+            log.info("%s waits %.1f s for a slot: %s", call, reservation.wait_seconds, reservation.reason)
         await context.io.sleep(reservation.wait_seconds)
         earlier = reservation
-
-
-async def _delay(
-    call: Call[T], outcome: Outcome, reservation: Reservation, attempt: int, context: FlowContext
-) -> float | None:
-    """Return how long to wait before the next request, or None for never; after a 429 the budget makes all wait."""
-    if is_rate_limited(outcome):
-        asked = context.retry.asked_seconds(outcome)
-        return await context.io.use_state(partial(context.budget.cool_down, asked, reservation))
-    if reservation.probe:
-        await context.io.use_state(partial(context.budget.settle, reservation))
-    return context.retry.delay(call, outcome, attempt, context.random())
 
 
 def url_of(call: Call[T], settings: Settings) -> str:
@@ -204,7 +193,8 @@ def url_of(call: Call[T], settings: Settings) -> str:
 def build_request(call: Call[T], settings: Settings) -> httpx.Request:
     """Return the HTTP request of a call, with the key in its header and nowhere else."""
     headers = httpx.Headers({**STANDARD_HEADERS, **call.headers})
-    headers["authorization"] = settings.authorization
+    # Set last, so that it replaces one in any case.
+    headers["authorization"] = f"Bearer {settings.api_key}"
     return httpx.Request(
         call.method,
         url_of(call, settings),
@@ -216,42 +206,42 @@ def build_request(call: Call[T], settings: Settings) -> httpx.Request:
 
 
 async def _result(call: Call[T], outcome: Outcome, sent: int, context: FlowContext) -> T:
-    if call.unchanged is not None and _is_unchanged(outcome):
+    if not isinstance(outcome, httpx.Response):
+        raise outcome
+    if call.unchanged is not None and outcome.status_code == httpx.codes.NOT_MODIFIED:
         return call.unchanged
-    if not isinstance(outcome, httpx.Response) or not (outcome.is_success or call.any_status):
+    if not (outcome.is_success or call.any_status):
         raise _failure(call, outcome, sent, context.settings)
     try:
         return await context.io.decode(outcome, partial(call.read, outcome, context.settings.status_words))
     except DecodeError as error:
-        detail = _without_key(str(error), error.received, outcome.content, context.settings)
-        # Not chained: the cause quotes the response as it came.
+        detail = without_key(str(error), error.received, outcome.content, context.settings)
+        # Not chained: the cause quotes the response as it was received.
         raise UnexpectedResponseError(str(call), outcome.status_code, detail, sent) from None
-
-
-def _is_unchanged(outcome: Outcome) -> bool:
-    return isinstance(outcome, httpx.Response) and outcome.status_code == httpx.codes.NOT_MODIFIED
 
 
 def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> TechFlowError:
     if not isinstance(outcome, httpx.Response):
         return outcome
     kind = ERRORS.get(outcome.status_code, ServerError if outcome.is_server_error else UnexpectedResponseError)
-    words = _server_words(outcome)
+    message = _server_message(outcome)
     source = outcome.content + b"\n" + outcome.headers.get("location", "").encode()
-    return kind(str(call), outcome.status_code, _without_key(words, words, source, settings), sent)
+    return kind(str(call), outcome.status_code, without_key(message, message, source, settings), sent)
 
 
-def _without_key(text: str, quoted: str, source: bytes, settings: Settings) -> str:
-    """Return the text of an error, with nothing quoted when the key stands in what the quote is taken from.
+def without_key(text: str, quoted: str, source: bytes, settings: Settings) -> str:
+    """Return the text of an error without its quote when the source of the quote contains the key.
 
-    Shortening could have cut the key anywhere, so replacing it in the text would not be enough.
+    Shortening could have cut the key anywhere, so replacing the key alone would not be enough.
+
+    :param quoted: the part of the text that quotes the source
     """
     if settings.holds_key(source):
-        return text.replace(quoted, "words that repeat the API key and are not shown")
+        return text.replace(quoted, "text that repeats the API key and is not shown")
     return text
 
 
-def _server_words(response: httpx.Response) -> str:
+def _server_message(response: httpx.Response) -> str:
     if response.has_redirect_location:
         target = shorten(repr(response.headers["location"]))
         return f"a redirect to {target}, which is not followed; set the final base URL as the connection's host"
@@ -260,7 +250,7 @@ def _server_words(response: httpx.Response) -> str:
     except DecodeError:
         return shorten(response.text) or "no explanation"
     while isinstance(value, dict):
-        inner = find(value, "error", "message", "detail", "title")
+        inner = get_first(value, "error", "message", "detail", "title")
         if inner is None:
             break
         value = inner

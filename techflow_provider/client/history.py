@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
 from techflow_provider.client.models import USUAL_WORDS, Execution, Workflow, status_word
-from techflow_provider.client.parsing import Json, find, quote
+from techflow_provider.client.parsing import Json, get_first, quote
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +89,16 @@ class HistoryFilter:
         if self.everything or not isinstance(item, dict):
             return False
         if self._workflow_ids:
-            workflow_id = find(item, "workflow_id")
+            workflow_id = get_first(item, "workflow_id")
             if not isinstance(workflow_id, str) or workflow_id in self._workflow_ids:
                 return False
-        execution_id = find(item, "id", "execution_id")
+        execution_id = get_first(item, "id", "execution_id")
         if not isinstance(execution_id, str):
             return False
         known_status = self._known_statuses.get(execution_id)
         if known_status is None:
             return execution_id not in self._known_statuses
-        return find(item, "status", "state") == known_status
+        return get_first(item, "status", "state") == known_status
 
 
 class History:

@@ -1,6 +1,6 @@
-"""Decode a long JSON list item by item, so that other threads get their turn and what nobody wants is dropped at once.
+"""Decode a long JSON list item by item, so that other threads can run and unwanted items are dropped at once.
 
-`json.loads` keeps every other thread waiting until it has decoded the whole text; item by item it takes as long in all.
+`json.loads` blocks every other thread until it has decoded the whole text; item by item takes no longer in total.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from json import JSONDecodeError
 
-from techflow_provider.client.parsing import Json, no_json
+from techflow_provider.client.parsing import Json, not_json
 
 _decode = json.JSONDecoder().raw_decode
 _space = re.compile(r"[ \t\n\r]*").match
@@ -22,12 +22,12 @@ def keep_all(_: Json) -> bool:
 
 
 def parse_list(content: bytes, skips: Callable[[Json], bool] = keep_all) -> Json:
-    """Return the JSON value that the bytes hold, as `parse_json` does, without the items that are to be skipped.
+    """Return the JSON value that the bytes contain, as `parse_json` does, without the skipped items.
 
-    Skipped are items of a list that is the value itself or lies right inside an object that is.
+    Items are skipped in a list that is the value itself, or a member of the object that is.
 
-    :param skips: whether an item is of no interest
-    :raises ShapeError: they hold no JSON
+    :param skips: whether an item is left out
+    :raises DecodeError: they are not JSON
     """
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
@@ -35,7 +35,7 @@ def parse_list(content: bytes, skips: Callable[[Json], bool] = keep_all) -> Json
         if at != len(text) and _after_space(text, at) != len(text):
             raise JSONDecodeError("Extra data", text, at)
     except (ValueError, RecursionError) as error:
-        raise no_json(content, error) from error
+        raise not_json(content, error) from error
     return value
 
 
@@ -63,7 +63,7 @@ def _list(text: str, at: int, skips: Callable[[Json], bool]) -> tuple[list[Json]
         if not skips(item):
             kept.append(item)
         if text.startswith((", {", ",{"), at):
-            # What nearly always comes between two items.
+            # What nearly always separates two items.
             at = text.index("{", at)
             continue
         ended, at = _next(text, at, "]")
@@ -91,7 +91,7 @@ def _object(text: str, at: int, skips: Callable[[Json], bool]) -> tuple[dict[str
 
 
 def _next(text: str, at: int, closing: str) -> tuple[bool, int]:
-    """Return whether the list or object is over, and where its next item begins, or what follows it."""
+    """Return whether the list or object is complete, and where its next item, or what follows it, begins."""
     at = _after_space(text, at)
     if text[at : at + 1] == closing:
         return True, at + 1

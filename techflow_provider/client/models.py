@@ -1,7 +1,7 @@
-"""What TechFlow holds, as frozen values, with the one tolerant reader of each.
+"""Workflows and executions as frozen values, with the one tolerant reader of each.
 
-Everything about the shape of an execution is an assumption, since the reference describes none of it; the assumptions
-are written down here and nowhere else. Fields that are not known are kept in `raw` and come out of `to_dict()`.
+Everything about the shape of an execution is an assumption, since the reference describes none of it; all these
+assumptions are in this module. Unknown fields are kept in `raw` and appear in `to_dict()`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 from techflow_provider.client.parsing import (
     DecodeError,
     Json,
-    find,
+    get_first,
     items,
     quote,
     read_id,
@@ -27,20 +27,11 @@ from techflow_provider.client.parsing import (
 EVENT_PREFIX = "execution."
 COMPLETED_WORDS = frozenset({"completed", "complete", "succeeded", "success", "successful"})
 FAILED_WORDS = frozenset(
-    {
-        *("failed", "failure", "error", "errored", "cancelled", "canceled"),
-        *("timed_out", "timeout", "aborted"),
-    }
+    {"failed", "failure", "error", "errored", "cancelled", "canceled", "timed_out", "timeout", "aborted"}
 )
-RUNNING_WORDS = frozenset(
-    {
-        *("running", "started", "starting", "created", "pending", "queued", "scheduled"),
-        *("waiting", "in_progress", "processing", "active"),
-    }
-)
-
-
-# The names under which each field of an execution may stand, the assumed one first.
+STARTING_WORDS = frozenset({"started", "starting", "created", "pending", "queued", "scheduled", "waiting"})
+RUNNING_WORDS = STARTING_WORDS | {"running", "in_progress", "processing", "active"}
+# The accepted names of each field of an execution, the assumed one first.
 EXECUTION_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "execution_id"),
     "workflow_id": ("workflow_id", "workflow"),
@@ -52,7 +43,7 @@ EXECUTION_NAMES: dict[str, tuple[str, ...]] = {
 
 
 class ExecutionState(StrEnum):
-    """Where an execution stands: the two ends that the reference's event names tell of, and everything before."""
+    """The state of an execution: the two final ones that the reference's event names imply, and everything before."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -67,7 +58,7 @@ def status_word(status: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StatusWords:
-    """What the status words of one TechFlow mean: those that are usual, and further ones that go before them.
+    """What the status words of one TechFlow mean: the usual ones, and further ones that take precedence.
 
     :param completed: further words for a completed execution, in the spelling of `status_word`
     :param failed: further words for a failed one
@@ -86,7 +77,7 @@ class StatusWords:
         )
 
     def state(self, status: str | None) -> ExecutionState:
-        """Return the state that a status word stands for; a word that is not known means that it is still running."""
+        """Return the state that a status word stands for; an unknown word means still running."""
         word = status_word(status or "")
         if word in self.completed or (word in COMPLETED_WORDS and word not in self.failed):
             return ExecutionState.COMPLETED
@@ -122,7 +113,7 @@ class Workflow:
     def read(cls, value: Json) -> Workflow:
         """Read a workflow, bare or under `workflow` or `data`.
 
-        :raises ShapeError: it has no id, or a field has an implausible type
+        :raises DecodeError: it has no id, or a field has an implausible type
         """
         source = unwrap(value, "a workflow object", "workflow", "id", "workflow_id")
         return cls(
@@ -134,7 +125,7 @@ class Workflow:
         )
 
     def to_dict(self) -> dict[str, Json]:
-        """Return the workflow as JSON: what the server sent, with `id`, `name`, `status`, `description` in place."""
+        """Return the workflow as JSON: what the server sent, with `id`, `name`, `status`, `description` normalised."""
         known: dict[str, Json] = {"id": self.id, "name": self.name, "status": self.status}
         return {**self.raw, **known, "description": self.description}
 
@@ -144,11 +135,11 @@ class Execution:
     """One run of a workflow, as `GET /executions` shows it.
 
     :param id: its id
-    :param workflow_id: its workflow's id, when it is told
-    :param status: its status as the server wrote it; None in the answer to a start that doesn't tell
+    :param workflow_id: its workflow's id, when the server sends it
+    :param status: its status as the server wrote it; None when the response to a start has none
     :param started_at: when it started, in UTC
     :param finished_at: when it ended, in UTC
-    :param error: why it failed, in the server's words
+    :param error: why it failed, as the server wrote it
     :param raw: all that the server sent
     :param words: what its status words mean
     """
@@ -167,7 +158,7 @@ class Execution:
         """Read an execution of the history.
 
         :param words: what the status words mean
-        :raises ShapeError: it has no id or no status, or a field has an implausible type
+        :raises DecodeError: it has no id or no status, or a field has an implausible type
         """
         execution = cls._read_fields(read_object(value, "an execution object"), words)
         if execution.status is None:
@@ -176,10 +167,10 @@ class Execution:
 
     @classmethod
     def read_started(cls, value: Json, workflow_id: str, words: StatusWords = USUAL_WORDS) -> Execution:
-        """Read the answer to a start: an execution, bare or under `execution` or `data`, with or without a status.
+        """Read the response to a start: an execution, bare or under `execution` or `data`, with or without a status.
 
         :param words: what the status words mean
-        :raises ShapeError: it has no id, it repeats the workflow's id, or a field has an implausible type
+        :raises DecodeError: it has no id, it repeats the workflow's id, or a field has an implausible type
         """
         source = unwrap(value, "an execution object", "execution", "execution_id", "id")
         # `execution_id` first: beside it, an `id` could be the workflow's.
@@ -203,21 +194,21 @@ class Execution:
 
     @property
     def state(self) -> ExecutionState:
-        """Where the execution stands, by its status word."""
+        """The state that its status word stands for."""
         return self.words.state(self.status)
 
     @property
     def ended(self) -> bool:
-        """Whether the execution is over, either way."""
+        """Whether the execution has reached a final status."""
         return self.state is not ExecutionState.RUNNING
 
     @property
     def has_known_status(self) -> bool:
-        """Whether the status word is one whose meaning is known; any other is taken as still running."""
+        """Whether the meaning of the status word is known; any other counts as still running."""
         return self.status is None or self.words.knows(self.status)
 
     def to_dict(self) -> dict[str, Json]:
-        """Return the execution as JSON: what the server sent, with the known fields in place and times in ISO 8601."""
+        """Return the execution as JSON: what the server sent, with known fields normalised and times in ISO 8601."""
         return {
             **self.raw,
             "id": self.id,
@@ -230,25 +221,25 @@ class Execution:
 
 
 def _read_workflow_id(source: Mapping[str, Json]) -> str | None:
-    nested = find(source, "workflow")
-    if isinstance(nested, dict) and find(source, "workflow_id") is None:
+    nested = get_first(source, "workflow")
+    if isinstance(nested, dict) and get_first(source, "workflow_id") is None:
         return read_id(nested, "a workflow", "id", "workflow_id")
-    if find(source, *EXECUTION_NAMES["workflow_id"]) is None:
+    if get_first(source, *EXECUTION_NAMES["workflow_id"]) is None:
         return None
     return read_id(source, "an execution", *EXECUTION_NAMES["workflow_id"])
 
 
 def _read_error(source: Mapping[str, Json]) -> str | None:
-    error = find(source, *EXECUTION_NAMES["error"])
+    error = get_first(source, *EXECUTION_NAMES["error"])
     if isinstance(error, dict):
-        error = find(error, "message", "detail", "reason") or quote(error)
+        error = get_first(error, "message", "detail", "reason") or quote(error)
     return error if error is None or isinstance(error, str) else quote(error)
 
 
 def read_workflows(value: Json) -> tuple[Workflow, ...]:
     """Read a list of workflows: `{"workflows": [...]}`, or a list under another usual name, or a bare one.
 
-    :raises ShapeError: there is no list, or an item is no workflow
+    :raises DecodeError: there is no list, or an item isn't a workflow
     """
     return tuple(Workflow.read(item) for item in items(value, "a list of workflows", "workflows"))
 
@@ -257,6 +248,6 @@ def read_executions(value: Json, words: StatusWords = USUAL_WORDS) -> tuple[Exec
     """Read the execution history: `{"executions": [...]}`, or a list under another usual name, or a bare one.
 
     :param words: what the status words mean
-    :raises ShapeError: there is no list, or an item is no execution
+    :raises DecodeError: there is no list, or an item isn't an execution
     """
     return tuple(Execution.read(item, words) for item in items(value, "a list of executions", "executions"))

@@ -1,68 +1,112 @@
-"""Remember which pages of a list were read lately, so that a server that offers it is asked only for what has changed.
+"""Read a list page by page, and ask a server that offers it only for the pages that have changed.
 
-The reference documents no conditional requests. A server that sends an ETag, or a Last-Modified that is old enough to
-be relied upon, is asked with it the next time, and may answer 304; any other server notices nothing.
+The reference documents neither paging nor conditional requests. A `next` link is followed on the same origin only. A
+server that sends an ETag, or a Last-Modified old enough to be reliable, gets a conditional request the next time and
+may return 304; any other server notices nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
-from techflow_provider.client.calls import Call, Page
-from techflow_provider.client.parsing import http_date
+import httpx
+
+from techflow_provider.client.errors import UnexpectedResponseError
+from techflow_provider.client.flow import Call, FlowContext, exchange, url_of, without_key
+from techflow_provider.client.json_stream import keep_all, parse_list
+from techflow_provider.client.models import StatusWords
+from techflow_provider.client.parsing import DecodeError, Json, http_date, quote
 
 T = TypeVar("T")
 
-# A server may be wrong about what has not changed; after this time it is asked for everything again.
-MEMORY_SECONDS = 60.0
+MAX_PAGES = 50
+# A server may be wrong about what has not changed; after this time everything is requested again.
+CACHE_SECONDS = 60.0
 # A date has full seconds, so a list may change again within the second that its Last-Modified names.
 SETTLED = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True)
-class _Read(Generic[T]):
-    unchanged: Page[T]
-    headers: Mapping[str, str]
-    at: float
+class Page(Generic[T]):
+    """One page of a list.
+
+    :param items: what the page lists
+    :param next_url: the next page's URL as the server wrote it, or None
+    :param headers: those of the response
+    """
+
+    items: tuple[T, ...]
+    next_url: str | None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def server_time(self) -> datetime:
+        """The server's clock when it responded."""
+        return server_time(self.headers)
+
+
+def server_time(headers: Mapping[str, str]) -> datetime:
+    """Return the server's clock when it responded, to the second, or this host's when it sends no Date."""
+    return http_date(headers.get("date", "")) or datetime.now(UTC)
+
+
+def page_reader(
+    read: Callable[[Json, StatusWords], tuple[T, ...]], skips: Callable[[Json], bool] = keep_all
+) -> Callable[[httpx.Response, StatusWords], Page[T]]:
+    """Return what reads a response as a page.
+
+    :param read: reads the items
+    :param skips: whether an item is left out before it is read
+    """
+
+    def read_page(response: httpx.Response, words: StatusWords) -> Page[T]:
+        value = parse_list(response.content, skips)
+        linked = response.links.get("next", {}).get("url")
+        following = value.get("next") if isinstance(value, dict) else None
+        next_url = linked or (following if isinstance(following, str) and following else None)
+        return Page(read(value, words), next_url, response.headers)
+
+    return read_page
 
 
 class ConditionalCache(Generic[T]):
-    """The pages of one list as they were read last.
+    """The validators of the pages of one list, as they were read last.
 
     :param clock: monotonic seconds
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._pages: dict[str, _Read[T]] = {}
+        self._pages: dict[str, tuple[Page[T], dict[str, str], float]] = {}
 
     def clear(self) -> None:
-        """Forget everything, so that all is asked for again."""
+        """Forget everything, so that the next requests are unconditional."""
         self._pages.clear()
 
     def conditional(self, call: Call[Page[T]], url: str) -> Call[Page[T]]:
-        """Return the call for a page with the condition that it has changed; unchanged, it comes without items."""
-        known = self._pages.get(url)
-        if known is None or self._clock() - known.at > MEMORY_SECONDS:
+        """Return the call for a page on condition that it has changed; an unchanged one comes without items."""
+        if url not in self._pages:
             return call
-        return replace(call, headers={**call.headers, **known.headers}, unchanged=known.unchanged)
+        unchanged, validators, read_at = self._pages[url]
+        if self._clock() - read_at > CACHE_SECONDS:
+            return call
+        return replace(call, headers={**call.headers, **validators}, unchanged=unchanged)
 
-    def note(self, url: str, page: Page[T]) -> None:
+    def add(self, url: str, page: Page[T]) -> None:
         """Remember a page that was read."""
-        known = self._pages.get(url)
-        if known is not None and known.unchanged is page:
+        if url in self._pages and self._pages[url][0] is page:
             return
-        headers = _conditions(page.headers)
-        if headers:
-            self._pages[url] = _Read(replace(page, items=(), headers={}), headers, self._clock())
+        validators = _validators(page.headers)
+        if validators:
+            self._pages[url] = replace(page, items=(), headers={}), validators, self._clock()
         else:
             self._pages.pop(url, None)
 
 
-def _conditions(headers: Mapping[str, str]) -> dict[str, str]:
+def _validators(headers: Mapping[str, str]) -> dict[str, str]:
     tag = headers.get("etag")
     if tag:
         return {"if-none-match": tag}
@@ -70,3 +114,60 @@ def _conditions(headers: Mapping[str, str]) -> dict[str, str]:
     changed = http_date(modified)
     settled = changed is not None and now is not None and now - changed >= SETTLED
     return {"if-modified-since": modified} if settled else {}
+
+
+async def collect(call: Call[Page[T]], context: FlowContext, cache: ConditionalCache[T] | None = None) -> list[T]:
+    """Carry out a call that lists, page by page, and return all items.
+
+    :param cache: the pages of the last time; those that the server says are unchanged come without items
+    :raises TechFlowError: every way in which it can fail, more than 50 pages among them
+    """
+    return [item for page in await read_pages(call, context, cache) for item in page.items]
+
+
+async def read_pages(
+    call: Call[Page[T]], context: FlowContext, cache: ConditionalCache[T] | None = None
+) -> list[Page[T]]:
+    """Carry out a call that lists, and return its pages.
+
+    :param cache: as in `collect`
+    :raises TechFlowError: every way in which it can fail, more than 50 pages among them
+    """
+    current: Call[Page[T]] | None = call
+    read: list[Page[T]] = []
+    while current is not None and len(read) < MAX_PAGES:
+        url = url_of(current, context.settings)
+        page = await exchange(cache.conditional(current, url) if cache else current, context)
+        if cache:
+            cache.add(url, page)
+        read.append(page)
+        try:
+            current = next_page(current, page, url)
+        except DecodeError as error:
+            source = (page.next_url or "").encode(errors="replace")
+            detail = without_key(str(error), error.received, source, context.settings)
+            # Not chained: the cause quotes the response as it was received.
+            raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
+    if current is None:
+        return read
+    items = sum(len(page.items) for page in read)
+    detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {items} items"
+    raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
+
+
+def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page[T]] | None:
+    """Return the call for the page after this one, or None when this is the last.
+
+    :param current_url: the URL of this page, against which the next one's is resolved
+    :raises DecodeError: it isn't a URL, or is on another origin, where the key must not go
+    """
+    if page.next_url is None:
+        return None
+    current = httpx.URL(current_url)
+    try:
+        following = current.join(page.next_url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise DecodeError("the URL of a next page", quote(page.next_url)) from error
+    if (following.scheme, following.host, following.port) != (current.scheme, current.host, current.port):
+        raise DecodeError("a next page on the same origin", quote(page.next_url))
+    return replace(call, url=str(following))

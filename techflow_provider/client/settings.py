@@ -1,10 +1,11 @@
-"""What a client must know to talk: key, base URL, time-outs, bounds. Checked once, shown without the key."""
+"""What a client needs to reach TechFlow: key, base URL, time-outs, limits. Checked once, shown without the key."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import unquote
 
 import httpx
@@ -16,22 +17,23 @@ from techflow_provider.state.store import budget_key
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
 LAST_PORT = 65535
+NOT_VISIBLE_ASCII = re.compile(r"[^!-~]")
 JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """How to reach TechFlow.
 
     :param api_key: the key, sent as `Authorization: Bearer` (Authentication)
     :param base_url: base URL of the API (Base URL)
-    :param timeout_seconds: bound of each wait for the network: to connect, to write, between two pieces of an answer
-    :param response_seconds: bound of one whole request, however steadily its answer drips
-    :param max_response_bytes: bound of one answer's decoded body
-    :param deadline_seconds: bound of one call with all its waits and repetitions
+    :param timeout_seconds: limit of each network operation: to connect, to write, to read the next chunk
+    :param response_seconds: limit of one whole request, however steadily its response arrives
+    :param max_response_bytes: limit of one response's decoded body
+    :param deadline_seconds: limit of one call with all its waits and retries
     :param verify: whether to verify TLS certificates, or a path to a bundle of them
-    :param proxy: URL of a proxy; None takes the environment's
-    :param status_words: further status words, where this TechFlow has such
+    :param proxy: URL of a proxy; None uses the environment's
+    :param status_words: further status words, when this TechFlow has any
     :raises InvalidParameterError: a value can't be used
     """
 
@@ -49,28 +51,27 @@ class Settings:
         _check_api_key(self.api_key)
         object.__setattr__(self, "base_url", check_base_url("base_url", self.base_url))
         _check_proxy(self.proxy)
-        for name in ("timeout_seconds", "response_seconds", "max_response_bytes", "deadline_seconds"):
-            check_positive(name, getattr(self, name))
+        check_positive(
+            timeout_seconds=self.timeout_seconds,
+            response_seconds=self.response_seconds,
+            max_response_bytes=self.max_response_bytes,
+            deadline_seconds=self.deadline_seconds,
+        )
 
-    @property
+    @cached_property
     def account(self) -> str:
         """The name under which processes share what belongs to the key and base URL (see `budget_key`)."""
         return budget_key(self.base_url, self.api_key)
 
-    @property
-    def authorization(self) -> str:
-        """The value of the Authorization header."""
-        return f"Bearer {self.api_key}"
-
     def holds_key(self, content: bytes) -> bool:
-        """Whether the key stands in some bytes, as it is or as JSON or a URL writes it: a server may repeat it."""
-        # Without its zeros, UTF-16 reads like ASCII.
+        """Whether some bytes contain the key, plain or as JSON or a URL encodes it: a server may repeat it."""
+        # Without its null bytes, UTF-16 reads like ASCII.
         text = content.replace(b"\0", b"").decode(errors="replace")
         plain = JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
         return any(self.api_key in form for form in (text, plain, unquote(text), unquote(plain)))
 
     def ssl_context(self) -> ssl.SSLContext | bool:
-        """Return what httpx verifies certificates with.
+        """Return the `verify` of an httpx client.
 
         :raises InvalidParameterError: the bundle can't be read
         """
@@ -86,17 +87,17 @@ def _check_api_key(value: str) -> None:
     expected = "the API key as text without spaces, line breaks or other control characters"
     if not isinstance(value, str) or not value:
         raise InvalidParameterError("api_key", "nothing" if not value else type(value).__name__, expected)
-    bad = [index for index, character in enumerate(value) if not "!" <= character <= "~"]
-    if bad:
-        # The key is secret, so the message tells where the character stands and not what surrounds it.
-        received = f"{len(value)} characters with {value[bad[0]]!a} at position {bad[0] + 1}"
+    invalid = NOT_VISIBLE_ASCII.search(value)
+    if invalid:
+        # The key is secret, so the message shows the invalid character and its position alone.
+        received = f"{len(value)} characters with {invalid[0]!a} at position {invalid.start() + 1}"
         raise InvalidParameterError("api_key", received, expected)
 
 
 def check_base_url(parameter: str, value: str) -> str:
     """Return a base URL without its trailing slash.
 
-    :raises InvalidParameterError: it is no plain http or https URL
+    :raises InvalidParameterError: it isn't a plain http or https URL
     """
     expected = f"a URL such as {DEFAULT_BASE_URL}, without user, query or fragment"
     try:
@@ -105,8 +106,8 @@ def check_base_url(parameter: str, value: str) -> str:
         raise InvalidParameterError(parameter, quote(value), expected) from error
     if url.userinfo:
         raise InvalidParameterError(parameter, "a URL with user information", expected)
-    odd = "?" in str(url) or "#" in str(url) or "%" in url.host or (url.port or 0) > LAST_PORT
-    if url.scheme not in ("http", "https") or not url.host or odd:
+    malformed = "?" in str(url) or "#" in str(url) or "%" in url.host or (url.port or 0) > LAST_PORT
+    if url.scheme not in ("http", "https") or not url.host or malformed:
         raise InvalidParameterError(parameter, shorten(repr(value)), expected)
     return str(url).rstrip("/")
 
@@ -117,15 +118,16 @@ def _check_proxy(value: str | None) -> None:
     except (httpx.InvalidURL, TypeError, ValueError):
         usable = False
     if not usable:
-        # It may hold a password, which neither the message nor a cause may show.
-        received = "one that can't be used" if isinstance(value, str) else quote(value)
+        # It may contain a password, which neither the message nor a cause may show.
+        received = "an invalid one" if isinstance(value, str) else quote(value)
         raise InvalidParameterError("proxy", received, "a URL such as http://proxy.example:3128, or None")
 
 
-def check_positive(parameter: str, value: float) -> None:
-    """Check that a value is a finite number above 0.
+def check_positive(**parameters: float) -> None:
+    """Check that each value is a finite number above 0.
 
-    :raises InvalidParameterError: it is not
+    :raises InvalidParameterError: one is not
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise InvalidParameterError(parameter, quote(value), "a number above 0")
+    for name, value in parameters.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InvalidParameterError(name, quote(value), "a number above 0")

@@ -1,4 +1,4 @@
-"""Between httpx and the client: collect a response within bounds, and say in words why none came."""
+"""Between httpx and the client: read a response within limits, and explain why there is none."""
 
 from __future__ import annotations
 
@@ -9,82 +9,78 @@ import httpx
 
 from techflow_provider.client.errors import ResponseSizeError, TransportError
 from techflow_provider.client.parsing import shorten
+from techflow_provider.client.settings import Settings
 
-# With these the request was never written, so repeating it is safe.
-NEVER_SENT = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.UnsupportedProtocol,
-)
-WORDS: tuple[tuple[type[Exception], str], ...] = (
+# With these the request was never written, so a retry is safe.
+NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
     (httpx.ConnectTimeout, "no connection within the time-out"),
     (httpx.PoolTimeout, "no free connection within the time-out"),
     (httpx.WriteTimeout, "the request could not be written within the time-out"),
-    (httpx.ReadTimeout, "no answer within the time-out"),
+    (httpx.ReadTimeout, "no response within the time-out"),
     (httpx.ConnectError, "no connection"),
-    (httpx.ProxyError, "the proxy refused"),
-    (httpx.ReadError, "the connection broke while the answer was read"),
+    (httpx.ProxyError, "the proxy refused the request"),
+    (httpx.ReadError, "the connection broke while the response was read"),
     (httpx.WriteError, "the connection broke while the request was written"),
-    (httpx.RemoteProtocolError, "the server broke HTTP or closed the connection before it had answered"),
-    (httpx.DecodingError, "the answer's content encoding is broken"),
+    (httpx.RemoteProtocolError, "the server violated HTTP or closed the connection before it responded"),
+    (httpx.DecodingError, "the response's content encoding is invalid"),
 )
 
 
-class ResponseBoundError(httpx.TransportError):
+class ResponseLimitError(httpx.HTTPError):
     """A response is slower than the settings allow."""
 
 
-class ResponseSizeBoundError(ResponseBoundError):
+class ResponseSizeLimitError(ResponseLimitError):
     """A response is larger than the settings allow."""
 
 
 class Body:
-    """The body of one response while it arrives.
+    """The body of one response while it is read.
 
-    :param max_bytes: bound of the decoded body
-    :param max_seconds: bound of the time from the request to the body's end
+    :param settings: limits of its decoded size, and of the time from the request to its last byte
     :param clock: monotonic seconds
     """
 
-    def __init__(self, max_bytes: int, max_seconds: float, clock: Callable[[], float]) -> None:
-        self._max_bytes = max_bytes
-        self._max_seconds = max_seconds
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._settings = settings
         self._clock = clock
         self._began = clock()
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._content = bytearray()
 
     def add(self, chunk: bytes) -> None:
-        """Keep the next piece.
+        """Append the next chunk.
 
-        :raises ResponseBoundError: the body is too large, or has taken too long
+        :raises ResponseLimitError: the body is too large, or takes too long
         """
-        self._size += len(chunk)
-        if self._size > self._max_bytes:
-            raise ResponseSizeBoundError(f"the answer is larger than the bound of {self._max_bytes} bytes")
-        if self._clock() - self._began > self._max_seconds:
-            raise ResponseBoundError(f"the answer took longer than the bound of {self._max_seconds:g} s")
-        self._chunks.append(chunk)
+        self._content += chunk
+        if len(self._content) > self._settings.max_response_bytes:
+            raise ResponseSizeLimitError(
+                f"the response is larger than the limit of {self._settings.max_response_bytes} bytes"
+            )
+        if self._clock() - self._began > self._settings.response_seconds:
+            raise ResponseLimitError(
+                f"the response took longer than the limit of {self._settings.response_seconds:g} s"
+            )
 
-    def of(self, response: httpx.Response) -> httpx.Response:
+    def complete(self, response: httpx.Response) -> httpx.Response:
         """Return the response with its body, decoded, and the time that it took."""
         headers = httpx.Headers(response.headers)
         for name in ("content-encoding", "content-length", "transfer-encoding"):
             headers.pop(name, None)
         whole = httpx.Response(
-            response.status_code, headers=headers, content=b"".join(self._chunks), request=response.request
+            response.status_code, headers=headers, content=bytes(self._content), request=response.request
         )
         whole.elapsed = timedelta(seconds=max(0.0, self._clock() - self._began))
         return whole
 
 
 def transport_error(call: str, error: Exception) -> TransportError:
-    """Return why no response came, and whether the request may have reached the server."""
-    said = shorten(str(error))
-    words = next((text for kind, text in WORDS if isinstance(error, kind)), "")
-    reason = f"{words} ({said})" if words and said else words or said or type(error).__name__
-    kind = ResponseSizeError if isinstance(error, ResponseSizeBoundError) else TransportError
+    """Return why there is no response, and whether the request may have reached the server."""
+    message = shorten(str(error))
+    explanation = next((text for kind, text in EXPLANATIONS if isinstance(error, kind)), "")
+    reason = f"{explanation} ({message})" if explanation and message else explanation or message or type(error).__name__
+    kind = ResponseSizeError if isinstance(error, ResponseSizeLimitError) else TransportError
     result = kind(call, reason, maybe_sent=not isinstance(error, NEVER_SENT))
     result.__cause__ = error
     return result

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import EVENT_PREFIX
-from techflow_provider.client.parsing import DecodeError, Json, find, parse_json
+from techflow_provider.client.parsing import DecodeError, Json, get_first, parse_json
 
 EVENTS = (
     *("workflow.created", "workflow.updated", "workflow.deleted"),
@@ -150,7 +150,7 @@ class Hint:
             return cls()
         if not isinstance(outer, dict):
             return cls()
-        inner = find(outer, "data", "payload", "object")
+        inner = get_first(outer, "data", "payload", "object")
         sources = [outer, *([inner] if isinstance(inner, dict) else [])]
         event = _first(sources, "event", "type", "event_type", "event_name", "name")
         return cls(
@@ -161,10 +161,10 @@ class Hint:
 
 
 def _first(sources: list[dict[str, Json]], *names: str) -> str | None:
-    found = (find(source, *names) for source in sources)
+    found = (get_first(source, *names) for source in sources)
     return next((each for each in found if isinstance(each, str) and 0 < len(each) <= LONGEST_ID), None)
 
 
 def _nested(sources: list[dict[str, Json]], name: str) -> str | None:
-    found = (find(source, name) for source in sources)
+    found = (get_first(source, name) for source in sources)
     return _first([each for each in found if isinstance(each, dict)], "id", f"{name}_id")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 
 from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
-from techflow_provider.client.parsing import DecodeError, Json, find, items, parse_json, quote, shorten
+from techflow_provider.client.parsing import DecodeError, Json, get_first, items, parse_json, quote, shorten
 from techflow_provider.client.settings import Settings
 
 UNKNOWN_WORD = "running, since the word is not known: name it in completed_statuses or failed_statuses if it is an end"
@@ -70,13 +70,15 @@ def _next_page(value: Json, response: httpx.Response) -> tuple[str, str]:
 def _field(name: str, objects: Sequence[dict[str, Json]]) -> Inference:
     keys = Counter(key for each in objects if (key := _key(each, EXECUTION_NAMES[name])) is not None)
     met = ", ".join(f"{shorten(key)} in {count} of {len(objects)}" for key, count in keys.most_common(3))
-    example = next((find(each, *EXECUTION_NAMES[name]) for each in objects if find(each, *EXECUTION_NAMES[name])), None)
+    example = next(
+        (get_first(each, *EXECUTION_NAMES[name]) for each in objects if get_first(each, *EXECUTION_NAMES[name])), None
+    )
     return Inference(name, f"{met}, such as {quote(example)}" if met else "nothing", MEANINGS[name])
 
 
 def _key(item: dict[str, Json], names: Sequence[str]) -> str | None:
     """Return under which key an item has what the readers would find."""
-    value = find(item, *names)
+    value = get_first(item, *names)
     return None if value is None else next(key for key, each in item.items() if each is value)
 
 
@@ -89,7 +91,7 @@ def _further(objects: Sequence[dict[str, Json]]) -> list[Inference]:
 
 
 def _status_words(objects: Sequence[dict[str, Json]], words: StatusWords) -> list[Inference]:
-    found = (find(each, *EXECUTION_NAMES["status"]) for each in objects)
+    found = (get_first(each, *EXECUTION_NAMES["status"]) for each in objects)
     counts = Counter(each for each in found if isinstance(each, str))
     return [
         Inference(

@@ -90,7 +90,7 @@ def diagnose(error: TechFlowError, *, through_proxy: bool = False) -> Diagnosis:
     """
     trouble = _trouble(error, through_proxy)
     unknown = trouble is Cause.NETWORK and any(isinstance(each, socket.gaierror) for each in _causes(error))
-    said = error.fact if isinstance(error, ResponseError) else str(error)
+    said = error.summary if isinstance(error, ResponseError) else str(error)
     return Diagnosis(trouble, said.rstrip("."), UNKNOWN_HOST if unknown else REMEDIES[trouble])
 
 

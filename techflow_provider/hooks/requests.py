@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 
-from techflow_provider.client.calls import Call, Method, raw
+from techflow_provider.client.calls import raw
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.flow import Call, Method
 from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.settings import Settings
 
@@ -122,7 +123,7 @@ def _json_body(body: Json) -> tuple[bytes, str]:
     try:
         return json.dumps(body, allow_nan=False).encode(), "application/json"
     except (TypeError, ValueError) as error:
-        raise InvalidParameterError("json", str(error), "a value that JSON can hold") from error
+        raise InvalidParameterError("json", str(error), "a value that JSON can represent") from error
 
 
 def _body(data: object) -> tuple[bytes | None, str | None]:

@@ -21,7 +21,8 @@ from techflow_provider.client import (
     TechFlowError,
     Workflow,
 )
-from techflow_provider.client.calls import Method, Trigger
+from techflow_provider.client.calls import Trigger
+from techflow_provider.client.flow import Method
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.parsing import Json, counted
 from techflow_provider.hooks.budget import MeteredBudget, open_budget

@@ -17,7 +17,6 @@ import httpx
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
 from techflow_provider.client.calls import list_workflows
-from techflow_provider.client.errors import is_transient
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
 from techflow_provider.client.paging import ConditionalCache
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
@@ -172,7 +171,7 @@ class _PollLoop:
         try:
             history = await self._read(history_filter)
         except TechFlowError as error:
-            if not is_transient(error):
+            if not error.is_transient:
                 raise
             # No observer has received the pages that came before the failure.
             self._pages.clear()

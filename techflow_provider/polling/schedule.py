@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from techflow_provider.client.errors import backoff_seconds
+from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.state.gcra import MINUTE_SECONDS, POLL_SHARE
 from techflow_provider.state.snapshot import Snapshot
 

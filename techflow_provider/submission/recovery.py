@@ -13,11 +13,11 @@ from techflow_provider.client.errors import (
     AmbiguousExecutionError,
     SupersededError,
     TechFlowError,
-    backoff_seconds,
-    is_transient,
 )
-from techflow_provider.client.flow import FlowContext, pages
+from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.models import Execution
+from techflow_provider.client.paging import read_pages
+from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.state.records import Intent
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.matching import (
@@ -147,18 +147,18 @@ async def _read_history(
     deadline, failures = context.clock() + UNREADABLE_SECONDS, 0
     while True:
         try:
-            read = await pages(calls.list_executions(), context)
+            read = await read_pages(calls.list_executions(), context)
         except TechFlowError as error:
-            if not is_transient(error):
+            if not error.is_transient:
                 raise
             if context.clock() > deadline:
                 facts = f"{loss.facts}, and the history can't be read: {error}"
                 raise AmbiguousExecutionError(workflow_id, facts) from error
-            log.warning("A look at the execution history failed and is repeated: %s", error)
+            log.warning("Polling the execution history failed and is retried: %s", error)
             failures += 1
             await context.io.sleep(backoff_seconds(FIRST_PAUSE_SECONDS, failures))
         else:
-            return tuple(item for page in read for item in page.items), read[0].answered_at
+            return tuple(item for page in read for item in page.items), read[0].server_time
 
 
 async def _search(

@@ -22,12 +22,11 @@ from techflow_provider.client.errors import (
     StateUnavailableError,
     SupersededError,
     TechFlowError,
-    had_no_effect,
-    was_accepted,
 )
-from techflow_provider.client.flow import IO, Flow, FlowContext, collect, exchange
+from techflow_provider.client.flow import IO, Call, Flow, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History
-from techflow_provider.client.operations import start_execution
+from techflow_provider.client.operations import AsyncWorkflows
+from techflow_provider.client.paging import collect
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.retry import Outcome
 from techflow_provider.state.records import Intent
@@ -257,7 +256,7 @@ async def _send_without_state(
     context: FlowContext, workflow_id: str, payload: Mapping[str, Json] | None, within_seconds: float, error: StoreError
 ) -> Submission:
     log.warning("An execution is started without a record of it, since the shared state can't be used: %s", error)
-    execution = await start_execution(context, workflow_id, payload, within_seconds)
+    execution = await AsyncWorkflows(context).execute(workflow_id, payload, within_seconds)
     return Submission(execution, Origin.STARTED, "the answer named it, and nothing could be written down")
 
 
@@ -274,7 +273,7 @@ class _GuardedIO:
         self._io = io
         self.sleep, self.use_state, self.decode = io.sleep, io.use_state, io.decode
 
-    async def send(self, call: calls.Call[Any], request: httpx.Request) -> Outcome:
+    async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         written, began = True, -math.inf
         while written and self._clock() - began >= HELD_UP_SECONDS:
             began = self._clock()
@@ -303,10 +302,10 @@ async def _after_error(
     """Return the execution that was started all the same, or None when the request is to be sent again."""
     if isinstance(error, SupersededError | StateUnavailableError):
         raise error
-    if had_no_effect(error):
+    if error.had_no_effect:
         await _let_go(context, task, note)
         raise error
-    loss = LostResponse(f"The answer to the start is lost ({error})", was_accepted(error))
+    loss = LostResponse(f"The answer to the start is lost ({error})", error.was_accepted)
     intent = await _looking(context, task, note, loss)
     if rules.on_ambiguous == "fail":
         raise AmbiguousExecutionError(note.workflow_id, loss.facts) from error

@@ -12,7 +12,7 @@ import pytest
 
 from techflow_provider.client import Execution
 from techflow_provider.client.history import HistoryFilter
-from techflow_provider.client.paging import MEMORY_SECONDS, ConditionalCache
+from techflow_provider.client.paging import CACHE_SECONDS, ConditionalCache
 from techflow_provider.sandbox import ManualClock, Sandbox
 
 Look = Callable[[], int]
@@ -51,7 +51,7 @@ def test_a_server_is_believed_for_a_minute(look: Look, sandbox: Sandbox, workflo
     sandbox.etags = True
     sandbox.finish(sandbox.start(workflow_id).id)
     assert (look(), look()) == (1, 0)
-    clock.advance(MEMORY_SECONDS + 1)
+    clock.advance(CACHE_SECONDS + 1)
     assert (look(), look()) == (1, 0)
 
 

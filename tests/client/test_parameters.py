@@ -107,11 +107,13 @@ def test_triggers_that_are_no_list_of_texts_and_objects_are_refused(ask, sandbox
 
 @pytest.mark.parametrize("value", NOT_JSON, ids=NOT_JSON_IDS)
 def test_what_json_cannot_hold_is_refused_before_anything_is_sent(ask, sandbox, workflow_id, value):
-    with pytest.raises(InvalidParameterError, match=r"^payload: expected a value that JSON can hold, got "):
+    with pytest.raises(InvalidParameterError, match=r"^payload: expected a value that JSON can represent, got "):
         ask(lambda client: client.workflows.execute(workflow_id, {"deep": [value]}))
-    with pytest.raises(InvalidParameterError, match=r"^triggers: expected a value that JSON can hold, got "):
+    with pytest.raises(InvalidParameterError, match=r"^triggers: expected a value that JSON can represent, got "):
         ask(lambda client: client.workflows.create("n", triggers=[{"deep": value}]))
-    with pytest.raises(InvalidParameterError, match=r"^(triggers|workflow): expected a value that JSON can hold, got "):
+    with pytest.raises(
+        InvalidParameterError, match=r"^(triggers|workflow): expected a value that JSON can represent, got "
+    ):
         ask(lambda client: client.workflows.update(workflow_id, triggers=[{"deep": value}]))
     assert {record.method for record in sandbox.requests} <= {"GET"}
 

@@ -231,7 +231,7 @@ def test_an_implausible_answer_is_quoted_beside_what_was_expected(
     ask, sandbox, workflow_id, *, call, value, expected, received
 ):
     answer_with(sandbox, call, value)
-    with pytest.raises(UnexpectedResponseError, match=rf"^{call} answered 200: expected {expected}.*, got ") as caught:
+    with pytest.raises(UnexpectedResponseError, match=rf"^{call} returned 200: expected {expected}.*, got ") as caught:
         ask(OPERATIONS[call])
     assert received in str(caught.value).partition(", got ")[2]
     assert sandbox.count(*call.split()) == 1
@@ -244,7 +244,7 @@ def test_a_page_and_half_a_body_are_quoted(connect, sandbox, workflow_id, *, cal
     sandbox.faults.add(Fault(kind, method=method, path=path))
     # Half an answer to a creation tells that one may have been made.
     kinds = (UnexpectedResponseError, AmbiguousWorkflowError)
-    with pytest.raises(kinds, match=rf"{call} answered 200: expected JSON, got \d+ bytes") as caught:
+    with pytest.raises(kinds, match=rf"{call} returned 200: expected JSON, got \d+ bytes") as caught:
         connect()(OPERATIONS[call])
     assert isinstance(caught.value, UnexpectedResponseError) or (call, kind) == ("POST /workflows", "truncated")
     assert received in str(caught.value)
@@ -253,7 +253,7 @@ def test_a_page_and_half_a_body_are_quoted(connect, sandbox, workflow_id, *, cal
 
 def test_a_status_that_is_not_documented_is_unexpected(ask, sandbox):
     sandbox.faults.add(Fault(status=409, body='{"message": "busy"}'))
-    with pytest.raises(UnexpectedResponseError, match="GET /workflows answered 409: busy"):
+    with pytest.raises(UnexpectedResponseError, match="GET /workflows returned 409: busy"):
         ask(OPERATIONS["GET /workflows"])
 
 

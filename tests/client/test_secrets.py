@@ -94,7 +94,7 @@ def test_a_key_that_the_server_repeats_is_not_in_the_error(near, caplog, echo, s
 @pytest.mark.parametrize("location", [f"https://evil.test/?key={KEY}", f"/v2?key={quote(KEY, safe='')}", KEY])
 def test_a_key_in_a_redirects_target_is_not_in_the_error(near, location):
     ask = near(answer=lambda _: httpx.Response(302, headers={"location": location}), api_key=KEY)
-    with pytest.raises(UnexpectedResponseError, match="answered 302: words that repeat the API key") as caught:
+    with pytest.raises(UnexpectedResponseError, match="returned 302: text that repeats the API key") as caught:
         ask(OPERATIONS["list"])
     assert shows(told(caught.value)) == []
 
@@ -146,7 +146,7 @@ def test_a_next_page_elsewhere_is_refused_and_gets_no_key(near, following, place
 )
 def test_a_next_page_that_is_no_url_is_refused(near, following):
     ask = near(answer=lambda _: httpx.Response(200, text=json.dumps({"executions": [], "next": following})))
-    with pytest.raises(UnexpectedResponseError, match=r"^GET /executions answered 200: expected .*next page"):
+    with pytest.raises(UnexpectedResponseError, match=r"^GET /executions returned 200: expected .*next page"):
         ask(OPERATIONS["history"])
 
 

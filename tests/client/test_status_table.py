@@ -71,7 +71,7 @@ def outcome_of(ask: Callable[[Callable[[Any], Any]], Any], sandbox: Sandbox, cal
 
 def check(error: ResponseError, call: str, status: int, requests: int) -> None:
     """Check that an error tells the call, the status and the number of requests."""
-    assert str(error).startswith(f"{call} answered {status}")
+    assert str(error).startswith(f"{call} returned {status}")
     assert (error.call, error.status_code, error.attempts) == (call, status, requests)
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_workflow_is_not_found_and_not_tried_again(connect, sandbox, 
 
 def test_a_bad_request_is_told_in_the_servers_words(connect, sandbox):
     call = raw("POST", "/workflows", content=b'{"name": 5}', headers={"content-type": "application/json"})
-    with pytest.raises(BadRequestError, match=r"POST /workflows answered 400: .*name"):
+    with pytest.raises(BadRequestError, match=r"POST /workflows returned 400: .*name"):
         connect()(lambda client: client.send(call))
     assert sandbox.workflows == ()
 

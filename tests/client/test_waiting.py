@@ -75,7 +75,7 @@ def test_an_execution_that_outlasts_the_time_out_goes_on_and_is_told(ask, sandbo
     sandbox.plan(workflow_id, seconds=math.inf)
     started = sandbox.start(workflow_id).id
     with pytest.raises(
-        ExecutionTimeoutError, match=r"did not end within 62 s .*'running'.*goes on in TechFlow"
+        ExecutionTimeoutError, match=r"did not end within 62 s .*'running'.*keeps running in TechFlow"
     ) as caught:
         ask(wait(started, timeout=62))
     assert caught.value.waited_seconds == clock.monotonic() == 62
@@ -122,7 +122,7 @@ def test_looks_that_fail_do_not_end_a_wait(connect, sandbox, started, caplog, fa
     sandbox.faults.add(fault)
     sandbox.on_request = lambda _: sandbox.faults.clear() if sandbox.count() >= 9 else None
     assert connect()(wait(started)).state is ExecutionState.COMPLETED
-    assert "failed and is repeated" in caplog.text or fault.status == 429
+    assert "failed and is retried" in caplog.text or fault.status == 429
 
 
 def test_a_wait_whose_looks_all_fail_ends_at_its_time_out_and_does_not_flood(ask, sandbox, started, clock):
@@ -250,6 +250,6 @@ def test_a_second_execution_that_appears_a_look_later_is_ambiguous(ask, sandbox,
 
 def test_an_execution_that_does_not_appear_is_ambiguous_and_not_started_again(ask, sandbox, workflow_id):
     sandbox.execute_response, sandbox.history_lag_seconds = "empty", 600
-    with pytest.raises(AmbiguousExecutionError, match="none appeared in the history within 10 s; look at"):
+    with pytest.raises(AmbiguousExecutionError, match="none appeared in the history within 10 s; check the"):
         ask(execute)
     assert sandbox.count("POST") == 1

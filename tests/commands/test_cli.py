@@ -56,7 +56,7 @@ def test_an_execution_that_still_runs_has_exit_code_3(served, techflow):
     served.plan("wf_1", seconds=3600)
     done = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--timeout", "0.1")
     assert (done.code, done.out) == (3, "")
-    assert "it goes on in TechFlow" in done.err
+    assert "it keeps running in TechFlow" in done.err
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_a_wrong_key(served, connect, techflow):
     connect(served.base_url, password="another-key-4711")
     done = techflow("doctor", "--output", "json")
     assert (done.code, verdicts(done)["techflow"]) == (1, "problem")
-    assert finding(done, "techflow")["said"].startswith("the API key: GET /workflows answered 401")
+    assert finding(done, "techflow")["said"].startswith("the API key: GET /workflows returned 401")
     assert "copy it anew" in finding(done, "techflow")["remedy"]
     assert "another-key-4711" not in done.out
 
@@ -60,7 +60,7 @@ def test_a_wrong_key(served, connect, techflow):
 def test_a_wrong_path(served, connect, techflow):
     connect(served.base_url + "/v9")
     found = finding(techflow("doctor", "--output", "json"), "techflow")
-    assert found["said"].startswith("the host: GET /workflows answered 404")
+    assert found["said"].startswith("the host: GET /workflows returned 404")
 
 
 def test_a_page_that_is_not_techflows(served, techflow):

@@ -101,7 +101,7 @@ def test_the_data_of_any_other_is_its_body(method):
         ("HEAD", None, None, "method: expected GET, POST"),
         ("GET", 5, None, "data: expected a dict or text"),
         ("POST", [1], None, "data: expected a dict, text or bytes"),
-        ("POST", None, {"a": object()}, "json: expected a value that JSON can hold"),
+        ("POST", None, {"a": object()}, "json: expected a value that JSON can represent"),
     ],
 )
 def test_what_cannot_be_sent_is_refused(method, data, body, said):

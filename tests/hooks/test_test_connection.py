@@ -109,7 +109,7 @@ def test_it_says_how_many_workflows_the_key_sees(tested, served):
 def test_a_wrong_key_is_told(tested, served):
     ok, words = tested(served.base_url, password="another-key-4711")
     assert not ok
-    assert words.startswith("The trouble is the API key. GET /workflows answered 401")
+    assert words.startswith("The trouble is the API key. GET /workflows returned 401")
     assert "copy it anew" in words
     assert "check the API key" not in words
 
@@ -117,14 +117,14 @@ def test_a_wrong_key_is_told(tested, served):
 def test_a_base_url_without_its_path_is_told(tested, served):
     ok, words = tested(served.base_url.removesuffix("/v2") + "/v9")
     assert not ok
-    assert words.startswith("The trouble is the host. GET /workflows answered 404")
+    assert words.startswith("The trouble is the host. GET /workflows returned 404")
 
 
 def test_a_page_in_place_of_the_api_is_told(tested, served):
     served.faults.add(Fault("html"))
     ok, words = tested(served.base_url)
     assert not ok
-    assert words.startswith("The trouble is the host. GET /workflows answered 200: expected JSON")
+    assert words.startswith("The trouble is the host. GET /workflows returned 200: expected JSON")
 
 
 def test_a_port_on_which_nothing_listens_is_told(tested):
@@ -164,7 +164,7 @@ def test_a_gate_that_forbids_is_told(tested):
     with gate(status=403) as port:
         ok, words = tested(f"http://127.0.0.1:{port}/v2")
     assert not ok
-    assert words.startswith("The trouble is the proxy. GET /workflows answered 403")
+    assert words.startswith("The trouble is the proxy. GET /workflows returned 403")
 
 
 def test_a_certificate_that_is_not_trusted_is_told(tested, own_certificate):
@@ -186,14 +186,14 @@ def test_a_rate_limit_is_told(tested, served):
     served.faults.add(Fault("status", status=429, retry_after="60"))
     ok, words = tested(served.base_url)
     assert not ok
-    assert words.startswith("The trouble is the rate limit. GET /workflows answered 429")
+    assert words.startswith("The trouble is the rate limit. GET /workflows returned 429")
 
 
 def test_a_server_that_fails_is_told_after_one_request(tested, served):
     served.faults.add(Fault("status", status=503))
     ok, words = tested(served.base_url)
     assert not ok
-    assert words.startswith("The trouble is TechFlow itself. GET /workflows answered 503")
+    assert words.startswith("The trouble is TechFlow itself. GET /workflows returned 503")
     assert served.count() == 1
 
 

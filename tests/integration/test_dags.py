@@ -75,7 +75,7 @@ def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(served: Sandbox, ru
     log = said(tmp_path / "endless_execution.log")
     assert "AirflowSensorTimeout" in log
     assert "ExecutionTimeoutError" in log
-    assert "it goes on in TechFlow, which has no call to cancel it" in log
+    assert "it keeps running in TechFlow, which has no call to cancel it" in log
 
 
 def test_execution_timeout_ends_a_deferred_wait(served: Sandbox, run_dag: RunDag, tmp_path: Path) -> None:

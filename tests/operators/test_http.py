@@ -98,7 +98,7 @@ def test_data_and_headers_are_sent(served):
 
 
 def test_an_error_is_one_of_ours_and_is_raised_unless_told_otherwise():
-    with pytest.raises(NotFoundError, match="GET /workflows/wf_9 answered 404"):
+    with pytest.raises(NotFoundError, match="GET /workflows/wf_9 returned 404"):
         execute(endpoint="workflows/wf_9", method="GET")
     options = {"check_response": False}
     status = execute(

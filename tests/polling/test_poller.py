@@ -108,7 +108,7 @@ async def test_failing_looks_end_no_wait(served: Sandbox, caplog: pytest.LogCapt
     assert not waiting.done()
     served.finish(execution_id, outcome="failed", error="disk full")
     assert (await waiting).error == "disk full"
-    assert "A look at the execution history failed and is repeated" in caplog.text
+    assert "Polling the execution history failed and is retried" in caplog.text
 
 
 async def test_a_refused_key_ends_every_wait_with_the_reason(served: Sandbox) -> None:

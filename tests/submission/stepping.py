@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from techflow_provider.client.calls import Call
+from techflow_provider.client.flow import Call
 from techflow_provider.state.gcra import Reservation
 from techflow_provider.state.store import StoreError
 
