@@ -1,1 +1,1 @@
-"""What the commands of `cli` do: each takes the parsed arguments and returns a `Report`; none of them prints."""
+"""The commands of `cli`: each takes the parsed arguments and returns a `Report`; only `definitions` prints."""

@@ -1,23 +1,28 @@
-"""What `doctor` looks at: each check is a verdict with its reason and, where something is wrong, a remedy; pure."""
+"""The checks of `doctor` and the inferences of `doctor --learn`, as pure functions."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from techflow_provider.client.parsing import counted
+import httpx
+
+from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
+from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, parse_json, quote, shorten
+from techflow_provider.client.settings import Settings
 from techflow_provider.hooks.diagnosis import Diagnosis
 from techflow_provider.state.snapshot import Snapshot
 
-# Below this a skew is what a network and a date without fractions make of nothing.
-SKEW_WARNING_SECONDS = 30.0
+# Network delay and a Date without fractions explain any smaller difference.
+CLOCK_SKEW_WARNING_SECONDS = 30.0
 OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
 
 
-class Verdict(StrEnum):
-    """How a check ended."""
+class Severity(StrEnum):
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -28,110 +33,213 @@ class Verdict(StrEnum):
 class Finding:
     """What a check found.
 
-    :param check: what was looked at
-    :param verdict: how it is
-    :param said: why
+    :param check: the check's name
+    :param severity: the result
+    :param message: the reason
     :param remedy: what to do; empty when nothing needs doing
     """
 
     check: str
-    verdict: Verdict
-    said: str
+    severity: Severity
+    message: str
     remedy: str = ""
 
 
 def versions(installed: Mapping[str, str]) -> Finding:
-    """Judge the versions; `airflow` must be among them."""
-    said = ", ".join(f"{name} {version}" for name, version in installed.items())
+    """Check the versions; `airflow` must be among them."""
+    message = ", ".join(f"{name} {version}" for name, version in installed.items())
     release = tuple(int(part) for part in installed["airflow"].split(".")[:2] if part.isdigit())
     if OLDEST_AIRFLOW <= release < NEXT_AIRFLOW:
-        return Finding("versions", Verdict.OK, said)
-    return Finding("versions", Verdict.WARNING, said, "This package is tried on Airflow 2.11 and 3.0 to 3.3.")
+        return Finding("versions", Severity.OK, message)
+    return Finding("versions", Severity.WARNING, message, "This package is tested with Airflow 2.11 and 3.0 to 3.3.")
 
 
-def answer(diagnosis: Diagnosis | None, workflows: int, seconds: float) -> Finding:
-    """Judge whether TechFlow answered as it should."""
+def response(diagnosis: Diagnosis | None, workflows: int, seconds: float) -> Finding:
+    """Check the response of TechFlow."""
     if diagnosis is None:
-        said = f"the API key sees {counted(workflows, 'workflow')}; it took {seconds:.2f} s"
-        return Finding("techflow", Verdict.OK, said)
-    return Finding("techflow", Verdict.PROBLEM, f"{diagnosis.trouble}: {diagnosis.said}", diagnosis.remedy)
+        message = f"the API key can access {counted(workflows, 'workflow')}; response time {seconds:.2f} s"
+        return Finding("techflow", Severity.OK, message)
+    return Finding("techflow", Severity.PROBLEM, f"{diagnosis.trouble}: {diagnosis.said}", diagnosis.remedy)
 
 
-def skew(server: datetime | None, here: datetime) -> Finding:
-    """Judge how far this host's clock is from TechFlow's.
+def clock_skew(server: datetime | None, local: datetime) -> Finding:
+    """Compare this host's clock with TechFlow's.
 
-    :param server: the answer's Date, when it has one
-    :param here: this host's clock at the same moment
+    :param server: the response's Date, if it has one
+    :param local: this host's clock at the same moment
     """
     if server is None:
-        return Finding("clock", Verdict.OK, "the answer has no date to compare with")
-    seconds = (here - server).total_seconds()
-    said = f"this host is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} TechFlow"
-    if abs(seconds) <= SKEW_WARNING_SECONDS:
-        return Finding("clock", Verdict.OK, said)
-    remedy = "Set the clock (NTP): started_after and signed webhooks compare times of both sides."
-    return Finding("clock", Verdict.WARNING, said, remedy)
+        return Finding("clock", Severity.OK, "the response has no Date to compare with")
+    seconds = (local - server).total_seconds()
+    message = f"this host is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} TechFlow"
+    if abs(seconds) <= CLOCK_SKEW_WARNING_SECONDS:
+        return Finding("clock", Severity.OK, message)
+    remedy = "Synchronise the clock (NTP): started_after and signed webhooks compare the times of both hosts."
+    return Finding("clock", Severity.WARNING, message, remedy)
 
 
-def no_store(trouble: str) -> Finding:
-    """Say that `[techflow] state_url` names no store that can be used."""
-    return Finding("state", Verdict.PROBLEM, trouble, "Correct it: without it no request is sent.")
+def state_url(error: str) -> Finding:
+    """Report that `[techflow] state_url` is invalid."""
+    return Finding("state", Severity.PROBLEM, error, "Correct it: until then, no request is sent.")
 
 
-def store(shown: str, trouble: str | None) -> Finding:
-    """Judge whether the shared state can be written and read."""
-    if trouble is None:
-        return Finding("state", Verdict.OK, f"{shown} can be written and read")
+def store(location: str, error: str | None) -> Finding:
+    """Check that the shared state can be written and read."""
+    if error is None:
+        return Finding("state", Severity.OK, f"{location} can be written and read")
     remedy = (
-        "Correct [techflow] state_url, or let Airflow's user write there; until then a quarter of the limit goes on."
+        "Correct [techflow] state_url, or give Airflow's user write access; until then this host uses a quarter of "
+        "the limit."
     )
-    return Finding("state", Verdict.PROBLEM, trouble, remedy)
+    return Finding("state", Severity.PROBLEM, error, remedy)
 
 
-def spread(executors: Sequence[str], *, in_file: bool) -> Finding:
-    """Judge whether the state reaches all hosts that run tasks.
+def hosts(executors: Sequence[str], *, in_file: bool) -> Finding:
+    """Check that all hosts that run tasks can reach the state.
 
     :param executors: those that may run tasks on several hosts
-    :param in_file: whether the state is a file of this host
+    :param in_file: whether the state is a file on this host
     """
     if not executors:
-        return Finding("hosts", Verdict.OK, "all tasks run on this host")
+        return Finding("hosts", Severity.OK, "all tasks run on this host")
+    message = f"{' and '.join(executors)} may run tasks on several hosts"
     if not in_file:
-        return Finding("hosts", Verdict.OK, "tasks may run on several hosts, and the state is no file of this one")
-    said = f"{' and '.join(executors)} may run tasks on several hosts, and the state is a file of this one"
-    remedy = "Set [techflow] state_url = redis://…, or give each host its part of requests_per_minute."
-    return Finding("hosts", Verdict.WARNING, said, remedy)
+        return Finding("hosts", Severity.OK, f"{message}, and the state isn't a file on this host")
+    remedy = "Set [techflow] state_url = redis://…, or divide requests_per_minute between the hosts."
+    return Finding("hosts", Severity.WARNING, f"{message}, but the state is a file on this host", remedy)
 
 
 def budget(snapshot: Snapshot) -> Finding:
-    """Judge how the budget stands."""
+    """Check the rate budget."""
     used = sum(snapshot.used.values())
-    said = f"{used} of {snapshot.requests_per_minute} requests in the last minute, {snapshot.outlook}"
+    message = f"{used} of {snapshot.requests_per_minute} requests in the last minute, {snapshot.outlook}"
     if not snapshot.shared:
-        remedy = "See the state above: until it can be used, this host goes on with a quarter of the limit."
-        return Finding("budget", Verdict.PROBLEM, f"{said}; not shared", remedy)
+        remedy = "See the state above: until it can be used, this host uses a quarter of the limit."
+        return Finding("budget", Severity.PROBLEM, f"{message}; not shared", remedy)
     if snapshot.cooldown_seconds:
-        said = f"{said}; TechFlow answered 429, and all wait {snapshot.cooldown_seconds:.0f} s more"
-        return Finding("budget", Verdict.WARNING, said, "See who else uses the key, or lower requests_per_minute.")
-    return Finding("budget", Verdict.OK, said)
+        message = f"{message}; cool-down after a 429 response, {snapshot.cooldown_seconds:.0f} s left"
+        remedy = "Find out who else uses the key, or lower requests_per_minute."
+        return Finding("budget", Severity.WARNING, message, remedy)
+    return Finding("budget", Severity.OK, message)
 
 
-def webhooks(*, receives: bool) -> Finding:
-    """Say whether webhooks are received."""
-    if receives:
-        return Finding("webhooks", Verdict.OK, "the receiver is on: /techflow/webhooks/ and the connection's id")
-    return Finding("webhooks", Verdict.OK, "the receiver is off, and waits poll: the connection has no webhook_secret")
+def webhooks(*, enabled: bool) -> Finding:
+    """Report whether webhooks are received."""
+    message = (
+        "the receiver is on, at /techflow/webhooks/ and the connection's id"
+        if enabled
+        else "the receiver is off, so waits rely on polling: the connection has no webhook_secret"
+    )
+    return Finding("webhooks", Severity.OK, message)
 
 
 def triggerer(*, alive: bool | None) -> Finding:
-    """Judge whether deferrable tasks find a triggerer.
+    """Check that a triggerer runs deferred tasks.
 
-    :param alive: whether one beats; None where Airflow's database can't tell
+    :param alive: whether one sends heartbeats; None when Airflow's database can't be read
     """
     if alive is None:
-        said = "Airflow's database can't be read, so nothing is known of a triggerer"
-        return Finding("triggerer", Verdict.WARNING, said, "In a new Airflow: airflow db migrate.")
+        message = "Airflow's database can't be read, so it is unknown whether a triggerer is running"
+        return Finding("triggerer", Severity.WARNING, message, "For a new Airflow: airflow db migrate.")
     if alive:
-        return Finding("triggerer", Verdict.OK, "a triggerer is running")
-    said = "no triggerer is running: deferrable tasks stay deferred until there is one"
-    return Finding("triggerer", Verdict.WARNING, said, "Start one: airflow triggerer. `airflow dags test` needs none.")
+        return Finding("triggerer", Severity.OK, "a triggerer is running")
+    message = "no triggerer is running: deferrable tasks stay deferred until one starts"
+    remedy = "Start one: airflow triggerer. `airflow dags test` works without one."
+    return Finding("triggerer", Severity.WARNING, message, remedy)
+
+
+UNKNOWN_WORD = "running, since the word is unknown: if it is final, add it to completed_statuses or failed_statuses"
+MEANINGS = {
+    "id": "the execution's id",
+    "workflow_id": "its workflow",
+    "status": "its status",
+    "started_at": "when it started",
+    "finished_at": "when it finished",
+    "error": "why it failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """How a part of a response is interpreted.
+
+    :param subject: the part
+    :param observed: its value
+    :param meaning: how it is interpreted
+    """
+
+    subject: str
+    observed: str
+    meaning: str
+
+
+def infer(page: httpx.Response, settings: Settings) -> list[Inference]:
+    """Return how a page of the execution history is interpreted."""
+    if settings.holds_key(page.content):
+        return [Inference("response", "text that contains the API key, not shown", "nothing")]
+    try:
+        value = parse_json(page.content)
+        rows = list(items(value, "a list of executions", "executions"))
+    except DecodeError as error:
+        return [Inference("response", error.received, f"nothing: expected {error.expected}")]
+    objects = [row for row in rows if isinstance(row, dict)]
+    shape = f"an object with {', '.join(map(shorten, value))}" if isinstance(value, dict) else "a bare list"
+    return [
+        Inference("response", shape, f"a list of {len(rows)} executions"),
+        Inference("next page", *_next_page(value, page)),
+        *(_field(name, objects) for name in EXECUTION_NAMES),
+        *_unused_fields(objects),
+        *_status_words(objects, settings.status_words),
+        *_unreadable(rows),
+    ]
+
+
+def _next_page(value: Json, page: httpx.Response) -> tuple[str, str]:
+    url = page.links.get("next", {}).get("url") or (value.get("next") if isinstance(value, dict) else None)
+    return (shorten(str(url)), "the next page, if it has the same origin") if url else ("none", "the only page")
+
+
+def _field(name: str, objects: Sequence[dict[str, Json]]) -> Inference:
+    keys = Counter(key for each in objects if (key := _key(each, name)) is not None)
+    observed = ", ".join(f"{shorten(key)} in {count} of {len(objects)}" for key, count in keys.most_common(3))
+    example = next(filter(None, (get_first(each, *EXECUTION_NAMES[name]) for each in objects)), None)
+    return Inference(name, f"{observed}, such as {quote(example)}" if observed else "nothing", MEANINGS[name])
+
+
+def _key(row: dict[str, Json], name: str) -> str | None:
+    """Return the key under which the parsers find a field."""
+    value = get_first(row, *EXECUTION_NAMES[name])
+    return None if value is None else next(key for key, each in row.items() if each is value)
+
+
+def _unused_fields(objects: Sequence[dict[str, Json]]) -> list[Inference]:
+    used = {_key(each, name) for each in objects for name in EXECUTION_NAMES}
+    known = {*used, *(name for names in EXECUTION_NAMES.values() for name in names)}
+    others = dict.fromkeys(key for each in objects for key in each if key not in known)
+    names = ", ".join(shorten(key, 40) for key in list(others)[:20])
+    return [Inference("further fields", names, "kept unchanged, and not used")] if others else []
+
+
+def _status_words(objects: Sequence[dict[str, Json]], words: StatusWords) -> list[Inference]:
+    found = (get_first(each, *EXECUTION_NAMES["status"]) for each in objects)
+    counts = Counter(each for each in found if isinstance(each, str))
+    return [
+        Inference(
+            f"status {shorten(word)!r}",
+            f"in {count} of {len(objects)}",
+            words.state(word) if words.knows(word) else UNKNOWN_WORD,
+        )
+        for word, count in counts.most_common()
+    ]
+
+
+def _unreadable(rows: Sequence[Json]) -> list[Inference]:
+    reasons: list[str] = []
+    for row in rows:
+        try:
+            Execution.read(row)
+        except DecodeError as error:
+            reasons.append(str(error))
+    if not reasons:
+        return []
+    return [Inference("unreadable", f"{len(reasons)} of {len(rows)}", f"an error, which fails the call: {reasons[0]}")]

@@ -1,1 +1,1 @@
-"""The TechFlow page in Airflow 3.1 and later: what is known of TechFlow here, without asking TechFlow."""
+"""The TechFlow page in Airflow 3.1 and later, from local records alone: it sends no request to TechFlow."""

@@ -1,10 +1,15 @@
-"""What the page shows, as values, and the arithmetic of its chart; pure."""
+"""What the page shows, as values, and how it is rendered: all of it escaped, without a script."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from techflow_provider.client.models import ExecutionState
 from techflow_provider.client.parsing import counted
@@ -13,7 +18,8 @@ from techflow_provider.state.snapshot import Slice, Snapshot
 
 CHART_HEIGHT = 60
 BAR_WIDTH = 10
-MINUTE_SECONDS, HOUR_SECONDS, DAY_SECONDS = 60, 3600, 86400
+# Each unit with the next smaller one and how many of those it has.
+UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +27,11 @@ class ConnectionView:
     """A connection of the type `techflow`.
 
     :param conn_id: its id
-    :param base_url: where TechFlow is, None when the connection can't be read
-    :param budget: how its budget stands, None when that can't be told
-    :param problem: why something of it can't be told
+    :param base_url: its base URL, None when the connection can't be read
+    :param budget: the state of its budget, None when that is unknown
+    :param problem: why something about it is unknown
     :param receives_webhooks: whether its receiver is on
-    :param deliveries: ages of the webhooks of the last day that can be told apart, in seconds, newest first
+    :param deliveries: ages of the distinct webhooks of the last day in seconds, newest first
     """
 
     conn_id: str
@@ -40,15 +46,15 @@ class ConnectionView:
 class WaitView:
     """A task that waits.
 
-    :param task: the task, in words
-    :param wanted: what it waits for, in words
-    :param where: `triggerer` or `worker`
+    :param task: the task, human-readable
+    :param awaited: what it waits for, human-readable
+    :param location: `triggerer` or `worker`
     :param since: when it began
     """
 
     task: str
-    wanted: str
-    where: str
+    awaited: str
+    location: str
     since: datetime
 
 
@@ -58,11 +64,11 @@ class ExecutionView:
 
     :param id: its id
     :param workflow_id: its workflow
-    :param status: the status word when the task last saw it
-    :param state: what that stands for
-    :param task: the task, in words
+    :param status: the status word when the task last polled it
+    :param state: the meaning of that word
+    :param task: the task, human-readable
     :param url: its page in the dashboard
-    :param seen_at: when the task last saw it
+    :param updated_at: when the task last polled it
     """
 
     id: str
@@ -71,14 +77,14 @@ class ExecutionView:
     state: ExecutionState
     task: str
     url: str | None
-    seen_at: datetime
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """All that the page shows.
+    """Everything that the page shows.
 
-    :param now: when it was gathered
+    :param now: when it was collected
     :param connections: those that the user may see
     :param waits: the longest first, of those whose DAG the user may see
     :param executions: the newest first, of those whose DAG the user may see
@@ -94,18 +100,20 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of the chart, with polls on top of commands.
+    """A bar of the chart, with polls on top of commands.
 
     :param x: left edge
+    :param requests: how many requests it stands for
     :param commands: height of the part for commands
     :param polls: height of the part for polls
-    :param words: what it says
+    :param label: its tooltip
     """
 
     x: int
+    requests: int
     commands: float
     polls: float
-    words: str
+    label: str
 
 
 def bars(history: Sequence[Slice]) -> list[Bar]:
@@ -114,37 +122,51 @@ def bars(history: Sequence[Slice]) -> list[Bar]:
     return [_bar(index * BAR_WIDTH, each, CHART_HEIGHT / highest) for index, each in enumerate(history)]
 
 
-def total(history: Sequence[Slice]) -> int:
-    """Return how many requests were let go in a history."""
-    return sum(count for each in history for count in each.requests.values())
-
-
 def _bar(x: int, part: Slice, scale: float) -> Bar:
     commands, polls = (part.requests.get(each, 0) for each in (RequestClass.COMMAND, RequestClass.POLL))
-    words = f"{duration(part.ends_seconds_ago)} ago: {counted(commands, 'command')}, {counted(polls, 'poll')}"
-    return Bar(x, round(commands * scale, 1), round(polls * scale, 1), words)
+    label = f"{duration(part.ends_seconds_ago)} ago: {counted(commands, 'command')}, {counted(polls, 'poll')}"
+    return Bar(x, commands + polls, round(commands * scale, 1), round(polls * scale, 1), label)
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in words, such as `2 min 5 s`."""
+    """Return a human-readable duration, such as `2 min 5 s`."""
     whole = max(0, int(seconds))
-    if whole < MINUTE_SECONDS:
-        return f"{whole} s"
-    if whole < HOUR_SECONDS:
-        return f"{whole // MINUTE_SECONDS} min {whole % MINUTE_SECONDS} s"
-    if whole < DAY_SECONDS:
-        return f"{whole // HOUR_SECONDS} h {whole % HOUR_SECONDS // MINUTE_SECONDS} min"
-    return f"{whole // DAY_SECONDS} d {whole % DAY_SECONDS // HOUR_SECONDS} h"
+    for size, unit, smaller_size, smaller_unit in UNITS:
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller_unit}"
+    return f"{whole} s"
 
 
 def execution_view(
-    told: Mapping[str, object], task: str, state: ExecutionState, seen_at: datetime
+    record: Mapping[str, object], task: str, state: ExecutionState, updated_at: datetime
 ) -> ExecutionView | None:
-    """Return the execution that a task wrote down, or None for something else; any task can write an XCom."""
-    texts = {name: value if isinstance(value := told.get(name), str) else None for name in told}
+    """Return the execution that a task's XCom describes, or None for another value; any task can write an XCom."""
+    texts = {name: value for name, value in record.items() if isinstance(value, str)}
+    url = texts.get("url", "")
+    # A javascript: URL would run in the user's browser.
+    safe_url = url if url.startswith(("https://", "http://")) else None
     if not texts.get("id"):
         return None
-    url = texts.get("url")
-    # A browser does as an address says, so only those of web pages are taken.
-    safe = url if url and url.startswith(("https://", "http://")) else None
-    return ExecutionView(texts["id"] or "", texts.get("workflow_id"), texts.get("status"), state, task, safe, seen_at)
+    return ExecutionView(texts["id"], texts.get("workflow_id"), texts.get("status"), state, task, safe_url, updated_at)
+
+
+def render(content: Content) -> tuple[str, dict[str, str]]:
+    """Return the page as HTML, and its headers, with which a browser loads nothing else."""
+    nonce = secrets.token_urlsafe(16)
+    page = _template().render(content=content, bars=bars, duration=duration, height=CHART_HEIGHT, nonce=nonce)
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    )
+    return page, {
+        "content-security-policy": policy,
+        "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("page.html.jinja")

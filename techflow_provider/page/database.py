@@ -1,10 +1,11 @@
-"""What the page reads in Airflow's database and in the shared state: a few bounded queries, and no call to TechFlow."""
+"""Collect what the page shows from Airflow's database and the shared state, by a few bounded queries."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,29 +21,29 @@ from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import StatusWords
-from techflow_provider.commands.session import look_up
+from techflow_provider.commands.console import read_connection
 from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.connection import CONNECTION_TYPE
 from techflow_provider.links.techflow import EXECUTION_KEY
 from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
 from techflow_provider.state.store import StoreError
 
-MOST_WAITS = 50
-MOST_EXECUTIONS = 50
+MAX_WAITS = 50
+MAX_EXECUTIONS = 50
 ENVIRONMENT_PREFIX = "AIRFLOW_CONN_"
 TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
 SENSOR = "TechFlowExecutionSensor"
 IN_WORKER = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
 
 
-def gather(may_see_connection: Callable[[str], bool], dag_ids: Collection[str]) -> Content:
+def collect(may_read: Callable[[str], bool], dag_ids: Collection[str]) -> Content:
     """Return what a user may see.
 
-    :param may_see_connection: whether the user may read a connection
+    :param may_read: whether the user may read a connection
     :param dag_ids: the DAGs that the user may read
     """
     with create_session() as session:
-        known = {conn_id: _connection(conn_id) for conn_id in _connection_ids(session) if may_see_connection(conn_id)}
+        known = {conn_id: _connection(conn_id) for conn_id in _connection_ids(session) if may_read(conn_id)}
         waits, more = _waits(session, dag_ids)
         executions = _executions(session, dag_ids, {name: words for name, (_, words) in known.items()})
     return Content(datetime.now(UTC), tuple(view for view, _ in known.values()), waits, executions, more)
@@ -50,7 +51,7 @@ def gather(may_see_connection: Callable[[str], bool], dag_ids: Collection[str]) 
 
 def _connection_ids(session: Session) -> list[str]:
     stored = session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONNECTION_TYPE))
-    # A secrets backend can't list what it has; the environment can.
+    # Secrets backends can't list their connections, except for the environment.
     backend = EnvironmentVariablesBackend()
     named = [
         name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)
@@ -63,31 +64,24 @@ def _type_of(backend: EnvironmentVariablesBackend, conn_id: str) -> str | None:
     try:
         connection = backend.get_connection(conn_id)
     except ValueError:
-        # Another connection's variable may hold anything.
+        # The variable of another connection may have any content.
         return None
     return connection.conn_type if connection else None
 
 
 def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
     try:
-        content = look_up(conn_id)
+        content = read_connection(conn_id)
         budget = open_budget(content).snapshot()
     except InvalidParameterError as error:
         return ConnectionView(conn_id, problem=str(error)), StatusWords()
-    problem: str | None = None
-    deliveries: tuple[float, ...] = ()
-    try:
-        deliveries = tuple(sorted(open_records(content).delivery_ages()))
-    except StoreError as error:
-        problem = str(error)
     view = ConnectionView(
-        conn_id,
-        content.settings.base_url,
-        budget,
-        problem,
-        content.webhook_secret is not None,
-        deliveries,
+        conn_id, content.settings.base_url, budget, receives_webhooks=content.webhook_secret is not None
     )
+    try:
+        view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())))
+    except StoreError as error:
+        view = replace(view, problem=str(error))
     return view, content.settings.status_words
 
 
@@ -95,11 +89,11 @@ def _waits(session: Session, dag_ids: Collection[str]) -> tuple[tuple[WaitView, 
     """Return the longest waits, and how many more there are."""
     in_triggerer = and_(TaskInstance.state == TaskInstanceState.DEFERRED, Trigger.classpath == TRIGGER)
     in_worker = and_(TaskInstance.state.in_(IN_WORKER), TaskInstance.operator == SENSOR)
-    mine = and_(or_(in_triggerer, in_worker), TaskInstance.dag_id.in_(dag_ids))
+    visible = and_(or_(in_triggerer, in_worker), TaskInstance.dag_id.in_(dag_ids))
     began = func.coalesce(Trigger.created_date, TaskInstance.start_date)
-    joined = select(TaskInstance, Trigger).outerjoin(Trigger, TaskInstance.trigger_id == Trigger.id).where(mine)
+    joined = select(TaskInstance, Trigger).outerjoin(Trigger, TaskInstance.trigger_id == Trigger.id).where(visible)
     total = session.scalar(select(func.count()).select_from(joined.subquery())) or 0
-    rows = session.execute(joined.order_by(began).limit(MOST_WAITS)).all()
+    rows = session.execute(joined.order_by(began).limit(MAX_WAITS)).all()
     return tuple(_wait(ti, trigger) for ti, trigger in rows), max(0, total - len(rows))
 
 
@@ -107,37 +101,36 @@ def _wait(ti: TaskInstance, trigger: Trigger | None) -> WaitView:
     task = _task(ti.dag_id, ti.task_id, ti.map_index)
     if trigger is None:
         return WaitView(task, "an execution", "worker", ti.start_date or datetime.now(UTC))
-    wanted = trigger.kwargs
-    execution, workflow = wanted.get("execution_id"), wanted.get("workflow_id")
-    words = f"execution {execution}" if execution else f"the next execution of workflow {workflow}"
-    return WaitView(task, words, "triggerer", trigger.created_date)
+    execution, workflow = trigger.kwargs.get("execution_id"), trigger.kwargs.get("workflow_id")
+    awaited = f"execution {execution}" if execution else f"the next execution of workflow {workflow}"
+    return WaitView(task, awaited, "triggerer", trigger.created_date)
 
 
 def _executions(
     session: Session, dag_ids: Collection[str], words: Mapping[str, StatusWords]
 ) -> tuple[ExecutionView, ...]:
     columns = (XComModel.dag_id, XComModel.task_id, XComModel.map_index, XComModel.timestamp, XComModel.value)
-    mine = and_(XComModel.key == EXECUTION_KEY, XComModel.dag_id.in_(dag_ids))
-    rows = session.execute(select(*columns).where(mine).order_by(XComModel.timestamp.desc()).limit(MOST_EXECUTIONS))
+    visible = and_(XComModel.key == EXECUTION_KEY, XComModel.dag_id.in_(dag_ids))
+    rows = session.execute(select(*columns).where(visible).order_by(XComModel.timestamp.desc()).limit(MAX_EXECUTIONS))
     views = (_execution(row, words) for row in rows)
     return tuple(view for view in views if view is not None)
 
 
 def _execution(row: Any, words: Mapping[str, StatusWords]) -> ExecutionView | None:
-    told = _object(row.value)
-    conn_id, status = told.get("conn_id"), told.get("status")
-    meaning = words.get(conn_id if isinstance(conn_id, str) else "", StatusWords())
-    state = meaning.state(status if isinstance(status, str) else None)
-    return execution_view(told, _task(row.dag_id, row.task_id, row.map_index), state, row.timestamp)
+    record = _read_object(row.value)
+    conn_id, status = record.get("conn_id"), record.get("status")
+    status_words = words.get(conn_id if isinstance(conn_id, str) else "", StatusWords())
+    state = status_words.state(status if isinstance(status, str) else None)
+    return execution_view(record, _task(row.dag_id, row.task_id, row.map_index), state, row.timestamp)
 
 
-def _object(value: Any) -> dict[str, Any]:
-    """Return an XCom's value when it is an object; Airflow keeps it as JSON, or as text that holds JSON."""
+def _read_object(value: Any) -> dict[str, Any]:
+    """Return an XCom's value if it is an object; Airflow stores it as JSON, or as text that contains JSON."""
     try:
-        read = json.loads(value) if isinstance(value, str) else value
+        decoded = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return {}
-    return read if isinstance(read, dict) else {}
+    return decoded if isinstance(decoded, dict) else {}
 
 
 def _task(dag_id: str, task_id: str, map_index: int) -> str:

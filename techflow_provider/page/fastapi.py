@@ -9,10 +9,10 @@ from airflow.models.connection import Connection
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 
-from techflow_provider.page.database import gather
-from techflow_provider.page.render import render
+from techflow_provider.page.content import render
+from techflow_provider.page.database import collect
 
-# A FastAPI application describes itself to everybody unless it is told not to.
+# By default, FastAPI would publish a description of the application.
 app = FastAPI(title="TechFlow page", openapi_url=None, docs_url=None, redoc_url=None)
 
 
@@ -21,9 +21,9 @@ def page(user: Annotated[Any, Depends(get_user)]) -> HTMLResponse:
     """Show what the user may see."""
     manager: Any = get_auth_manager()
 
-    def may_see(conn_id: str) -> bool:
+    def is_visible(conn_id: str) -> bool:
         details = ConnectionDetails(conn_id=conn_id, team_name=Connection.get_team_name(conn_id))
         return bool(manager.is_authorized_connection(method="GET", details=details, user=user))
 
-    html, headers = render(gather(may_see, manager.get_authorized_dag_ids(user=user)))
+    html, headers = render(collect(is_visible, manager.get_authorized_dag_ids(user=user)))
     return HTMLResponse(html, headers=headers)

@@ -1,1 +1,1 @@
-"""What receives TechFlow's webhooks in Airflow's API server, or in its web server before Airflow 3."""
+"""The receiver of TechFlow's webhooks, for the API server of Airflow 3 and the web server of Airflow 2."""

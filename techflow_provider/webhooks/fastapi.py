@@ -9,76 +9,67 @@ from starlette.requests import ClientDisconnect
 
 from techflow_provider.client.webhooks import Delivery
 from techflow_provider.webhooks.receiver import (
-    BODY_SECONDS,
+    BODY_TIMEOUT_SECONDS,
     BUSY,
-    LONGEST_BODY_BYTES,
-    MOST_AT_ONCE,
+    MAX_BODY_BYTES,
     TOO_LARGE,
     TOO_SLOW,
-    Answer,
     Receiver,
+    WebhookResponse,
 )
-from techflow_provider.webhooks.subscribers import find_subscriber
 
-# Threads of its own, so that no flood of webhooks takes those that Airflow's API works with.
+# A separate pool, so that a flood of webhooks can't exhaust the threads of Airflow's API.
 THREADS = 2
-
-
-class _Refused(Exception):  # noqa: N818  # an answer, not an error
-    """A body was not read to its end."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer)
-        self.answer = answer
+# Deliveries that one process handles at the same time.
+MAX_CONCURRENT_DELIVERIES = 64
 
 
 def create_app(receiver: Receiver) -> FastAPI:
-    """Return an application that hands deliveries to a receiver."""
-    # A FastAPI application describes itself to everybody unless it is told not to.
+    """Return an application that passes deliveries to a receiver."""
+    # By default, FastAPI would publish a description of the application.
     app = FastAPI(title="TechFlow webhooks", openapi_url=None)
     threads = ThreadPoolExecutor(THREADS, "techflow-webhooks")
-    at_work: set[object] = set()
-
-    async def take(conn_id: str, request: Request) -> Answer:
-        delivery = Delivery(dict(request.headers), await _body(request), request.query_params.get("token"))
-        return await asyncio.get_running_loop().run_in_executor(threads, receiver.answer, conn_id, delivery)
+    concurrent = 0
 
     @app.post("/webhooks/{conn_id:path}")
     async def receive(conn_id: str, request: Request) -> Response:
-        if len(at_work) >= MOST_AT_ONCE:
+        nonlocal concurrent
+        if concurrent >= MAX_CONCURRENT_DELIVERIES:
             return _response(BUSY)
-        mark = object()
-        at_work.add(mark)
+        concurrent += 1
         try:
-            return _response(await take(conn_id, request))
-        except _Refused as refused:
-            return _response(refused.answer)
+            body = await _read_body(request)
+            if isinstance(body, WebhookResponse):
+                return _response(body)
+            delivery = Delivery(dict(request.headers), body, request.query_params.get("token"))
+            loop = asyncio.get_running_loop()
+            return _response(await loop.run_in_executor(threads, receiver.handle, conn_id, delivery))
         finally:
-            at_work.discard(mark)
+            concurrent -= 1
 
     return app
 
 
-async def _body(request: Request) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > len(str(LONGEST_BODY_BYTES)) or int(declared) > LONGEST_BODY_BYTES):
-        raise _Refused(TOO_LARGE)
+async def _read_body(request: Request) -> bytes | WebhookResponse:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
+        return TOO_LARGE
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > LONGEST_BODY_BYTES:
-                    raise _Refused(TOO_LARGE)
-    except (TimeoutError, ClientDisconnect) as error:
-        raise _Refused(TOO_SLOW) from error
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    return TOO_LARGE
+    except (TimeoutError, ClientDisconnect):
+        return TOO_SLOW
     return bytes(body)
 
 
-def _response(answer: Answer) -> Response:
-    # After a body that was not read to its end, the connection is of no further use.
-    headers = {"connection": "close"} if answer in (TOO_LARGE, TOO_SLOW, BUSY) else {}
-    return JSONResponse({"status": answer.word}, answer.status, headers)
+def _response(response: WebhookResponse) -> Response:
+    # A connection can't be reused while a part of a body is unread.
+    headers = {"connection": "close"} if response in (TOO_LARGE, TOO_SLOW, BUSY) else {}
+    return JSONResponse({"status": response.status}, response.status_code, headers)
 
 
-app = create_app(Receiver(find_subscriber))
+app = create_app(Receiver())

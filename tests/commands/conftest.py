@@ -1,4 +1,4 @@
-"""The command line against a sandbox, in this process: what it prints, and its exit code."""
+"""Run the command line against a sandbox, in this process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from techflow_provider.cli import main
 from techflow_provider.sandbox import Sandbox
 
 KEY = "key-of-the-command-tests"
-# A budget that no test has to wait for.
+# No test waits for this budget.
 WIDE = {"requests_per_minute": 10_000, "burst": 1000}
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a command left."""
+class Result:
+    """A finished command."""
 
     code: int
     out: str
@@ -34,7 +34,7 @@ class Done:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test a state of its own."""
+    """Give each test its own state."""
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     return tmp_path
 
@@ -60,16 +60,16 @@ def served(connect: Callable[..., None]) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def techflow(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def techflow(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run a command."""
 
-    def run(*arguments: str) -> Done:
+    def run(*arguments: str) -> Result:
         try:
             code = main(arguments)
-        except SystemExit as end:
-            code = int(end.code or 0)
+        except SystemExit as error:
+            code = int(error.code or 0)
         captured = capsys.readouterr()
         assert KEY not in captured.out + captured.err
-        return Done(code, captured.out, captured.err)
+        return Result(code, captured.out, captured.err)
 
     return run

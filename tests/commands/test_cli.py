@@ -1,4 +1,4 @@
-"""What the commands print, for people and for programs, and their exit codes."""
+"""The commands: their output for people and for programs, and their exit codes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import io
 import json
 import subprocess
 import sys
+from argparse import ArgumentParser
 
 import pytest
 
 import techflow_provider
+from techflow_provider.cli import get_airflow_commands
 from techflow_provider.client import Execution
-from techflow_provider.commands.executions import Progress
+from techflow_provider.commands.resources import Progress
 from techflow_provider.sandbox import Fault
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("default")]
@@ -35,7 +37,7 @@ def test_a_workflow_is_created_shown_updated_and_deleted(served, techflow):
     assert techflow("workflows", "get", created["id"]).code == 1
 
 
-def test_a_start_is_told_and_its_end_waited_for(served, techflow):
+def test_trigger_prints_the_execution_and_waits_for_its_completion(served, techflow):
     started = techflow("trigger", "wf_1", "--payload", '{"day": 1}', "--output", "json")
     assert (started.code, started.json["workflow_id"], started.json["state"]) == (0, "wf_1", "running")
     waited = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--output", "json")
@@ -45,14 +47,14 @@ def test_a_start_is_told_and_its_end_waited_for(served, techflow):
     assert [each["id"] for each in listed] == [waited.json["id"]]
 
 
-def test_an_execution_that_fails_has_exit_code_1(served, techflow):
+def test_a_failed_execution_gives_exit_code_1(served, techflow):
     served.plan("wf_1", outcome="failed", error="disk full")
     done = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02")
     assert done.code == 1
     assert "disk full" in done.out
 
 
-def test_an_execution_that_still_runs_has_exit_code_3(served, techflow):
+def test_an_execution_that_is_still_running_gives_exit_code_3(served, techflow):
     served.plan("wf_1", seconds=3600)
     done = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--timeout", "0.1")
     assert (done.code, done.out) == (3, "")
@@ -73,7 +75,7 @@ def test_an_execution_that_still_runs_has_exit_code_3(served, techflow):
         (),
     ],
 )
-def test_what_cannot_be_used_has_exit_code_2(served, techflow, arguments):
+def test_invalid_input_gives_exit_code_2(served, techflow, arguments):
     done = techflow(*arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err
@@ -86,66 +88,66 @@ def test_a_connection_of_another_type_is_named(techflow, connect):
     assert "'techflow_default' of the type 'http'" in done.err
 
 
-def test_names_cannot_move_the_cursor(served, techflow):
+def test_control_characters_in_names_are_not_printed(served, techflow):
     served.add_workflow("evil\x1b[2Jname", id="wf_2")
     assert "\x1b" not in techflow("workflows", "list").out
     assert "\x1b" not in techflow("workflows", "get", "wf_2").out
 
 
-def test_the_budget_is_shown_and_costs_nothing(served, techflow, home):
+def test_the_budget_is_shown_without_a_request(served, techflow, home):
     techflow("workflows", "list")
-    asked = served.count()
+    requests = served.count()
     shown = techflow("budget", "--output", "json").json
     assert shown["used_last_minute"] == {"command": 1, "poll": 0}
     assert (shown["requests_per_minute"], shown["shared"], shown["cooldown_seconds"]) == (10_000, True, 0)
     assert shown["store"] == str(home / "techflow" / "state.db")
     text = techflow("budget").out
     assert "used in the last minute  1 of 10000: commands 1, polls 0" in text
-    assert served.count() == asked
+    assert served.count() == requests
 
 
-def test_a_pause_after_a_429_is_shown_in_the_budget(served, techflow):
+def test_a_cool_down_after_a_429_is_shown_in_the_budget(served, techflow):
     served.faults.add(Fault("status", status=429, retry_after="20"))
     techflow("doctor")
     assert 0 < techflow("budget", "--output", "json").json["cooldown_seconds"] <= 20
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """Say so."""
+        """Claim it."""
         return True
 
 
-def test_a_terminal_is_told_how_long_it_has_been():
+def test_a_terminal_shows_how_long_an_execution_has_been_running():
     times = iter([0.0, 5.0, 10.0])
     progress = Progress(Terminal(), lambda: next(times), lambda _: None)
-    progress.begin(Execution.read({"id": "ex_1", "status": "running"}))
+    progress.start(Execution.read({"id": "ex_1", "status": "running"}))
     progress.sleep(5)
     progress.sleep(5)
-    progress.end()
-    assert progress.stream.getvalue().split("\r")[-1] == "execution ex_1 has not ended after 10 s \n"  # type: ignore[attr-defined]
+    progress.finish()
+    assert progress.stream.getvalue().split("\r")[-1] == "execution ex_1 is still running after 10 s \n"  # type: ignore[attr-defined]
 
 
-def test_the_module_that_airflows_own_command_line_imports_loads_nothing_else():
+def test_airflows_command_line_loads_only_the_definitions():
     code = (
-        "import sys, techflow_provider.cli; print(*sorted(m for m in sys.modules if 'techflow' in m or m == 'httpx'))"
+        "import sys, techflow_provider.cli; print(*sorted(m for m in sys.modules if 'techflow' in m or m == 'httpx'))\n"
+        "techflow_provider.cli.get_airflow_commands()\n"
+        "print({'techflow_provider.client.client', 'techflow_provider.commands.console'} & sys.modules.keys())"
     )
     root = techflow_provider.__path__[0] + "/.."
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["techflow_provider", "techflow_provider.cli"]
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("techflow_provider techflow_provider.cli", "set()")
 
 
 def test_airflow_gets_the_same_commands(served, capsys):
-    config = pytest.importorskip("airflow.cli.cli_config")
-    from techflow_provider.cli import COMMANDS, get_airflow_commands
+    from airflow.cli.cli_config import GroupCommand
 
     (group,) = get_airflow_commands()
-    assert isinstance(group, config.GroupCommand)
-    assert [each.name for each in group.subcommands] == [each.name for each in COMMANDS]
-    from argparse import ArgumentParser
-
+    assert isinstance(group, GroupCommand)
+    assert [each.name for each in group.subcommands] == ["workflows", "trigger", "executions", "budget", "doctor"]
     budget = next(each for each in group.subcommands if each.name == "budget")
     parser = ArgumentParser()
     for argument in budget.args:

@@ -1,4 +1,4 @@
-"""`doctor` in broken set-ups: the verdict and the remedy of each; and what it learns from a page of the history."""
+"""`doctor` in broken set-ups: the severity and remedy of each; and how it interprets a page of the history."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 from techflow_provider.client import Settings
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.commands import checks
-from techflow_provider.commands.checks import Verdict
-from techflow_provider.commands.learn import learn
+from techflow_provider.commands.checks import Severity, infer
 from techflow_provider.sandbox import Fault
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("default")]
@@ -22,8 +21,8 @@ KEY = "key-of-the-learn-tests"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def verdicts(done: Any) -> dict[str, str]:
-    return {each["check"]: each["verdict"] for each in done.json}
+def severities(done: Any) -> dict[str, str]:
+    return {each["check"]: each["severity"] for each in done.json}
 
 
 def finding(done: Any, check: str) -> dict[str, str]:
@@ -36,116 +35,117 @@ def test_a_sound_set_up_has_no_problem(served, techflow):
     assert done.code == 0
     # This Airflow has no database.
     sound = ("versions", "state", "hosts", "connection", "techflow", "clock", "budget", "webhooks")
-    assert verdicts(done) == {"triggerer": "warning", **dict.fromkeys(sound, "ok")}
+    assert severities(done) == {"triggerer": "warning", **dict.fromkeys(sound, "ok")}
     assert served.count() == 1
     assert techflow("doctor").out.endswith("0 problems, 1 warning in 9 checks\n")
 
 
-def test_no_connection(techflow):
+def test_a_missing_connection_is_a_problem(techflow):
     done = techflow("doctor", "--output", "json")
     assert done.code == 1
-    assert "which is not defined" in finding(done, "connection")["said"]
-    assert "airflow connections add techflow_default" in finding(done, "connection")["said"]
+    assert "which is not defined" in finding(done, "connection")["message"]
+    assert "airflow connections add techflow_default" in finding(done, "connection")["message"]
 
 
-def test_a_wrong_key(served, connect, techflow):
+def test_a_wrong_key_is_a_problem(served, connect, techflow):
     connect(served.base_url, password="another-key-4711")
     done = techflow("doctor", "--output", "json")
-    assert (done.code, verdicts(done)["techflow"]) == (1, "problem")
-    assert finding(done, "techflow")["said"].startswith("the API key: GET /workflows returned 401")
+    assert (done.code, severities(done)["techflow"]) == (1, "problem")
+    assert finding(done, "techflow")["message"].startswith("the API key: GET /workflows returned 401")
     assert "copy it anew" in finding(done, "techflow")["remedy"]
     assert "another-key-4711" not in done.out
 
 
-def test_a_wrong_path(served, connect, techflow):
+def test_a_wrong_path_is_reported_as_the_host(served, connect, techflow):
     connect(served.base_url + "/v9")
     found = finding(techflow("doctor", "--output", "json"), "techflow")
-    assert found["said"].startswith("the host: GET /workflows returned 404")
+    assert found["message"].startswith("the host: GET /workflows returned 404")
 
 
-def test_a_page_that_is_not_techflows(served, techflow):
+def test_a_page_of_another_server_is_reported_as_the_host(served, techflow):
     served.faults.add(Fault("html"))
     found = finding(techflow("doctor", "--output", "json"), "techflow")
-    assert found["said"].startswith("the host: GET /workflows: expected JSON")
+    assert found["message"].startswith("the host: GET /workflows: expected JSON")
 
 
-def test_nobody_listens(connect, techflow):
+def test_a_closed_port_is_reported_as_the_network(connect, techflow):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         connect(f"http://127.0.0.1:{taken.getsockname()[1]}/v2")
         done = techflow("doctor", "--output", "json")
     assert done.code == 1
-    assert finding(done, "techflow")["said"].startswith("the network:")
+    assert finding(done, "techflow")["message"].startswith("the network:")
 
 
-def test_a_state_that_cannot_be_written(served, techflow, monkeypatch, tmp_path):
+def test_a_state_that_cannot_be_written_is_a_problem(served, techflow, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", str(tmp_path / "file" / "state.db"))
     done = techflow("doctor", "--output", "json")
-    assert (done.code, verdicts(done)["state"], verdicts(done)["budget"]) == (1, "problem", "problem")
+    assert (done.code, severities(done)["state"], severities(done)["budget"]) == (1, "problem", "problem")
     assert "state_url" in finding(done, "state")["remedy"]
 
 
-def test_a_state_url_that_names_no_store(served, techflow, monkeypatch):
+def test_an_invalid_state_url_is_a_problem_and_stops_all_requests(served, techflow, monkeypatch):
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "ftp://user:state-secret@host/1")
     done = techflow("doctor", "--output", "json")
-    assert (done.code, verdicts(done)["state"], served.count()) == (1, "problem", 0)
-    assert verdicts(done).keys().isdisjoint({"techflow", "budget"})
+    assert (done.code, severities(done)["state"], served.count()) == (1, "problem", 0)
+    assert severities(done).keys().isdisjoint({"techflow", "budget"})
     assert "state-secret" not in done.out
 
 
-def test_the_rate_limit_is_used_up(served, techflow):
+def test_a_429_is_reported_as_the_rate_limit(served, techflow):
     served.faults.add(Fault("status", status=429, retry_after="30"))
     done = techflow("doctor", "--output", "json")
-    assert finding(done, "techflow")["said"].startswith("the rate limit:")
-    assert verdicts(done)["budget"] == "warning"
+    assert finding(done, "techflow")["message"].startswith("the rate limit:")
+    assert severities(done)["budget"] == "warning"
 
 
-def test_a_receiver_that_is_on_is_told(served, connect, techflow):
+def test_an_enabled_receiver_is_reported_without_its_secret(served, connect, techflow):
     connect(served.base_url, webhook_secret="secret-of-the-webhooks")
     done = techflow("doctor", "--output", "json")
-    assert "the receiver is on: /techflow/webhooks/" in finding(done, "webhooks")["said"]
+    assert "the receiver is on, at /techflow/webhooks/" in finding(done, "webhooks")["message"]
     assert "secret-of-the-webhooks" not in done.out
 
 
-def test_tasks_on_several_hosts_need_a_state_that_all_reach():
-    warned = checks.spread(["CeleryExecutor"], in_file=True)
-    assert (warned.verdict, "redis://" in warned.remedy) == (Verdict.WARNING, True)
-    assert "CeleryExecutor may run" in warned.said
-    assert checks.spread(["CeleryExecutor"], in_file=False).verdict is Verdict.OK
-    assert checks.spread([], in_file=True).verdict is Verdict.OK
+def test_several_hosts_need_a_state_that_all_can_reach():
+    warned = checks.hosts(["CeleryExecutor"], in_file=True)
+    assert (warned.severity, "redis://" in warned.remedy) == (Severity.WARNING, True)
+    assert "CeleryExecutor may run" in warned.message
+    assert checks.hosts(["CeleryExecutor"], in_file=False).severity is Severity.OK
+    assert checks.hosts([], in_file=True).severity is Severity.OK
 
 
 @pytest.mark.parametrize(
-    ("alive", "verdict", "remedy"), [(True, "ok", ""), (False, "warning", "airflow triggerer"), (None, "warning", "db")]
+    ("alive", "severity", "remedy"),
+    [(True, "ok", ""), (False, "warning", "airflow triggerer"), (None, "warning", "db")],
 )
-def test_a_triggerer_that_is_missing_is_told(alive, verdict, remedy):
+def test_a_missing_triggerer_is_a_warning(alive, severity, remedy):
     found = checks.triggerer(alive=alive)
-    assert (found.verdict, remedy in found.remedy) == (verdict, True)
+    assert (found.severity, remedy in found.remedy) == (severity, True)
 
 
-@pytest.mark.parametrize(("seconds", "verdict"), [(29, "ok"), (31, "warning"), (-31, "warning")])
-def test_a_clock_that_is_off_is_told(seconds, verdict):
-    found = checks.skew(NOW, NOW + timedelta(seconds=seconds))
-    assert (found.verdict, f"{abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'}" in found.said) == (
-        verdict,
+@pytest.mark.parametrize(("seconds", "severity"), [(29, "ok"), (31, "warning"), (-31, "warning")])
+def test_a_clock_skew_above_thirty_seconds_is_a_warning(seconds, severity):
+    found = checks.clock_skew(NOW, NOW + timedelta(seconds=seconds))
+    assert (found.severity, f"{abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'}" in found.message) == (
+        severity,
         True,
     )
 
 
 @pytest.mark.parametrize(
-    ("version", "verdict"), [("2.10.5", "warning"), ("2.11.0", "ok"), ("3.3.2", "ok"), ("4.0", "warning")]
+    ("version", "severity"), [("2.10.5", "warning"), ("2.11.0", "ok"), ("3.3.2", "ok"), ("4.0", "warning")]
 )
-def test_a_version_that_is_not_supported_is_told(version, verdict):
-    assert checks.versions({"airflow": version}).verdict == verdict
+def test_an_unsupported_version_is_a_warning(version, severity):
+    assert checks.versions({"airflow": version}).severity == severity
 
 
-def taught(body: Any, words: StatusWords = USUAL_WORDS) -> dict[str, tuple[str, str]]:
+def inferred(body: Any, words: StatusWords = USUAL_WORDS) -> dict[str, tuple[str, str]]:
     response = httpx.Response(200, text=body if isinstance(body, str) else json.dumps(body))
-    return {each.what: (each.met, each.taken_for) for each in learn(response, Settings(KEY, status_words=words))}
+    return {each.subject: (each.observed, each.meaning) for each in infer(response, Settings(KEY, status_words=words))}
 
 
-def test_a_page_teaches_names_words_and_times():
+def test_names_status_words_and_pages_are_inferred():
     page = {
         "data": [
             {"executionId": 7, "workflow": {"id": "wf_1"}, "state": "Brewing", "start_time": 1600000000, "by": "me"},
@@ -153,39 +153,39 @@ def test_a_page_teaches_names_words_and_times():
         ],
         "next": "/v2/executions?page=2",
     }
-    found = taught(page)
-    assert found["answer"] == ("an object with data, next", "a list of 2 executions")
+    found = inferred(page)
+    assert found["response"] == ("an object with data, next", "a list of 2 executions")
     assert found["next page"][0] == "/v2/executions?page=2"
     assert found["id"] == ("executionId in 2 of 2, such as a number: 7", "the execution's id")
     assert found["workflow_id"][0].startswith("workflow in 2 of 2")
     assert found["further fields"][0] == "by"
     assert found["status 'execution.completed'"] == ("in 1 of 2", "completed")
-    assert "name it in completed_statuses or failed_statuses" in found["status 'Brewing'"][1]
+    assert "add it to completed_statuses or failed_statuses" in found["status 'Brewing'"][1]
     assert "unreadable" not in found
-    assert taught(page, StatusWords(frozenset({"brewing"})))["status 'Brewing'"][1] == "completed"
+    assert inferred(page, StatusWords(frozenset({"brewing"})))["status 'Brewing'"][1] == "completed"
 
 
 @pytest.mark.parametrize(
-    ("body", "what", "said"),
+    ("body", "subject", "meaning"),
     [
-        ("<html>", "answer", "nothing: expected JSON"),
-        ({"runs": []}, "answer", "nothing: expected a list of executions"),
-        ([{"id": "ex_1"}, 5], "unreadable", "an error, which ends the call: expected an execution with status"),
+        ("<html>", "response", "nothing: expected JSON"),
+        ({"runs": []}, "response", "nothing: expected a list of executions"),
+        ([{"id": "ex_1"}, 5], "unreadable", "an error, which fails the call: expected an execution with status"),
         ([], "id", "the execution's id"),
-        (f'["{KEY}"]', "answer", "nothing"),
+        (f'["{KEY}"]', "response", "nothing"),
     ],
 )
-def test_a_page_that_cannot_be_read_is_told(body, what, said):
-    found = taught(body)
-    assert found[what][1].startswith(said)
+def test_an_unreadable_page_is_reported_without_the_key(body, subject, meaning):
+    found = inferred(body)
+    assert found[subject][1].startswith(meaning)
     assert KEY not in str(found)
 
 
-def test_doctor_learns_with_one_request(served, techflow):
+def test_learning_takes_one_request(served, techflow):
     served.plan("wf_1", seconds=3600)
     techflow("trigger", "wf_1")
-    asked = served.count()
+    requests = served.count()
     done = techflow("doctor", "--learn", "--output", "json")
-    assert (done.code, served.count()) == (0, asked + 1)
-    assert {each["what"] for each in done.json} >= {"answer", "id", "status", "status 'running'"}
-    assert techflow("doctor", "--learn").out.startswith("WHAT")
+    assert (done.code, served.count()) == (0, requests + 1)
+    assert {each["subject"] for each in done.json} >= {"response", "id", "status", "status 'running'"}
+    assert techflow("doctor", "--learn").out.startswith("SUBJECT")

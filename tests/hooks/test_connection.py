@@ -95,6 +95,6 @@ def test_neither_the_key_nor_the_proxys_password_is_shown() -> None:
 def test_a_webhook_secret_is_read_and_not_shown() -> None:
     connection = read({"webhook_secret": "a-secret-of-some-length"})
     assert connection.webhook_secret is not None
-    assert connection.webhook_secret.is_token("a-secret-of-some-length")
+    assert connection.webhook_secret.verify_token("a-secret-of-some-length")
     assert "a-secret-of-some-length" not in repr(connection)
     assert read({"webhook_secret": ""}).webhook_secret is None

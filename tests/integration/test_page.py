@@ -1,4 +1,4 @@
-"""The TechFlow page: who may see it, what it shows, and that nothing in it is taken for markup."""
+"""The TechFlow page: who may see it, what it shows, and that all of it is escaped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from airflow.plugins_manager import AirflowPlugin
 
 from techflow_provider.client.models import ExecutionState
 from techflow_provider.hooks.techflow import TechFlowHook
-from techflow_provider.page.content import ConnectionView, Content, WaitView, bars, duration, execution_view
-from techflow_provider.page.plugin import TechFlowPagePlugin
-from techflow_provider.page.render import render
+from techflow_provider.page.content import ConnectionView, Content, WaitView, bars, duration, execution_view, render
+from techflow_provider.plugin import TechFlowPlugin
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.snapshot import Slice, Snapshot
@@ -80,14 +79,14 @@ def content(name: str = "x", **told: object) -> Content:
     )
 
 
-def test_nothing_that_came_from_elsewhere_becomes_markup():
+def test_foreign_text_is_escaped():
     seen = Seen(render(content(EVIL))[0])
     assert not {"script", "img"} & seen.tags
     assert not [name for name in seen.attributes if name.startswith("on") or name == "style"]
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "JaVaScRiPt:alert(1)", " javascript:x", 5])
-def test_an_address_that_is_no_web_page_is_no_link(url):
+def test_a_url_that_is_not_http_gives_no_link(url):
     assert Seen(render(content(url=url))[0]).links == [""]
 
 
@@ -101,9 +100,16 @@ def test_the_browser_may_load_nothing_but_the_pages_own_style():
     assert headers["cache-control"] == "no-store"
 
 
-def test_it_tells_of_pauses_waits_and_webhooks():
+def test_it_shows_cool_downs_waits_and_webhooks():
     html = render(content())[0]
-    for words in ("<strong>4 of 100</strong>", "Pause:", "Not shared:", "2 h 1 min", "and 3 more", "the last 5 s ago"):
+    for words in (
+        "<strong>4 of 100</strong>",
+        "Cool-down:",
+        "Not shared:",
+        "2 h 1 min",
+        "and 3 more",
+        "the last 5 s ago",
+    ):
         assert words in html
 
 
@@ -122,7 +128,7 @@ def test_it_tells_when_the_next_request_may_leave(changes, words):
 
 def test_an_empty_page_says_so():
     html = render(Content(NOW, (), (), ()))[0]
-    for words in ("no connection of the type techflow", "No task waits", "No task has started"):
+    for words in ("no connection of the type techflow", "No task is waiting", "No task has started"):
         assert words in html
 
 
@@ -132,18 +138,18 @@ def test_the_highest_bar_fills_the_chart():
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(-1, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (90061, "1 d 1 h")])
-def test_a_duration_in_words(seconds, words):
+def test_a_duration_is_human_readable(seconds, words):
     assert duration(seconds) == words
 
 
 @pytest.mark.parametrize("told", [{}, {"id": 5}, {"id": ""}])
-def test_what_is_no_execution_is_left_out(told):
+def test_an_xcom_that_describes_no_execution_is_left_out(told):
     assert execution_view(told, "t", ExecutionState.RUNNING, NOW) is None
 
 
-def test_an_older_airflow_gets_no_application(monkeypatch):
+def test_an_airflow_without_external_views_gets_no_page(monkeypatch):
     monkeypatch.delattr(AirflowPlugin, "external_views", raising=False)
-    assert TechFlowPagePlugin().fastapi_apps == []
+    assert "/techflow-page" not in [each["url_prefix"] for each in TechFlowPlugin().fastapi_apps]
 
 
 @pytest.fixture
@@ -157,7 +163,7 @@ def open_page(airflow_home: Path, served: Sandbox, monkeypatch: pytest.MonkeyPat
     from fastapi.testclient import TestClient
 
     manager: Any = create_auth_manager()
-    (mounted,) = TechFlowPagePlugin().fastapi_apps
+    (mounted,) = (each for each in TechFlowPlugin().fastapi_apps if each["url_prefix"] == "/techflow-page")
     with TestClient(mounted["app"]) as client:
 
         def ask(role: str | None, path: str = "/") -> Any:
@@ -170,7 +176,7 @@ def open_page(airflow_home: Path, served: Sandbox, monkeypatch: pytest.MonkeyPat
 
 
 @has_menu
-def test_only_who_may_read_connections_gets_the_page(open_page):
+def test_only_users_with_access_to_connections_get_the_page(open_page):
     assert [open_page(role).status_code for role in (None, "viewer", "user", "op", "admin")] == [
         401,
         403,
@@ -200,7 +206,7 @@ def test_it_shows_the_connections_budget_and_asks_techflow_nothing(open_page, se
 
 
 @has_menu
-def test_it_shows_what_tasks_wrote_down_to_who_may_see_their_dag(open_page, run_dag, served):
+def test_it_shows_the_executions_of_visible_dags(open_page, run_dag, served):
     for number in (1, 2):
         served.add_workflow(f"Workflow {number}", id=f"wf_{number}")
     run = run_dag("links")

@@ -90,7 +90,7 @@ def test_all_six_events_are_told_with_a_proof_that_the_client_accepts(sandbox, c
         six_events(sandbox, clock)
         deliveries = settled(sandbox, 7)
     assert sorted(set(listener.events())) == sorted(SIX)
-    assert all(WebhookSecret(SECRET).authenticates(each, time.time()) for each in listener.received)
+    assert all(WebhookSecret(SECRET).verify(each, time.time()) for each in listener.received)
     assert {each.status for each in deliveries} == {200}
     assert {each.event for each in deliveries} == set(SIX)
 
@@ -101,7 +101,7 @@ def test_a_forged_webhook_is_not_accepted_and_a_duplicate_is_known_by_its_id(san
         sandbox.add_workflow("n")
         deliveries = settled(sandbox, 3)
     assert sorted(each.kind for each in deliveries) == ["duplicate", "forged", "genuine"]
-    accepted = [each for each in listener.received if WebhookSecret(SECRET).authenticates(each, time.time())]
+    accepted = [each for each in listener.received if WebhookSecret(SECRET).verify(each, time.time())]
     assert len(accepted) == 2
     assert len({each.id for each in accepted}) == 1
 

@@ -1,4 +1,4 @@
-"""What a receiver answers, how long it remembers connections, and how often it looks names up."""
+"""How a receiver responds, how long it caches connections, and how often it looks up names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from techflow_provider.client.webhooks import Delivery, WebhookSecret
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StoreError
-from techflow_provider.webhooks.receiver import Answer, Receiver, Subscriber
+from techflow_provider.webhooks.receiver import Receiver, Subscriber, WebhookResponse
 
 SECRET = WebhookSecret("secret-of-the-connection")
 CHANGED = WebhookSecret("another-secret-0123456789")
@@ -18,157 +18,158 @@ GENUINE = Delivery(body=b"{}", token=SECRET.text)
 FORGED = Delivery(body=b"{}", token="forged-forged-forged")
 ENDED = b'{"event": "execution.completed", "execution_id": "exec_1"}'
 NOW = 1_700_000_000.0
-ACCEPTED, REPEATED, REFUSED = Answer(200, "accepted"), Answer(200, "repeated"), Answer(401, "refused")
-OFF, BUSY = Answer(404, "off"), Answer(503, "busy")
+ACCEPTED, DUPLICATE = WebhookResponse(200, "accepted"), WebhookResponse(200, "duplicate")
+UNAUTHORIZED, DISABLED = WebhookResponse(401, "unauthorized"), WebhookResponse(404, "disabled")
+BUSY = WebhookResponse(503, "busy")
 
 
 class BrokenStore(MemoryStore):
-    """A store that can't be used."""
+    """An unavailable store."""
 
     def ring(self, name: str) -> int:
         raise StoreError(f"the disk is full: {name}")
 
 
-class World:
-    """Connections by name, a receiver for them, its clocks, and how often each name was looked up."""
+class Scene:
+    """Connections by name, their receiver, its clocks, and how often each name was looked up."""
 
     def __init__(self, **secrets: WebhookSecret | None) -> None:
         self.secrets: dict[str, WebhookSecret | None] = secrets
         self.store = MemoryStore()
-        self.looked_up: Counter[str] = Counter()
+        self.lookups: Counter[str] = Counter()
         self.seconds = 100.25
         self.receiver = Receiver(self.find, lambda: NOW, lambda: self.seconds)
 
     def find(self, conn_id: str) -> Subscriber | None:
-        self.looked_up[conn_id] += 1
+        self.lookups[conn_id] += 1
         known = conn_id in self.secrets
         return Subscriber(self.secrets[conn_id], Records(self.store, conn_id)) if known else None
 
-    def answer(self, conn_id: str = "one", delivery: Delivery = GENUINE) -> Answer:
-        return self.receiver.answer(conn_id, delivery)
+    def handle(self, conn_id: str = "one", delivery: Delivery = GENUINE) -> WebhookResponse:
+        return self.receiver.handle(conn_id, delivery)
 
-    def rung(self, conn_id: str = "one") -> int:
+    def wakeups(self, conn_id: str = "one") -> int:
         return Records(self.store, conn_id).wakeups()
 
 
 @pytest.fixture
-def world() -> World:
-    return World(one=SECRET, off=None)
+def scene() -> Scene:
+    return Scene(one=SECRET, off=None)
 
 
-def test_a_genuine_delivery_rings_the_bell_of_its_connection_alone(world):
-    world.secrets["two"] = SECRET
-    assert world.answer() == ACCEPTED
-    assert (world.rung("one"), world.rung("two")) == (1, 0)
+def test_a_genuine_delivery_wakes_only_the_waits_of_its_connection(scene):
+    scene.secrets["two"] = SECRET
+    assert scene.handle() == ACCEPTED
+    assert (scene.wakeups("one"), scene.wakeups("two")) == (1, 0)
 
 
-def test_a_signature_is_checked_against_the_time_of_day(world):
+def test_a_signature_is_verified_against_the_current_time(scene):
     headers = {"webhook-id": "m1", "webhook-timestamp": str(int(NOW))}
     headers["webhook-signature"] = SECRET.sign("m1", int(NOW), ENDED)
-    assert world.answer(delivery=Delivery(headers, ENDED)) == ACCEPTED
+    assert scene.handle(delivery=Delivery(headers, ENDED)) == ACCEPTED
 
 
-@pytest.mark.parametrize("conn_id", ["one", "nobody", "", "o ne", "one\n", "x" * 251])
-def test_a_forged_one_and_one_for_nobody_are_refused_alike(world, conn_id):
+@pytest.mark.parametrize("conn_id", ["one", "unknown", "", "o ne", "one\n", "x" * 251])
+def test_a_forged_delivery_and_an_unknown_connection_get_the_same_response(scene, conn_id):
     delivery = FORGED if conn_id == "one" else GENUINE
-    assert world.answer(conn_id, delivery) == REFUSED
-    assert world.rung() == 0
+    assert scene.handle(conn_id, delivery) == UNAUTHORIZED
+    assert scene.wakeups() == 0
 
 
-def test_a_connection_without_a_secret_is_off_for_everybody(world):
-    assert world.answer("off") == world.answer("off", FORGED) == OFF
+def test_a_connection_without_a_secret_receives_nothing(scene):
+    assert scene.handle("off") == scene.handle("off", FORGED) == DISABLED
 
 
 @pytest.mark.parametrize("conn_id", ["", "o ne", "one\n", "x" * 251])
-def test_a_name_that_no_connection_can_have_is_not_looked_up(world, conn_id):
-    world.answer(conn_id)
-    assert not world.looked_up
+def test_an_invalid_connection_id_is_not_looked_up(scene, conn_id):
+    scene.handle(conn_id)
+    assert not scene.lookups
 
 
 @pytest.mark.parametrize("conn_id", ["x", "x" * 250, r"a_Z-9#!(b).c:d/e\f"])
-def test_every_name_that_airflow_allows_is_looked_up(world, conn_id):
-    world.secrets[conn_id] = SECRET
-    assert world.answer(conn_id) == ACCEPTED
+def test_every_connection_id_that_airflow_allows_is_looked_up(scene, conn_id):
+    scene.secrets[conn_id] = SECRET
+    assert scene.handle(conn_id) == ACCEPTED
 
 
-def test_what_repeats_itself_rings_once_for_each_connection(world):
-    world.secrets["two"] = SECRET
+def test_a_duplicate_delivery_wakes_once_per_connection(scene):
+    scene.secrets["two"] = SECRET
     ended = Delivery(body=ENDED, token=SECRET.text)
-    assert [world.answer(name, ended) for name in ("one", "one", "two")] == [ACCEPTED, REPEATED, ACCEPTED]
-    assert (world.rung("one"), world.rung("two")) == (1, 1)
-    # What has no id is never known to be a repetition.
-    assert [world.answer(), world.answer()] == [ACCEPTED, ACCEPTED]
-    assert world.rung("one") == 3
+    assert [scene.handle(name, ended) for name in ("one", "one", "two")] == [ACCEPTED, DUPLICATE, ACCEPTED]
+    assert (scene.wakeups("one"), scene.wakeups("two")) == (1, 1)
+    # Without an id, a delivery can't be recognised as a duplicate.
+    assert [scene.handle(), scene.handle()] == [ACCEPTED, ACCEPTED]
+    assert scene.wakeups("one") == 3
 
 
-def test_a_state_that_can_not_be_used_lets_the_sender_try_again(world):
-    world.store = BrokenStore()
-    assert world.answer() == BUSY
+def test_an_unavailable_state_gives_a_503_so_that_the_sender_retries(scene):
+    scene.store = BrokenStore()
+    assert scene.handle() == BUSY
 
 
-def test_a_connection_is_remembered_for_thirty_seconds(world):
-    world.answer()
-    world.secrets["one"] = CHANGED
-    world.seconds += 29.9
-    assert world.answer() == ACCEPTED
-    assert world.looked_up["one"] == 1
-    world.seconds += 0.1
-    assert world.answer() == REFUSED
-    assert world.looked_up["one"] == 2
-    world.seconds += 29.9
-    world.answer()
-    assert world.looked_up["one"] == 2
+def test_a_connection_is_cached_for_thirty_seconds(scene):
+    scene.handle()
+    scene.secrets["one"] = CHANGED
+    scene.seconds += 29.9
+    assert scene.handle() == ACCEPTED
+    assert scene.lookups["one"] == 1
+    scene.seconds += 0.1
+    assert scene.handle() == UNAUTHORIZED
+    assert scene.lookups["one"] == 2
+    scene.seconds += 29.9
+    scene.handle()
+    assert scene.lookups["one"] == 2
 
 
-def test_a_name_that_is_none_is_remembered_for_thirty_seconds(world):
+def test_an_unknown_name_is_cached_for_thirty_seconds(scene):
     for seconds in (0, 29.9):
-        world.seconds += seconds
-        assert world.answer("new") == REFUSED
-    assert world.looked_up["new"] == 1
-    world.secrets["new"] = SECRET
-    world.seconds += 0.1
-    assert world.answer("new") == ACCEPTED
+        scene.seconds += seconds
+        assert scene.handle("new") == UNAUTHORIZED
+    assert scene.lookups["new"] == 1
+    scene.secrets["new"] = SECRET
+    scene.seconds += 0.1
+    assert scene.handle("new") == ACCEPTED
 
 
-def test_a_connection_that_is_deleted_is_refused_and_then_known_as_none(world):
-    world.answer()
-    del world.secrets["one"]
-    world.seconds += 30
-    assert [world.answer(), world.answer()] == [REFUSED, REFUSED]
-    assert world.looked_up["one"] == 2
+def test_a_deleted_connection_becomes_an_unknown_name(scene):
+    scene.handle()
+    del scene.secrets["one"]
+    scene.seconds += 30
+    assert [scene.handle(), scene.handle()] == [UNAUTHORIZED, UNAUTHORIZED]
+    assert scene.lookups["one"] == 2
 
 
-def test_twenty_names_that_are_none_are_looked_up_in_a_second(world):
+def test_at_most_twenty_unknown_names_are_looked_up_per_second(scene):
     for second in (1, 2):
         for number in range(50):
-            world.answer(f"guess-{second}-{number}")
-        assert sum(world.looked_up.values()) == 20 * second
-        world.seconds += 1
+            scene.handle(f"guess-{second}-{number}")
+        assert sum(scene.lookups.values()) == 20 * second
+        scene.seconds += 1
 
 
-def test_who_tries_names_does_not_keep_a_known_connection_from_being_looked_up_again(world):
-    world.answer()
-    world.seconds += 30
+def test_guessed_names_do_not_prevent_the_lookup_of_a_known_connection(scene):
+    scene.handle()
+    scene.seconds += 30
     for number in range(50):
-        world.answer(f"guess-{number}")
-    assert world.answer() == ACCEPTED
-    assert world.looked_up["one"] == 2
+        scene.handle(f"guess-{number}")
+    assert scene.handle() == ACCEPTED
+    assert scene.lookups["one"] == 2
 
 
-def test_a_thousand_names_that_are_none_are_remembered_and_the_oldest_goes_first(world):
+def test_a_thousand_unknown_names_are_cached_and_the_oldest_is_dropped_first(scene):
     for number in range(1000):
-        world.seconds += number % 20 == 0
-        world.answer(f"guess-{number}")
-    world.seconds -= 25
-    world.answer("guess-0")
-    assert world.looked_up["guess-0"] == 1
-    world.seconds += 1
-    world.answer("one more")
-    world.answer("one-more")
-    world.answer("guess-1")
-    world.answer("guess-0")
-    assert (world.looked_up["guess-0"], world.looked_up["guess-1"]) == (2, 1)
+        scene.seconds += number % 20 == 0
+        scene.handle(f"guess-{number}")
+    scene.seconds -= 25
+    scene.handle("guess-0")
+    assert scene.lookups["guess-0"] == 1
+    scene.seconds += 1
+    scene.handle("one more")
+    scene.handle("one-more")
+    scene.handle("guess-1")
+    scene.handle("guess-0")
+    assert (scene.lookups["guess-0"], scene.lookups["guess-1"]) == (2, 1)
 
 
-def test_neither_secret_nor_state_of_a_connection_is_shown():
+def test_the_repr_shows_neither_secret_nor_state():
     assert repr(Subscriber(SECRET, Records(MemoryStore(), "one"))) == "Subscriber()"

@@ -90,7 +90,7 @@ class Served:
 def served(serve_receiver: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Serve a receiver that has little patience with slow bodies."""
     framework = "fastapi" if has_api_server() else "flask"
-    monkeypatch.setattr(f"techflow_provider.webhooks.{framework}.BODY_SECONDS", BODY_SECONDS)
+    monkeypatch.setattr(f"techflow_provider.webhooks.{framework}.BODY_TIMEOUT_SECONDS", BODY_SECONDS)
     bells = Bells()
     with serve_receiver(Receiver(bells.find)) as (host, port):
         yield Served(host, port, bells)
@@ -173,7 +173,7 @@ def test_more_deliveries_than_are_worked_on_are_to_be_sent_again(
 ) -> None:
     if not has_api_server():
         pytest.skip("the web server of Airflow 2 has a bound of its own: its workers")
-    monkeypatch.setattr("techflow_provider.webhooks.fastapi.MOST_AT_ONCE", 0)
+    monkeypatch.setattr("techflow_provider.webhooks.fastapi.MAX_CONCURRENT_DELIVERIES", 0)
     assert served.post("one", **signature()) == 503
 
 
@@ -224,7 +224,7 @@ def test_names_that_are_tried_are_looked_up_at_a_bounded_rate(served: Served) ->
         statuses = {client.post(f"guess-{number % 150}", content=BODY).status_code for number in range(300)}
     seconds = time.monotonic() - began
     assert statuses == {401}
-    assert len(served.bells.looked_up) <= module.STRANGERS_PER_SECOND * (seconds + 2)
+    assert len(served.bells.looked_up) <= module.UNKNOWN_LOOKUPS_PER_SECOND * (seconds + 2)
     assert served.post(f"one?token={SECRET.text}") in (200, 401)
 
 

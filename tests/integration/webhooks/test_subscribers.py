@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from techflow_provider.webhooks.subscribers import find_subscriber
+from techflow_provider.webhooks.receiver import find_subscriber
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 SECRET = "secret-of-the-webhook-tests"

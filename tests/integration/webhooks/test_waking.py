@@ -17,7 +17,6 @@ import pytest
 from techflow_provider.sandbox import Sandbox, Webhooks
 from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
 from techflow_provider.webhooks.receiver import Receiver
-from techflow_provider.webhooks.subscribers import find_subscriber
 
 pytestmark = [
     pytest.mark.airflow,
@@ -54,7 +53,7 @@ def scene(
 ) -> Iterator[Scene]:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     sandbox = Sandbox(api_keys=(KEY,), execution_seconds=NEVER, workflows_at_start={"wf_1": "one"})
-    with serve_receiver(Receiver(find_subscriber)) as (host, port), sandbox.serve() as base_url:
+    with serve_receiver(Receiver()) as (host, port), sandbox.serve() as base_url:
         extra = {"webhook_secret": SECRET}
         connection = {"conn_type": "techflow", "host": base_url, "password": KEY, "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_WAKING", json.dumps(connection))

@@ -1,0 +1,44 @@
+"""The plugin that every process of Airflow loads; it imports a web framework only when its applications are served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+from techflow_provider.compat import has_api_server
+
+PAGE_PREFIX = "/techflow-page"
+
+
+class TechFlowPlugin(AirflowPlugin):
+    """Receives webhooks at `/techflow/webhooks/{conn_id}`, and adds *TechFlow* to the menu of Airflow 3.1 and later."""
+
+    name = "techflow"
+    external_views = [  # noqa: RUF012  # declared as Airflow does
+        {"name": "TechFlow", "href": f"{PAGE_PREFIX}/", "destination": "nav", "category": "browse"}
+    ]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # Airflow reads it from the instance
+        """The applications for the API server of Airflow 3."""
+        if not has_api_server():
+            return []
+        from techflow_provider.webhooks import fastapi as webhooks
+
+        apps = [{"app": webhooks.app, "url_prefix": "/techflow", "name": "TechFlow webhooks"}]
+        # Airflow 3.0 has no menu entries for plugins.
+        if hasattr(AirflowPlugin, "external_views"):
+            from techflow_provider.page import fastapi as page
+
+            apps.append({"app": page.app, "url_prefix": PAGE_PREFIX, "name": "TechFlow page"})
+        return apps
+
+    @property
+    def flask_blueprints(self) -> list[Any]:  # type: ignore[override]  # as above
+        """The blueprints for the web server of Airflow 2."""
+        if has_api_server():
+            return []
+        from techflow_provider.webhooks.flask import airflow_blueprint
+
+        return [airflow_blueprint()]
