@@ -51,7 +51,7 @@ LAG_SECONDS = 4.0
 START = {"method": "POST", "path": "/workflows/*/execute"}
 LOOK = {"method": "GET", "path": "/executions"}
 FAULTS: tuple[dict[str, Any], ...] = (
-    {**START, "kind": "lost_answer", "probability": 0.08},
+    {**START, "kind": "lost_response", "probability": 0.08},
     {**START, "kind": "status", "status": 502, "when": "before", "probability": 0.04},
     {**START, "kind": "status", "status": 502, "when": "after", "probability": 0.08},
     {**START, "kind": "reset", "when": "before", "probability": 0.03},

@@ -41,7 +41,7 @@ COMMANDS = {
     "create": lambda client: client.workflows.create("n"),
     "execute": lambda client: client.workflows.execute("wf_1"),
 }
-BROKEN = ["reset", "drop", "lost_answer", "garbage", "wrong_length"]
+BROKEN = ["reset", "drop", "lost_response", "garbage", "wrong_length"]
 
 
 def lost(*, maybe_sent: bool) -> TransportError:
@@ -138,7 +138,7 @@ def test_a_429_without_a_usable_pause_does_not_make_a_flood(near, sandbox, clock
         for operation in WHATEVER
         for fault in [*BROKEN, 500, 502, 503, 504]
         # A deletion that took place finds nothing when it comes again.
-        if operation != "delete" or fault not in ("lost_answer", "wrong_length")
+        if operation != "delete" or fault not in ("lost_response", "wrong_length")
     ],
 )
 def test_an_idempotent_call_survives_failures_in_passing(connect, sandbox, workflow_id, operation, fault):
@@ -169,14 +169,14 @@ def test_a_command_that_meets_a_server_error_is_never_repeated(near, sandbox, wo
 
 
 def test_a_lost_answer_leaves_one_execution(connect, sandbox, workflow_id):
-    sandbox.faults.add(Fault("lost_answer"))
+    sandbox.faults.add(Fault("lost_response"))
     with pytest.raises(TransportError):
         connect()(COMMANDS["execute"])
     assert len(sandbox.executions) == 1
 
 
 def test_a_deletion_whose_answer_was_lost_finds_nothing_when_it_comes_again(connect, sandbox, workflow_id):
-    sandbox.faults.add(Fault("lost_answer", method="DELETE", times=1))
+    sandbox.faults.add(Fault("lost_response", method="DELETE", times=1))
     with pytest.raises(NotFoundError, match="after 2 requests"):
         connect()(WHATEVER["delete"])
     assert sandbox.workflows == ()

@@ -183,7 +183,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(proxy):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("kind", [None, "reset", "lost_answer", "garbage", "html", "status"])
+@pytest.mark.parametrize("kind", [None, "reset", "lost_response", "garbage", "html", "status"])
 def test_nothing_logged_on_any_level_shows_the_key(connect, sandbox, workflow_id, caplog, *, kind, operation):
     caplog.set_level(logging.DEBUG)
     sandbox.api_keys = (KEY,)

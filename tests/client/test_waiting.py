@@ -113,7 +113,7 @@ def test_an_execution_that_disappears_is_awaited_until_the_time_out(ask, sandbox
     "fault",
     [
         *(Fault(status=500), Fault(status=503), Fault(status=418), Fault("truncated"), Fault("html")),
-        *(Fault("reset"), Fault("drop"), Fault("garbage"), Fault("lost_answer"), Fault("wrong_length")),
+        *(Fault("reset"), Fault("drop"), Fault("garbage"), Fault("lost_response"), Fault("wrong_length")),
         *(Fault(status=200, body='[{"status": "running"}]'), Fault(status=429), Fault(status=429, retry_after="200")),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.retry_after}",

@@ -83,7 +83,7 @@ class Schedule(threading.Thread):
             self._kill(victim, seconds)
 
     def _break_techflow(self, victim: str, seconds: float) -> None:
-        self._airflow.sandbox.faults.add(Fault("lost_answer") if victim.endswith("after") else Fault("reset"))
+        self._airflow.sandbox.faults.add(Fault("lost_response") if victim.endswith("after") else Fault("reset"))
         time.sleep(seconds)
         self._airflow.sandbox.faults.clear()
 

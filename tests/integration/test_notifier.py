@@ -57,7 +57,7 @@ def test_each_try_task_run_and_notifier_starts_its_own(sandbox: Sandbox) -> None
 
 
 def test_a_lost_answer_starts_no_second_execution(sandbox: Sandbox) -> None:
-    sandbox.faults.add(Fault("lost_answer", path="/workflows/*/execute", times=1))
+    sandbox.faults.add(Fault("lost_response", path="/workflows/*/execute", times=1))
     notifier().notify(context())
     notifier().notify(context())
     assert len(sandbox.executions) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -10,20 +11,22 @@ import pytest
 
 from techflow_provider.sandbox import Sandbox
 
+# Only bounds a hang: no test depends on how long something takes.
+TIMEOUT_SECONDS = 120
+
 Connect = Callable[[Sandbox], httpx.Client]
 
 
 @pytest.fixture(params=["in-process", "socket"])
 def connect(request) -> Iterator[Connect]:
-    """Make an authorized client of a sandbox; a test that asks for it runs in-process and over a socket."""
+    """Make an authorized client of a sandbox; a test that uses it runs in-process and over a socket."""
     with ExitStack() as stack:
 
         def client(sandbox: Sandbox) -> httpx.Client:
             socket = request.param == "socket"
             url = stack.enter_context(sandbox.serve()) if socket else sandbox.base_url
-            headers = {"authorization": f"Bearer {sandbox.api_keys[0]}"}
             transport = None if socket else sandbox.transport()
-            return stack.enter_context(httpx.Client(base_url=url, headers=headers, transport=transport, timeout=10))
+            return stack.enter_context(client_of(sandbox, url, transport))
 
         yield client
 
@@ -35,8 +38,21 @@ def api(connect: Connect, sandbox: Sandbox) -> httpx.Client:
 
 
 @pytest.fixture
-def local(sandbox: Sandbox, api_key: str) -> Iterator[httpx.Client]:
+def local(sandbox: Sandbox) -> Iterator[httpx.Client]:
     """A client of `sandbox`, in-process."""
-    headers = {"authorization": f"Bearer {api_key}"}
-    with httpx.Client(base_url=sandbox.base_url, headers=headers, transport=sandbox.transport()) as client:
+    with client_of(sandbox, sandbox.base_url, sandbox.transport()) as client:
         yield client
+
+
+def client_of(sandbox: Sandbox, url: str, transport: httpx.BaseTransport | None = None) -> httpx.Client:
+    """Return a client that has the first key of a sandbox."""
+    headers = {"authorization": f"Bearer {sandbox.api_keys[0]}"}
+    return httpx.Client(base_url=url, headers=headers, transport=transport, timeout=TIMEOUT_SECONDS)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

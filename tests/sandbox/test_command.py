@@ -1,20 +1,24 @@
-"""The `techflow-sandbox` command, in a process of its own."""
+"""The `techflow-sandbox` command."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import httpx
 import pytest
 
-from techflow_provider.sandbox.server import main
+from techflow_provider.sandbox import Sandbox, Webhooks
+from techflow_provider.sandbox.server import build_parser, build_sandbox, main
+from tests.sandbox.conftest import TIMEOUT_SECONDS
 
 COMMAND = [sys.executable, "-m", "techflow_provider.sandbox.server"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -31,7 +35,7 @@ def test_the_help_shows_a_default_where_there_is_one(capsys, monkeypatch):
 
 @contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Run the command and give its process and the Airflow connection that it prints."""
+    """Run the command and yield its process and the Airflow connection that it prints."""
     command = [*COMMAND, "--port", "0", *arguments]
     with subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=-1, stderr=-1) as process:
         try:
@@ -51,58 +55,97 @@ def read_connection(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def call(connection: dict[str, str], path: str, method: str = "GET") -> httpx.Response:
     headers = {"authorization": f"Bearer {connection['password']}"}
-    return httpx.request(method, connection["host"] + path, headers=headers)
+    return httpx.request(method, connection["host"] + path, headers=headers, timeout=TIMEOUT_SECONDS)
 
 
-def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
+def stop(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     return process.returncode, out, err
 
 
-def test_it_serves_with_the_connection_it_prints_and_tells_of_each_request():
-    with running() as (process, connection):
+def test_it_serves_with_the_connection_it_prints_and_prints_each_request():
+    with running("--webhook-secret", "secret-of-the-command", "--webhook-url", "http://127.0.0.1:9/hook") as (
+        process,
+        connection,
+    ):
         assert connection["conn_type"] == "techflow"
+        assert connection["extra"] == {"webhook_secret": "secret-of-the-command"}
         assert call(connection, "/workflows/wf_123/execute", "POST").status_code == 200
         assert call(connection, "/nothing").status_code == 404
-        code, out, err = end(process, signal.SIGTERM)
+        code, out, err = stop(process, signal.SIGTERM)
 
     lines = [line.split(" ", 1)[1] for line in out.splitlines()]
     assert lines == ["POST /workflows/wf_123/execute 200", "GET /nothing 404", "after 2 requests."]
     assert (code, err) == (0, "")
 
 
-def test_its_options_reach_the_sandbox_and_it_can_be_quiet():
-    options = ["--key", "k1", "--key", "k2", "--limit", "1", "--algorithm", "gcra", "--retry-after", "none", "--quiet"]
-    with running(*options, "--workflow", "wf_a=A", "--workflow", "wf_b") as (process, connection):
-        listed = call(connection, "/workflows").json()["workflows"]
-        refused = call(connection, "/workflows")
-        other = call({**connection, "password": "k2"}, "/workflows")
-        code, out, _ = end(process, signal.SIGINT)
-
-    assert [(each["id"], each["name"]) for each in listed] == [("wf_a", "A"), ("wf_b", "wf_b")]
-    assert (refused.status_code, "retry-after" in refused.headers, other.status_code) == (429, False, 200)
-    assert (code, out) == (0, "Stopped after 3 requests.\n")
+def test_it_can_be_quiet():
+    with running("--quiet") as (process, connection):
+        assert call(connection, "/workflows").status_code == 200
+        assert stop(process, signal.SIGINT) == (0, "Stopped after 1 requests.\n", "")
 
 
-def test_it_sends_webhooks_and_prints_their_secret_with_the_connection():
-    options = ["--webhook-url", "http://127.0.0.1:9/hook", "--webhook-secret", "secret-of-the-command"]
-    with running(*options) as (_, connection), httpx.Client(base_url=connection["host"]) as client:
-        deliveries: list[dict[str, Any]] = []
-        while not deliveries:
-            deliveries = client.get("/../_sandbox/deliveries").json()["deliveries"]
-    assert connection["extra"] == {"webhook_secret": "secret-of-the-command"}
-    assert [(each["event"], each["error"]) for each in deliveries] == [("workflow.created", "ConnectError")]
+def build(*arguments: str) -> Sandbox:
+    return build_sandbox(build_parser().parse_args(arguments))
 
 
-def test_a_taken_port_is_named():
-    with running() as (_, connection):
-        port = str(httpx.URL(connection["host"]).port)
-        second = subprocess.run(
-            [*COMMAND, "--port", port], env=ENVIRONMENT, text=True, capture_output=True, check=False, timeout=20
-        )
-    assert second.returncode == 1
-    assert second.stderr == (
+def test_without_options_the_sandbox_has_its_default_settings():
+    assert settings(build()) == settings(Sandbox(retry_after="seconds", workflows_at_start={"wf_123": "My Workflow"}))
+
+
+def settings(sandbox: Sandbox) -> dict[str, Any]:
+    return {each.name: getattr(sandbox, each.name) for each in fields(Sandbox) if each.name != "clock"}
+
+
+def test_each_option_changes_its_setting():
+    sandbox = build(
+        *("--key", "k1", "--key", "k2", "--limit", "7", "--period", "2", "--algorithm", "gcra", "--burst", "3"),
+        *("--retry-after", "none", "--workflow", "wf_a=A", "--workflow", "wf_b", "--execution-seconds", "inf"),
+        *("--outcome", "failed", "--history-lag", "4", "--page-size", "5", "--etags", "--execute-response", "id"),
+        *("--seed", "6", "--webhook-url", "http://x", "--webhook-secret", "s", "--webhook-proof", "token"),
+        *("--webhook-delay", "8", "--webhook-jitter", "9", "--webhook-loss", "0.1", "--webhook-duplicates", "0.2"),
+        *("--webhook-forged", "0.3"),
+    )
+    expected = Sandbox(
+        api_keys=["k1", "k2"],
+        limit=7,
+        period_seconds=2,
+        algorithm="gcra",
+        burst=3,
+        retry_after=False,
+        workflows_at_start={"wf_a": "A", "wf_b": "wf_b"},
+        execution_seconds=math.inf,
+        outcome="failed",
+        history_lag_seconds=4,
+        page_size=5,
+        etags=True,
+        execute_response="id",
+        seed=6,
+        webhooks=Webhooks(
+            "http://x",
+            secret="s",
+            proof="token",
+            delay_seconds=8,
+            jitter_seconds=9,
+            loss=0.1,
+            duplicates=0.2,
+            forged=0.3,
+        ),
+    )
+    assert settings(sandbox) == settings(expected)
+
+
+def test_the_old_name_of_an_option_is_accepted():
+    assert build("--execute-answer", "empty").execute_response == "empty"
+
+
+def test_a_port_in_use_is_named(sandbox, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with sandbox.serve() as url:
+        port = httpx.URL(url).port
+        assert main(["--port", str(port)]) == 1
+    assert capsys.readouterr().err == (
         f"techflow-sandbox: port {port} on 127.0.0.1 is in use; choose another with --port, or 0 for a free one\n"
     )
 
@@ -122,9 +165,11 @@ def test_a_taken_port_is_named():
         (["--page-size", "0"], "argument --page-size: received 0"),
         (["--execute-answer", "x"], "argument --execute-response: received 'x'"),
         (["--key", ""], "argument --key: received"),
+        (["--webhook-url", "x"], "argument --webhook-url: received 'x'"),
+        (["--webhook-url", "http://x", "--webhook-loss", "2"], "argument --webhook-loss: received 2.0"),
     ],
 )
-def test_a_bad_argument_is_named_with_what_came_and_what_was_expected(capsys, arguments, message):
+def test_an_invalid_argument_is_reported_with_what_was_received_and_what_was_expected(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

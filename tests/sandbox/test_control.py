@@ -1,29 +1,34 @@
-"""The control API: the sandbox from another process."""
+"""The log of requests, and the control API: the sandbox's interface for other processes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import httpx
 import pytest
 
-from techflow_provider.sandbox import Sandbox
+from techflow_provider.sandbox import Fault, Record, Sandbox
+from techflow_provider.sandbox import sandbox as sandbox_module
 from techflow_provider.sandbox.messages import Request
 from techflow_provider.sandbox.sockets import is_local
+from tests.sandbox.conftest import client_of
 
 
 @pytest.fixture
 def control(sandbox: Sandbox) -> Iterator[httpx.Client]:
-    with sandbox.serve() as url, httpx.Client(base_url=url.replace("/v2", "/_sandbox/")) as client:
+    with client_of(sandbox, "https://api.techflow.com/_sandbox/", sandbox.transport()) as client:
         yield client
 
 
-def test_the_control_api_needs_no_key_and_counts_for_nothing(control, sandbox):
+def test_the_control_api_needs_no_key_and_its_requests_are_not_counted(control, sandbox):
+    control.headers.pop("authorization")
     assert control.get("requests").json() == {"requests": []}
     assert sandbox.count() == 0
 
 
-def test_the_state_tells_all_that_stands_in_the_sandbox(control, sandbox, clock):
+def test_the_state_shows_everything_in_the_sandbox(control, sandbox, clock):
     workflow_id = sandbox.add_workflow("n")
     execution = sandbox.start(workflow_id, {"a": 1})
     clock.advance(5)
@@ -49,7 +54,7 @@ def test_the_state_tells_all_that_stands_in_the_sandbox(control, sandbox, clock)
     ]
 
 
-def test_requests_and_their_numbers_are_told(control, local):
+def test_requests_and_their_counts_are_shown(control, local):
     local.get("/workflows")
     local.get("/workflows")
 
@@ -82,22 +87,22 @@ def test_executions_are_planned_and_finished(control, sandbox, clock):
     assert control.post("executions/none/finish").status_code == 404
 
 
-def test_a_reset_leaves_what_was_there_at_the_start(control, clock):
+def test_a_reset_restores_the_initial_state(control, clock):
     sandbox = Sandbox(clock=clock, limit=1, workflows_at_start={"wf_123": "My Workflow"})
     start = sandbox.workflows
     sandbox.add_workflow("n")
     sandbox.start("wf_123")
     sandbox.plan("wf_123", outcome="failed")
-    ask(sandbox, "GET", "/v2/executions")
-    ask(sandbox, "POST", "/_sandbox/reset")
+    request(sandbox, "GET", "/v2/executions")
+    request(sandbox, "POST", "/_sandbox/reset")
 
     assert sandbox.workflows == start
     assert sandbox.executions == ()
     assert sandbox.count() == 0
-    assert ask(sandbox, "GET", "/v2/executions") == 200
+    assert request(sandbox, "GET", "/v2/executions") == 200
 
 
-def ask(sandbox: Sandbox, method: str, target: str, *, local: bool = True) -> int | None:
+def request(sandbox: Sandbox, method: str, target: str, *, local: bool = True) -> int | None:
     headers = {"authorization": "Bearer sandbox-key"}
     steps = sandbox.handle(Request(method, target, headers, local=local))
     with pytest.raises(StopIteration) as stop:
@@ -106,10 +111,10 @@ def ask(sandbox: Sandbox, method: str, target: str, *, local: bool = True) -> in
     return status
 
 
-def test_the_control_api_is_closed_to_other_machines(sandbox):
+def test_other_machines_cannot_use_the_control_api(sandbox):
     for method, path in (("GET", "state"), ("POST", "reset"), ("GET", "nothing")):
-        assert ask(sandbox, method, f"/_sandbox/{path}", local=False) == 403
-    assert ask(sandbox, "GET", "/openapi.json", local=False) == 200
+        assert request(sandbox, method, f"/_sandbox/{path}", local=False) == 403
+    assert request(sandbox, "GET", "/openapi.json", local=False) == 200
 
 
 @pytest.mark.parametrize(
@@ -138,18 +143,75 @@ def test_only_loopback_addresses_are_local(address, local):
         ("plan", [], "the body must be a JSON object"),
     ],
 )
-def test_a_bad_order_is_refused_with_the_reason(control, path, body, message):
+def test_an_invalid_request_is_rejected_with_the_reason(control, path, body, message):
     response = control.post(path, json=body)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
 
 
-def test_a_form_from_a_web_page_is_no_order(control, sandbox):
+def test_a_form_of_a_web_page_is_rejected(control, sandbox):
     headers = {"content-type": "text/plain"}
     assert control.post("faults", content=b'{"kind": "drop"}', headers=headers).status_code == 400
     assert sandbox.faults.active() == ()
 
 
-def test_unknown_orders_are_not_found(control):
+def test_unknown_calls_are_not_found(control):
     assert control.get("nothing").status_code == 404
     assert control.get("plan").status_code == 404
+
+
+def test_requests_are_recorded_in_order_with_their_status(local, sandbox, clock):
+    local.get("/workflows?page=2")
+    clock.advance(1)
+    local.get("/workflows/none", headers={"authorization": "Bearer wrong"})
+
+    start = sandbox.requests[0].at
+    assert [asdict(each) | {"at": (each.at - start).total_seconds()} for each in sandbox.requests] == [
+        {"at": 0, "method": "GET", "path": "/workflows", "key_accepted": True, "status": 200},
+        {"at": 1, "method": "GET", "path": "/workflows/none", "key_accepted": False, "status": 401},
+    ]
+
+
+def test_a_request_without_a_response_has_no_status(local, sandbox):
+    sandbox.faults.add(Fault("lost_response"))
+    with pytest.raises(httpx.RemoteProtocolError):
+        local.post("/workflows", json={"name": "n"})
+    assert [each.status for each in sandbox.requests] == [None]
+
+
+def test_requests_are_counted_by_method_path_and_status(local, sandbox):
+    workflow_id = sandbox.add_workflow("n")
+    local.get("/workflows")
+    local.get(f"/workflows/{workflow_id}")
+    local.post(f"/workflows/{workflow_id}/execute")
+    local.post("/workflows/none/execute")
+
+    assert sandbox.count() == 4
+    assert sandbox.count("GET") == sandbox.count("POST", "/workflows/*/execute") == 2
+    assert sandbox.count(path="/workflows") == sandbox.count(status=404) == 1
+    assert sandbox.count("DELETE") == 0
+
+
+def test_counters_include_requests_whose_records_were_dropped(local, sandbox, monkeypatch):
+    monkeypatch.setattr(sandbox_module, "MAX_RECORDS", 3)
+    for _ in range(5):
+        local.get("/executions")
+    assert len(sandbox.requests) == 3
+    assert sandbox.count(status=200) == 5
+
+
+def test_a_callback_receives_each_request(local, sandbox):
+    received: list[Record] = []
+    sandbox.on_request = received.append
+    local.get("/executions")
+    assert received == list(sandbox.requests)
+
+
+def test_keys_appear_nowhere(local, sandbox, api_key):
+    local.get("/workflows")
+    local.get("/workflows", headers={"authorization": "Bearer other-secret"})
+    local.get("/workflows", headers={"authorization": api_key})
+    responses = [local.get(f"https://api.techflow.com/_sandbox/{name}").text for name in ("state", "requests", "stats")]
+    shown = json.dumps(responses) + repr(sandbox) + repr(sandbox.requests) + repr(sandbox.counts())
+    assert api_key not in shown
+    assert "other-secret" not in shown

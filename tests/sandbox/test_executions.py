@@ -1,4 +1,4 @@
-"""Executions: how long they take, how they end, and how the history shows them."""
+"""Executions: their duration, their final status, and how the history shows them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from techflow_provider.sandbox import ManualClock, Sandbox, SettingError
+from tests.sandbox.conftest import client_of
 
 
 @pytest.fixture
@@ -20,19 +21,19 @@ def history(api: httpx.Client) -> Any:
     return api.get("/executions").json()["executions"]
 
 
-def test_an_execution_runs_until_the_clock_passes_its_end(api, clock, workflow_id):
-    started = api.post(f"/workflows/{workflow_id}/execute").json()
+def test_an_execution_runs_until_its_duration_has_passed(local, clock, workflow_id):
+    started = local.post(f"/workflows/{workflow_id}/execute").json()
 
     clock.advance(4.999)
-    assert history(api) == [started]
+    assert history(local) == [started]
     clock.advance(0.001)
 
-    end = {"status": "completed", "finished_at": "2026-01-01T00:00:05.000000Z"}
+    final = {"status": "completed", "finished_at": "2026-01-01T00:00:05.000000Z"}
     assert started["status"] == "running"
-    assert history(api) == [started | end]
+    assert history(local) == [started | final]
 
 
-def test_a_plan_says_how_a_workflows_executions_go(local, sandbox, clock, workflow_id):
+def test_a_plan_configures_the_executions_of_a_workflow(local, sandbox, clock, workflow_id):
     sandbox.plan(workflow_id, seconds=2, outcome="failed", error="no disk")
     local.post(f"/workflows/{workflow_id}/execute")
     clock.advance(2)
@@ -40,7 +41,7 @@ def test_a_plan_says_how_a_workflows_executions_go(local, sandbox, clock, workfl
     assert [(each["status"], each["error"]) for each in history(local)] == [("failed", "no disk")]
 
 
-def test_a_plan_may_leave_some_to_the_settings(sandbox, clock, workflow_id):
+def test_a_plan_falls_back_to_the_settings(sandbox, clock, workflow_id):
     sandbox.plan(workflow_id, outcome="failed")
     sandbox.start(workflow_id)
     clock.advance(5)
@@ -50,10 +51,10 @@ def test_a_plan_may_leave_some_to_the_settings(sandbox, clock, workflow_id):
     assert execution.error
 
 
-def test_the_body_of_a_start_may_plan_its_execution(api, sandbox, clock, workflow_id):
+def test_the_body_of_a_start_may_plan_its_execution(local, sandbox, clock, workflow_id):
     sandbox.plan(workflow_id, seconds=100, error="from the plan")
     payload = {"region": "eu", "sandbox": {"seconds": 1, "outcome": "failed"}}
-    api.post(f"/workflows/{workflow_id}/execute", json=payload)
+    local.post(f"/workflows/{workflow_id}/execute", json=payload)
     clock.advance(1)
 
     (execution,) = sandbox.executions
@@ -64,7 +65,7 @@ def test_the_body_of_a_start_may_plan_its_execution(api, sandbox, clock, workflo
     "plan",
     [1, None, {"second": 1}, {"seconds": -1}, {"seconds": True}, {"seconds": "1"}, {"outcome": "x"}, {"error": 1}],
 )
-def test_a_plan_that_makes_no_sense_starts_nothing(local, sandbox, workflow_id, plan):
+def test_an_invalid_plan_starts_nothing(local, sandbox, workflow_id, plan):
     response = local.post(f"/workflows/{workflow_id}/execute", json={"sandbox": plan})
 
     assert response.status_code == 400
@@ -72,7 +73,7 @@ def test_a_plan_that_makes_no_sense_starts_nothing(local, sandbox, workflow_id, 
     assert sandbox.executions == ()
 
 
-def test_an_execution_without_end_is_finished_by_hand(sandbox, clock, workflow_id):
+def test_an_execution_without_a_duration_runs_until_it_is_finished(sandbox, clock, workflow_id):
     sandbox.plan(workflow_id, seconds=math.inf)
     execution = sandbox.start(workflow_id)
     clock.advance(1_000_000)
@@ -83,7 +84,7 @@ def test_an_execution_without_end_is_finished_by_hand(sandbox, clock, workflow_i
     assert (finished.status, finished.error, finished.finished_at) == ("failed", "stopped", clock.now())
 
 
-def test_an_execution_finished_by_hand_does_not_end_again(sandbox, clock, workflow_id):
+def test_an_execution_finishes_only_once(sandbox, clock, workflow_id):
     execution = sandbox.start(workflow_id)
     clock.advance(1)
     sandbox.finish(execution.id)
@@ -94,7 +95,7 @@ def test_an_execution_finished_by_hand_does_not_end_again(sandbox, clock, workfl
         sandbox.finish(execution.id)
 
 
-def test_what_is_unknown_can_neither_start_nor_finish(sandbox):
+def test_an_unknown_id_can_neither_start_nor_finish(sandbox):
     with pytest.raises(KeyError):
         sandbox.start("none")
     with pytest.raises(KeyError):
@@ -124,26 +125,26 @@ def test_every_change_is_an_event_with_its_time(sandbox, clock, local):
     assert {each.workflow_id for each in sandbox.events} == {workflow_id}
 
 
-def settled(**settings: Any) -> tuple[Sandbox, ManualClock, str]:
+def served(**settings: Any) -> tuple[Sandbox, ManualClock, str]:
     clock = ManualClock()
     sandbox = Sandbox(clock=clock, **settings)
     return sandbox, clock, sandbox.add_workflow("n")
 
 
-def test_the_history_may_lag(connect):
-    sandbox, clock, workflow_id = settled(history_lag_seconds=3)
-    api = connect(sandbox)
+def test_the_history_may_lag():
+    sandbox, clock, workflow_id = served(history_lag_seconds=3)
     sandbox.start(workflow_id)
 
-    clock.advance(2.9)
-    assert history(api) == []
-    clock.advance(0.1)
-    assert len(history(api)) == 1
+    with client_of(sandbox, sandbox.base_url, sandbox.transport()) as client:
+        clock.advance(2.9)
+        assert history(client) == []
+        clock.advance(0.1)
+        assert len(history(client)) == 1
     assert len(sandbox.executions) == 1
 
 
-def test_pages_are_linked_and_stay_whole_while_executions_start(connect):
-    sandbox, _, workflow_id = settled(page_size=2)
+def test_pages_are_linked_and_stay_complete_while_executions_start(connect):
+    sandbox, _, workflow_id = served(page_size=2)
     api = connect(sandbox)
     ids = [sandbox.start(workflow_id).id for _ in range(5)]
     seen = []
@@ -157,7 +158,7 @@ def test_pages_are_linked_and_stay_whole_while_executions_start(connect):
     assert seen == ids[::-1]
 
 
-def test_a_full_last_page_links_to_nothing(local, sandbox):
+def test_a_full_last_page_has_no_link(local, sandbox):
     sandbox.page_size = 2
     workflow_id = sandbox.add_workflow("n")
     for _ in range(2):
@@ -181,21 +182,21 @@ def test_the_next_page_may_be_named_in_the_body(local, sandbox, workflow_id):
 
 
 @pytest.mark.parametrize(
-    ("answer", "fields"),
+    ("response", "fields"),
     [("execution", {"id", "workflow_id", "status", "started_at", "finished_at", "error"}), ("wrapped", {"execution"})],
 )
-def test_a_start_may_be_answered_with_an_execution(local, sandbox, workflow_id, answer, fields):
-    sandbox.execute_response = answer
+def test_a_start_may_return_an_execution(local, sandbox, workflow_id, response, fields):
+    sandbox.execute_response = response
     assert set(local.post(f"/workflows/{workflow_id}/execute").json()) == fields
 
 
-def test_a_start_may_be_answered_with_an_id_alone(local, sandbox, workflow_id):
+def test_a_start_may_return_only_an_id(local, sandbox, workflow_id):
     sandbox.execute_response = "id"
     body = local.post(f"/workflows/{workflow_id}/execute").json()
     assert body == {"execution_id": sandbox.executions[0].id}
 
 
-def test_a_start_may_be_answered_with_nothing(api, sandbox, workflow_id):
+def test_a_start_may_return_an_empty_body(api, sandbox, workflow_id):
     sandbox.execute_response = "empty"
     response = api.post(f"/workflows/{workflow_id}/execute")
     assert (response.status_code, response.content) == (200, b"")
@@ -210,7 +211,7 @@ def test_the_history_may_have_other_shapes(local, sandbox, workflow_id):
     assert set(local.get("/executions").json()) == {"data"}
 
 
-def test_times_and_statuses_may_be_written_otherwise(local, sandbox, clock, workflow_id):
+def test_times_and_statuses_may_have_other_formats(local, sandbox, clock, workflow_id):
     clock.advance(0.25)
     sandbox.start(workflow_id)
     sandbox.status_words = {"running": "in_progress"}
@@ -238,24 +239,24 @@ def test_times_and_statuses_may_be_written_otherwise(local, sandbox, clock, work
         ({"status_words": {"done": "x"}}, "status_words: received 'done'"),
     ],
 )
-def test_a_bad_setting_is_named_with_what_came_and_what_was_expected(settings, message):
+def test_an_invalid_setting_is_reported_with_what_was_received_and_what_was_expected(settings, message):
     with pytest.raises(SettingError) as caught:
         Sandbox(**settings)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("keys", [(), "secret-key", ("secret-key", "")])
-def test_a_message_about_keys_does_not_repeat_them(keys):
+def test_an_error_about_keys_does_not_contain_them(keys):
     with pytest.raises(SettingError) as caught:
         Sandbox(api_keys=keys)
     assert "secret" not in str(caught.value)
 
 
-def test_a_seed_makes_ids_reproducible_and_without_one_they_differ():
+def test_a_seed_makes_ids_reproducible():
     assert Sandbox(seed=7).add_workflow("n") == Sandbox(seed=7).add_workflow("n")
     assert Sandbox().add_workflow("n") != Sandbox().add_workflow("n")
 
 
-def test_a_clock_does_not_go_back(clock):
+def test_a_clock_does_not_go_backwards(clock):
     with pytest.raises(ValueError, match="expected 0 or more"):
         clock.advance(-1)

@@ -1,4 +1,4 @@
-"""The fixtures that users have in the tests of their DAGs."""
+"""The pytest fixtures for users' tests of their DAGs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_loading_the_plugin_loads_nothing_heavy():
     assert not {"httpx", "airflow", "http.server"} & set(loaded)
 
 
-def test_the_sandbox_stands_on_nothing_else_of_this_package():
+def test_the_sandbox_imports_nothing_else_of_this_package():
     code = "import sys, techflow_provider.sandbox.server; print(*sys.modules)"
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     command = [sys.executable, "-c", code]

@@ -1,21 +1,21 @@
-"""The sandbox tells of its six events, and loses, repeats, delays and forges what it is told to."""
+"""The sandbox sends webhooks for its six events, and can lose, repeat, delay and forge them."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import pytest
 
 from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
 from techflow_provider.sandbox import ManualClock, Sandbox, SettingError, WebhookDelivery, Webhooks
+from tests.sandbox.conftest import client_of, wait_until
 
 SECRET = "secret-of-the-sandbox-tests"
 SIX = [
@@ -42,8 +42,10 @@ def listener() -> Iterator[Listener]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             token = parse_qs(urlsplit(self.path).query).get("token", [None])[0]
-            kept.received.append(Delivery({name.lower(): value for name, value in self.headers.items()}, body, token))
-            self.send_response(kept.status)
+            receiver.received.append(
+                Delivery({name.lower(): value for name, value in self.headers.items()}, body, token)
+            )
+            self.send_response(receiver.status)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -51,30 +53,22 @@ def listener() -> Iterator[Listener]:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    kept = Listener(f"http://127.0.0.1:{server.server_address[1]}/hook")
+    receiver = Listener(f"http://127.0.0.1:{server.server_address[1]}/hook")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield kept
+    yield receiver
     server.shutdown()
     server.server_close()
 
 
-def until(there: Callable[[], bool]) -> None:
-    """Wait until something is the case, or fail."""
-    deadline = time.monotonic() + 10
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def settled(sandbox: Sandbox, count: int) -> tuple[WebhookDelivery, ...]:
-    until(lambda: len(sandbox.deliveries) >= count)
+def deliveries(sandbox: Sandbox, count: int) -> tuple[WebhookDelivery, ...]:
+    """Wait for the results of so many deliveries and return them."""
+    wait_until(lambda: len(sandbox.deliveries) >= count)
     return sandbox.deliveries
 
 
 def six_events(sandbox: Sandbox, clock: ManualClock) -> None:
     workflow_id = sandbox.add_workflow("n")
-    headers = {"authorization": f"Bearer {sandbox.api_keys[0]}"}
-    with httpx.Client(base_url=sandbox.base_url, headers=headers) as client:
+    with client_of(sandbox, sandbox.base_url) as client:
         client.put(f"/workflows/{workflow_id}", json={"name": "m"})
         sandbox.start(workflow_id)
         sandbox.plan(workflow_id, outcome="failed")
@@ -84,33 +78,33 @@ def six_events(sandbox: Sandbox, clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("proof", ["signature", "token"])
-def test_all_six_events_are_told_with_a_proof_that_the_client_accepts(sandbox, clock, listener, proof):
+def test_all_six_events_are_sent_with_a_proof_that_the_client_accepts(sandbox, clock, listener, proof):
     sandbox.webhooks = Webhooks(listener.url, secret=SECRET, proof=proof)
     with sandbox.serve():
         six_events(sandbox, clock)
-        deliveries = settled(sandbox, 7)
+        results = deliveries(sandbox, 7)
     assert sorted(set(listener.events())) == sorted(SIX)
     assert all(WebhookSecret(SECRET).verify(each, time.time()) for each in listener.received)
-    assert {each.status for each in deliveries} == {200}
-    assert {each.event for each in deliveries} == set(SIX)
+    assert {each.status for each in results} == {200}
+    assert {each.event for each in results} == set(SIX)
 
 
-def test_a_forged_webhook_is_not_accepted_and_a_duplicate_is_known_by_its_id(sandbox, clock, listener):
+def test_a_forged_webhook_is_not_accepted_and_a_duplicate_has_the_same_id(sandbox, clock, listener):
     sandbox.webhooks = Webhooks(listener.url, secret=SECRET, duplicates=1, forged=1)
     with sandbox.serve():
         sandbox.add_workflow("n")
-        deliveries = settled(sandbox, 3)
-    assert sorted(each.kind for each in deliveries) == ["duplicate", "forged", "genuine"]
+        results = deliveries(sandbox, 3)
+    assert sorted(each.kind for each in results) == ["duplicate", "forged", "genuine"]
     accepted = [each for each in listener.received if WebhookSecret(SECRET).verify(each, time.time())]
     assert len(accepted) == 2
     assert len({each.id for each in accepted}) == 1
 
 
-def test_lost_webhooks_are_shown_and_not_sent(sandbox, listener):
+def test_lost_webhooks_are_recorded_and_not_sent(sandbox, listener):
     sandbox.webhooks = Webhooks(listener.url, loss=1)
     with sandbox.serve():
         sandbox.add_workflow("n")
-        (delivery,) = settled(sandbox, 1)
+        (delivery,) = deliveries(sandbox, 1)
     assert (delivery.kind, delivery.sent_at, listener.received) == ("lost", None, [])
 
 
@@ -128,19 +122,19 @@ def test_webhooks_are_delayed_and_arrive_in_another_order(sandbox, clock):
     assert sent != ids
 
 
-def test_a_receiver_that_is_not_there_is_shown(sandbox):
+def test_an_unreachable_receiver_is_recorded(sandbox):
     sandbox.webhooks = Webhooks("http://127.0.0.1:9/hook", events=["workflow.created"])
     with sandbox.serve():
         sandbox.add_workflow("n")
-        (delivery,) = settled(sandbox, 1)
+        (delivery,) = deliveries(sandbox, 1)
     assert (delivery.status, delivery.error) == (None, "ConnectError")
 
 
-def test_another_process_sets_webhooks_and_sees_the_deliveries(sandbox, listener):
-    with sandbox.serve() as url, httpx.Client(base_url=url.replace("/v2", "/_sandbox/")) as control:
+def test_another_process_configures_webhooks_and_reads_the_deliveries(sandbox, listener):
+    with sandbox.serve() as url, client_of(sandbox, url.replace("/v2", "/_sandbox/")) as control:
         assert control.post("webhooks", json={"url": listener.url, "secret": SECRET}).json() == {"events": SIX}
         workflow_id = sandbox.add_workflow("n")
-        settled(sandbox, 1)
+        deliveries(sandbox, 1)
         (delivery,) = control.get("deliveries").json()["deliveries"]
         assert (delivery["event"], delivery["workflow_id"], delivery["status"]) == (
             "workflow.created",
@@ -167,7 +161,7 @@ def test_another_process_sets_webhooks_and_sees_the_deliveries(sandbox, listener
         {},
     ],
 )
-def test_webhooks_that_cannot_be_sent_are_refused(fields):
+def test_invalid_webhooks_are_rejected(fields):
     with pytest.raises(SettingError):
         Webhooks.read(fields)
 

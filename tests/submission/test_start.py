@@ -25,7 +25,7 @@ from techflow_provider.submission.start import discard, mark_done, resolve, send
 
 START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
 LOST = [
-    Fault("lost_answer", times=1, **START),
+    Fault("lost_response", times=1, **START),
     Fault("reset", when="after", times=1, **START),
     Fault(status=502, when="after", times=1, **START),
     Fault("truncated", times=1, **START),
@@ -124,7 +124,7 @@ def test_an_accepted_start_that_never_shows_is_not_sent_again(ask, sandbox, work
 
 
 def test_two_tasks_with_lost_answers_get_one_execution_each(ask, sandbox, workflow_id, make):
-    sandbox.faults.add(Fault("lost_answer", times=2, **START))
+    sandbox.faults.add(Fault("lost_response", times=2, **START))
     ids = {ask(begin(make(name))).execution.id for name in ("a", "b")}
     assert ids == {each.id for each in sandbox.executions}
     assert len(ids) == 2
@@ -227,7 +227,7 @@ def create(client: Any) -> Any:
     return client.workflows.create("Report", known=["wf_1"])
 
 
-@pytest.mark.parametrize("kind", ["lost_answer", "truncated", "wrong_length"])
+@pytest.mark.parametrize("kind", ["lost_response", "truncated", "wrong_length"])
 def test_a_lost_answer_to_a_creation_is_made_good_by_the_name(ask, sandbox, kind):
     sandbox.add_workflow("Report", id="wf_1")
     sandbox.faults.add(Fault(kind, method="POST", times=1))
@@ -243,7 +243,7 @@ def test_a_creation_without_effect_ends_with_its_error(ask, sandbox):
 
 
 def test_a_creation_that_can_not_be_told_names_the_workflows(ask, sandbox):
-    sandbox.faults.add(Fault("lost_answer", method="POST"))
+    sandbox.faults.add(Fault("lost_response", method="POST"))
     with pytest.raises(AmbiguousWorkflowError) as caught:
         ask(lambda client: client.workflows.create("Report"))
     assert sandbox.workflows[0]["id"] in str(caught.value)

@@ -204,7 +204,7 @@ def test_the_rules_of_a_start_are_the_tasks_own_or_those_of_the_configuration(su
 
 
 def test_the_rules_decide_what_a_lost_answer_leads_to(served, submission):
-    served.faults.add(Fault("lost_answer", path="/workflows/*/execute", times=1))
+    served.faults.add(Fault("lost_response", path="/workflows/*/execute", times=1))
     submission(rules=SubmissionPolicy("resubmit")).start("wf_1")
     assert len(served.executions) == 2
 
