@@ -1,4 +1,8 @@
-"""Run one DAG of the DAGs folder through `dag.test()` and write down what it left: dag_runner.py DAG_ID RESULT."""
+"""Run DAGs through `dag.test()`: `dag_runner.py DAG_ID RESULT` runs one, and without arguments it serves requests.
+
+A server imports Airflow and parses the DAGs once. It reads requests from stdin, one JSON object a line, and writes one
+response a line; what Airflow prints meanwhile goes to the files that the request names.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,30 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+Result = dict[str, Any]
 
 
-def find(dag_id: str) -> Any:
-    """Import the DAG from the folder's files, as Airflow does."""
+@cache
+def dag_bag() -> Any:
+    """Import the DAGs of the folder, as Airflow does.
+
+    :raises RuntimeError: a file can't be imported
+    """
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:
         from airflow.models.dagbag import DagBag  # type: ignore[no-redef]
     bag = DagBag(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
     if bag.import_errors:
-        raise SystemExit(json.dumps(bag.import_errors, indent=1, default=str))
-    return bag.dags[dag_id]
+        raise RuntimeError(json.dumps(bag.import_errors, indent=1, default=str))
+    return bag
 
 
 def pushed(ti: Any, key: str = "return_value") -> Any:
@@ -29,25 +41,96 @@ def pushed(ti: Any, key: str = "return_value") -> Any:
     return ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=key)
 
 
-def main(dag_id: str, result: str) -> None:
-    """Run it."""
+def run_dag(dag_id: str) -> Result:
+    """Run a DAG, and return its state and those of its tasks, their results and their links."""
+    from airflow.providers.common.compat.sdk import AirflowTaskTimeout
+
     try:
-        run = find(dag_id).test()
+        run = dag_bag().dags[dag_id].test()
     except AirflowTaskTimeout:
-        # Airflow 2.11 fails the task and then lets this through, which is no Exception there.
+        # Airflow 2.11 fails the task and then raises this, which isn't an Exception there.
         traceback.print_exc()
-        Path(result).write_text(json.dumps({"state": "failed"}))
-        return
+        return {"state": "failed"}
     tasks = run.get_task_instances()
     names = {ti: ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]" for ti in tasks}
-    left = {
+    return {
         "state": str(getattr(run.state, "value", run.state)),
         "tasks": {names[ti]: str(getattr(ti.state, "value", ti.state)) for ti in tasks},
         "returned": {names[ti]: pushed(ti) for ti in tasks},
         "links": {names[ti]: pushed(ti, "techflow_link") for ti in tasks},
     }
-    Path(result).write_text(json.dumps(left, default=str))
+
+
+def run_command(*arguments: str) -> Result:
+    """Run Airflow's command line, and return its exit code."""
+    from airflow.__main__ import main
+
+    with mock.patch.object(sys, "argv", ["airflow", *arguments]):
+        try:
+            main()  # type: ignore[no-untyped-call]
+        except SystemExit as exit_:
+            if isinstance(exit_.code, str):
+                print(exit_.code, file=sys.stderr)  # noqa: T201  # as the interpreter does
+            return {"returncode": exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)}
+    return {"returncode": 0}
+
+
+def skip_real_time() -> None:
+    """Remove the delays that only a scheduler, another worker or a server with a rate limit needs."""
+    from techflow_provider.operators import techflow as operators
+    from techflow_provider.polling import schedule
+    from techflow_provider.triggers import admission, techflow
+
+    mock.patch.object(techflow, "FIRST_EVENT_SECONDS", 0.0).start()
+    mock.patch.object(schedule, "SHORTEST_INTERVAL_SECONDS", 0.1).start()
+    for module in (operators, admission):
+        mock.patch.object(module, "ADMISSION_SECONDS", 1.0).start()
+
+
+@contextmanager
+def triggerer_speed(factor: float) -> Iterator[None]:
+    """Let the deadlines of waiting triggers come so many times as fast."""
+    from techflow_provider.triggers import outcomes, techflow
+
+    def seconds_until(deadline: str | None) -> float | None:
+        seconds = outcomes.seconds_until(deadline)
+        return None if seconds is None else seconds / factor
+
+    with mock.patch.object(techflow, "seconds_until", seconds_until):
+        yield
+
+
+def handle(request: dict[str, Any]) -> Result:
+    """Carry out a request: a DAG's id or a command's arguments, and the connections."""
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
+        del os.environ[name]
+    os.environ.update(request["connections"])
+    for path, descriptor in ((request["stdout"], 1), (request["stderr"], 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    try:
+        if "arguments" in request:
+            return run_command(*request["arguments"])
+        with triggerer_speed(request["triggerer_speed"]):
+            return run_dag(request["dag_id"])
+    except BaseException:  # noqa: BLE001  # 2.11's timeouts are no Exceptions
+        traceback.print_exc()
+        return {"state": "raised", "returncode": 1}
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def serve() -> None:
+    """Handle requests until stdin is closed."""
+    with os.fdopen(os.dup(1), "w") as responses:
+        os.dup2(2, 1)
+        skip_real_time()
+        for line in sys.stdin:
+            print(json.dumps(handle(json.loads(line)), default=str), file=responses, flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) == 1:
+        serve()
+    else:
+        Path(sys.argv[2]).write_text(json.dumps(run_dag(sys.argv[1]), default=str))

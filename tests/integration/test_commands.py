@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,23 +11,16 @@ import pytest
 from techflow_provider import __version__
 from techflow_provider.cli import main
 from techflow_provider.sandbox import Sandbox
+from tests.integration.conftest import AirflowProcess, Finished
 
 pytestmark = pytest.mark.airflow
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+Command = Callable[..., Finished]
 
 
 @pytest.fixture
-def airflow(airflow_home: Path) -> Command:
-    """Run Airflow's command line with warnings shown."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "default", "-m", "airflow", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-        lines = (done.stdout + done.stderr).splitlines()
-        assert not [line for line in lines if "techflow_provider" in line and "Warning" in line]
-        return done
-
-    return run
+def airflow(airflow_home: Path, airflow_process: AirflowProcess) -> Command:
+    """Run Airflow's command line."""
+    return airflow_process.command
 
 
 def test_airflow_knows_the_provider(airflow: Command) -> None:

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import math
+import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from techflow_provider.client import Settings
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.state.budget import RequestClass
-from tests.integration.conftest import KEY, connection_to
 
 pytestmark = pytest.mark.airflow
-RunDag = Callable[[str], Any]
+RunDag = Callable[..., Any]
 
 
-def said(log: Path) -> str:
-    """Return a log on one line, since some versions of Airflow wrap their tracebacks."""
-    return " ".join(log.read_text().split())
+def change_connection(monkeypatch: pytest.MonkeyPatch, **extra: object) -> None:
+    """Change the extra fields of the default connection."""
+    connection = json.loads(os.environ["AIRFLOW_CONN_TECHFLOW_DEFAULT"])
+    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection | {"extra": connection["extra"] | extra}))
+
+
+def never_finish(sandbox: Sandbox) -> None:
+    """Let the executions run on."""
+    sandbox.on_request = lambda _: None
 
 
 def test_every_operator_and_every_mode_of_the_sensor_does_its_work(served: Sandbox, run_dag: RunDag) -> None:
     run = run_dag("every_operator")
-    assert run.state == "success"
+    assert run.state == "success", run.log[-6000:]
     assert set(run.tasks.values()) == {"success"}
     workflow_id, execution_id = run.returned["create"], run.returned["start"]
     assert run.returned["again"] == workflow_id
     assert run.returned["update"] == workflow_id
     assert run.returned["get"]["description"] == "changed"
     assert [workflow["id"] for workflow in run.returned["list_workflows"]] == [workflow_id]
-    ends = [run.returned[mode] for mode in ("poke", "reschedule", "deferrable", "from_trigger")]
-    assert ends == [ends[0]] * 4
-    assert ends[0]["id"] == execution_id
-    assert ends[0]["status"] == "completed"
+    ended = [run.returned[mode] for mode in ("poke", "reschedule", "deferrable", "from_trigger")]
+    assert ended == [ended[0]] * 4
+    assert ended[0]["id"] == execution_id
+    assert ended[0]["status"] == "completed"
     assert run.returned["first_since"]["id"] == execution_id
     started = [execution_id, run.returned["start_and_wait"], run.returned["start_and_defer"]]
     assert sorted(each["id"] for each in run.returned["list_executions"]) == sorted(started)
@@ -44,9 +47,7 @@ def test_every_operator_and_every_mode_of_the_sensor_does_its_work(served: Sandb
     assert not served.workflows
 
 
-def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(
-    served: Sandbox, run_dag: RunDag, tmp_path: Path
-) -> None:
+def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(served: Sandbox, run_dag: RunDag) -> None:
     run = run_dag("failed_execution")
     assert run.state == "failed"
     assert run.tasks == {
@@ -56,14 +57,14 @@ def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(
         **{f"{mode}_soft": "skipped" for mode in ("poke", "reschedule", "deferrable")},
         **{f"{mode}_allowed": "success" for mode in ("poke", "reschedule", "deferrable")},
     }
-    log = said(tmp_path / "failed_execution.log")
-    seen = f"execution {run.returned['start']} of workflow {run.returned['create']} ended with status 'failed'"
-    assert f"{seen}: table orders is locked" in log
+    failure = f"execution {run.returned['start']} of workflow {run.returned['create']} ended with status 'failed'"
+    assert f"{failure}: table orders is locked" in run.log
 
 
-def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(served: Sandbox, run_dag: RunDag, tmp_path: Path) -> None:
+def test_a_wait_that_times_out_ends_alike_in_every_mode(served: Sandbox, run_dag: RunDag) -> None:
+    never_finish(served)
     run = run_dag("endless_execution")
-    # Airflow 3.0's own sensor fails with a TypeError when a rescheduled wait times out, before it looks at soft_fail.
+    # Airflow 3.0's own sensor fails with a TypeError when a rescheduled wait times out, before it considers soft_fail.
     rescheduled = "failed" if version("apache-airflow").startswith("3.0.") else "skipped"
     assert run.tasks == {
         "create": "success",
@@ -72,32 +73,49 @@ def test_a_wait_that_takes_too_long_ends_alike_in_every_mode(served: Sandbox, ru
         **{f"{mode}_soft": "skipped" for mode in ("poke", "deferrable")},
         "reschedule_soft": rescheduled,
     }
-    log = said(tmp_path / "endless_execution.log")
-    assert "AirflowSensorTimeout" in log
-    assert "ExecutionTimeoutError" in log
-    assert "it keeps running in TechFlow, which has no call to cancel it" in log
+    assert "AirflowSensorTimeout" in run.log
+    assert "ExecutionTimeoutError" in run.log
+    assert "it keeps running in TechFlow, which has no call to cancel it" in run.log
 
 
-def test_execution_timeout_ends_a_deferred_wait(served: Sandbox, run_dag: RunDag, tmp_path: Path) -> None:
-    run = run_dag("execution_timeout")
+def test_execution_timeout_ends_a_deferred_wait(served: Sandbox, run_dag: RunDag) -> None:
+    never_finish(served)
+    run = run_dag("execution_timeout", triggerer_speed=600)
     assert run.state == "failed"
-    log = said(tmp_path / "execution_timeout.log")
-    assert "AirflowTaskTimeout: execution_timeout of 1 s passed while waiting for execution" in log
+    assert "AirflowTaskTimeout: execution_timeout of 600 s passed while waiting for execution" in run.log
 
 
 def test_a_deferrable_task_waits_for_its_slot_in_the_triggerer(
-    served: Sandbox, run_dag: RunDag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Sandbox, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from techflow_provider.hooks.budget import open_budget
-    from techflow_provider.hooks.connection import TechFlowConnection
-
     served.add_workflow("report", id="wf_1")
-    extra: dict[str, Any] = {"requests_per_minute": 30, "burst": 1}
-    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", connection_to(served.base_url, **extra))
-    budget = open_budget(TechFlowConnection("techflow_default", Settings(KEY, served.base_url), **extra))
-    for _ in range(12):
-        budget.reserve(RequestClass.COMMAND, math.inf)
-    assert run_dag("admission").state == "success"
-    log = said(tmp_path / "admission.log")
-    assert "Waiting in the triggerer for a slot in the rate budget, not in this worker: POST" in log
+    change_connection(monkeypatch, requests_per_minute=200, burst=1)
+    run = run_dag("admission")
+    assert run.state == "success"
+    assert "Waiting in the triggerer for a slot in the rate budget, not in this worker: POST" in run.log
     assert served.count(method="POST") == len(served.executions) == 1
+
+
+def test_each_task_links_to_its_own_execution_by_the_connections_template(
+    served: Sandbox, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        served.add_workflow(f"Workflow {number}", id=f"wf_{number}")
+    change_connection(monkeypatch, dashboard_url="https://dash.test/{workflow_id}/{execution_id}")
+    run = run_dag("links")
+    assert run.state == "success"
+    ids = {name: run.returned[name] for name in ("start[0]", "start[1]", "both")}
+    assert run.links == {
+        "start[0]": f"https://dash.test/wf_1/{ids['start[0]']}",
+        "start[1]": f"https://dash.test/wf_2/{ids['start[1]']}",
+        "both": f"https://dash.test/wf_1/{ids['both']}",
+        "wait[0]": f"https://dash.test/wf_1/{ids['start[0]']}",
+        "wait[1]": f"https://dash.test/wf_2/{ids['start[1]']}",
+    }
+
+
+def test_a_task_that_fails_starts_the_workflow_of_its_callback_once(served: Sandbox, run_dag: RunDag) -> None:
+    served.add_workflow("alarm", id="wf_alarm")
+    assert run_dag("notifier").state == "failed"
+    (execution,) = served.executions
+    assert str((execution.payload or {})["run"]).startswith("manual__")

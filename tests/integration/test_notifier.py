@@ -1,8 +1,7 @@
-"""A callback starts one execution of a workflow, however often Airflow calls it."""
+"""A callback starts one execution of a workflow, however often Airflow calls it; and the link of a task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from techflow_provider.links.techflow import TechFlowLink
 from techflow_provider.notifications.techflow import TechFlowNotifier, identity_of
 from techflow_provider.sandbox import Fault, Sandbox
 
@@ -75,8 +75,6 @@ def test_a_dag_callback_without_a_run_is_known_by_its_dag_and_run_id() -> None:
     assert (identity.dag_id, identity.run_id, identity.task_id) == ("d", "r", "")
 
 
-def test_a_failing_task_in_airflow_starts_the_workflow_once(served: Sandbox, run_dag: Callable[[str], Any]) -> None:
-    served.add_workflow("alarm", id="wf_alarm")
-    assert run_dag("notifier").state == "failed"
-    (execution,) = served.executions
-    assert str((execution.payload or {})["run"]).startswith("manual__")
+def test_a_link_is_a_name_and_the_key_of_an_xcom() -> None:
+    link: Any = TechFlowLink()
+    assert (link.name, link.xcom_key) == ("Open in TechFlow", "techflow_link")

@@ -24,10 +24,9 @@ with DAG("every_operator", start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule
     get = TechFlowGetWorkflowOperator(task_id="get", workflow_id=create.output)
     list_workflows = TechFlowListWorkflowsOperator(task_id="list_workflows", name="report of {{ ds }}")
     start = TechFlowTriggerWorkflowOperator(
-        # Long enough for the first sensor to wait for it.
         task_id="start",
         workflow_id=create.output,
-        payload={"day": "{{ ds }}", "sandbox": {"seconds": 3}},
+        payload={"day": "{{ ds }}", "region": "eu"},
     )
     sensors = [
         TechFlowExecutionSensor(
