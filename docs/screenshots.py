@@ -1,8 +1,8 @@
-"""Make the pictures of the guides: screenshots.py AIRFLOW_URL FOLDER [TASK].
+"""Take the screenshots of the documentation: screenshots.py AIRFLOW_URL FOLDER [TASK].
 
-It needs selenium, pillow, Chromium and a running Airflow 3, and opens the TechFlow page, light, dark and narrow, the
-form of a connection, and the page of a task, such as `/dags/…/tasks/…/details`, as whoever the browser is logged in as
-(the simple auth manager with `simple_auth_manager_all_admins` logs everybody in).
+It needs selenium, pillow, Chromium and a running Airflow 3. It opens the TechFlow page (light, dark and narrow), the form
+of a connection, and the page of a task, given as a path such as `/dags/…/tasks/…/details`. Airflow must not ask for a
+login, as with `simple_auth_manager_all_admins`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDE, NARROW, HEIGHT, HIGHEST = 1000, 400, 900, 1500
-SECONDS = 120
+WIDE, NARROW, HEIGHT, MAX_HEIGHT = 1000, 400, 900, 1500
+TIMEOUT_SECONDS = 120
 
 
 class Browser:
     """A headless Chromium.
 
-    :param url: Airflow's
-    :param folder: where the pictures go
+    :param url: Airflow's URL
+    :param folder: where to write the screenshots
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -32,12 +32,12 @@ class Browser:
         for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
             options.add_argument(flag)
         self.driver = webdriver.Chrome(options=options)
-        self.driver.set_page_load_timeout(SECONDS)
+        self.driver.set_page_load_timeout(TIMEOUT_SECONDS)
         self._url = url.rstrip("/")
         self._folder = folder
 
-    def look(self, width: int, scheme: str, height: int = HEIGHT) -> None:
-        """Set the window's size in pixels, and whether it is `light` or `dark`."""
+    def resize(self, width: int, scheme: str, height: int = HEIGHT) -> None:
+        """Set the window's size in pixels and the colour scheme, `light` or `dark`."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -48,58 +48,58 @@ class Browser:
         self.driver.get(f"{self._url}{path}")
 
     def find(self, xpath: str) -> WebElement:
-        """Return the first element that can be seen, once there is one."""
+        """Return the first visible element, waiting for it if necessary."""
 
-        def seen(driver: webdriver.Chrome) -> WebElement | None:
+        def visible(driver: webdriver.Chrome) -> WebElement | None:
             found = driver.find_elements(By.XPATH, xpath)
             return next((each for each in found if each.is_displayed()), None)
 
-        element: WebElement = WebDriverWait(self.driver, SECONDS).until(seen)
+        element: WebElement = WebDriverWait(self.driver, TIMEOUT_SECONDS).until(visible)
         return element
 
-    def keep(self, name: str) -> None:
-        """Write what is to be seen to a small file."""
+    def save(self, name: str) -> None:
+        """Write a small screenshot of the window."""
         path = self._folder / f"{name}.png"
         self.driver.save_screenshot(str(path))
         picture = Image.open(path).convert("RGB")
         smaller = picture.resize((picture.width * 7 // 10, picture.height * 7 // 10))
-        # This method keeps a colour that few pixels have, such as a bar's.
+        # This method preserves colours of few pixels, such as a bar's.
         smaller.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def page(browser: Browser) -> None:
-    """Show the TechFlow page."""
+    """Take screenshots of the TechFlow page."""
     for name, width, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("narrow", NARROW, "light")):
-        browser.look(width, scheme)
+        browser.resize(width, scheme)
         browser.open("/techflow-page/")
         browser.find("//h2[text()='Executions']")
         whole: int = browser.driver.execute_script("return document.documentElement.scrollHeight")
-        browser.look(width, scheme, min(whole, HIGHEST))
-        browser.keep(f"page-{name}")
+        browser.resize(width, scheme, min(whole, MAX_HEIGHT))
+        browser.save(f"page-{name}")
 
 
 def form(browser: Browser) -> None:
-    """Show the form of a connection of the type `techflow`."""
-    browser.look(WIDE, "light")
+    """Take a screenshot of the form of a connection of the type `techflow`."""
+    browser.resize(WIDE, "light")
     browser.open("/connections")
     browser.find("//button[contains(., 'Add Connection')]").click()
     browser.find("//input[@name='connection_id']").send_keys("techflow_default")
     browser.find("//input[@role='combobox']").send_keys("TechFlow")
     browser.find("//*[@role='option'][contains(., 'TechFlow')]").click()
     browser.find("//input[@name='password']").send_keys("YOUR_API_KEY")
-    browser.keep("connection-form")
+    browser.save("connection-form")
 
 
 def link(browser: Browser, task: str) -> None:
-    """Show the link of a task, whose page is given by its path."""
-    browser.look(WIDE, "light")
+    """Take a screenshot of a task's page with its link to TechFlow."""
+    browser.resize(WIDE, "light")
     browser.open(task)
     browser.find("//a[contains(., 'Open in TechFlow')]")
-    browser.keep("link")
+    browser.save("link")
 
 
 def main(url: str, folder: str, task: str | None = None) -> None:
-    """Make all of them."""
+    """Take all screenshots."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     browser = Browser(url, Path(folder))
     try:

@@ -7,15 +7,18 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from techflow_provider import __version__
 from techflow_provider.client import errors
 from techflow_provider.sandbox import Sandbox
+from techflow_provider.sandbox.faults import Kind
 from techflow_provider.sandbox.server import DEFAULT_PORT, build_parser, greeting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,6 +266,33 @@ def test_the_documented_connections_can_be_read(monkeypatch):
     assert len(found) == 2
 
 
+def test_the_documented_settings_are_those_of_the_provider():
+    from techflow_provider.get_provider_info import get_provider_info
+
+    options = get_provider_info()["config"]["techflow"]["options"]
+    table = (ROOT / "docs" / "connection.md").read_text().partition("## Settings")[2]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(options)
+    defaults = dict(re.findall(r"^\| `(\w+)` .*\| (\d+) \|$", table, re.MULTILINE))
+    assert defaults == {name: option["default"] for name, option in options.items() if option["default"]}
+
+
+def test_the_documented_fields_are_those_of_the_form():
+    from techflow_provider.hooks.form import EXTRA_FIELDS
+
+    table = (ROOT / "docs" / "connection.md").read_text().partition("| extra |")[2].partition("\n\n")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == set(EXTRA_FIELDS)
+
+
+def test_the_documented_sandbox_has_its_names_and_faults():
+    text = (ROOT / "docs" / "testing.md").read_text()
+    names = [name for row in re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)", row)]
+    assert len(names) > 6
+    assert all(hasattr(Sandbox(), name) for name in names)
+    kinds = text.partition("The kinds of `Fault` are ")[2].partition(". ")[0]
+    assert re.findall(r"`(\w+)`", kinds) == list(get_args(Kind))
+
+
 def test_every_operator_of_the_package_is_in_the_readme():
     source = ast.parse((ROOT / "techflow_provider" / "operators" / "techflow.py").read_text())
     names = {node.name for node in source.body if isinstance(node, ast.ClassDef)} - {"TechFlowOperator"}
@@ -282,6 +312,16 @@ def test_every_make_target_has_a_description_and_is_in_the_help():
     assert all(TARGETS.values())
     shown = subprocess.run(["make", "--silent"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in shown.splitlines()] == phony
+
+
+def test_make_clean_removes_everything_that_git_ignores(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "tests" / "__pycache__").mkdir(parents=True)
+    for name in (ROOT / ".gitignore").read_text().split():
+        if ".venv" not in name:
+            (tmp_path / name.strip("/").replace("*", "package")).mkdir()
+    subprocess.run(["make", "--silent", "clean"], cwd=tmp_path, check=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["Makefile", "tests"]
 
 
 def test_ci_runs_make_targets_on_every_airflow_of_the_matrix():
