@@ -1,8 +1,8 @@
 """Take the screenshots of the documentation: screenshots.py AIRFLOW_URL FOLDER [TASK].
 
-It needs selenium, pillow, Chromium and a running Airflow 3. It opens the TechFlow page (light, dark and narrow), the form
-of a connection, and the page of a task, given as a path such as `/dags/…/tasks/…/details`. Airflow must not ask for a
-login, as with `simple_auth_manager_all_admins`.
+It needs selenium, pillow, Chromium and a running Airflow 3. It opens the TechFlow page (light, dark and narrow), the
+form of a connection, and the page of a task, given as a path such as `/dags/…/tasks/…/details`. Airflow must not ask
+for a login, as with `simple_auth_manager_all_admins`.
 """
 
 from __future__ import annotations
