@@ -44,7 +44,7 @@ class App:
         except ApiError as error:
             return error.response()
         except KeyError as error:
-            return ApiError(404, f"there is no workflow {error.args[0]!r}").response()
+            return ApiError(404, f"workflow {error.args[0]!r} doesn't exist").response()
         return self._with_etag(request, response) if self._settings.etags and request.method == "GET" else response
 
     def _route(self, request: Request) -> Response:  # noqa: PLR0911  # one return per call
@@ -64,12 +64,11 @@ class App:
                 return self._execute(request, workflow_id)
             case "GET", ("executions",):
                 return self._history(request)
-        raise ApiError(404, f"there is no call {request.method} {request.path}")
+        raise ApiError(404, f"the API has no call {request.method} {request.path}")
 
     def _list_workflows(self) -> Response:
-        return json_response(
-            {"workflows": [{name: each[name] for name in LISTED_FIELDS} for each in self._state.workflows()]}
-        )
+        listed: list[Json] = [{name: each[name] for name in LISTED_FIELDS} for each in self._state.workflows()]
+        return json_response({"workflows": listed})
 
     def _replace_workflow(self, request: Request, workflow_id: str) -> Response:
         self._state.workflow(workflow_id)
@@ -129,7 +128,7 @@ class App:
         if cursor is not None:
             start = next((index for index, each in enumerate(executions, 1) if each.id == cursor), -1)
         if start < 0:
-            raise ApiError(400, f"after: there is no execution {cursor!r}")
+            raise ApiError(400, f"after: execution {cursor!r} doesn't exist")
         page = executions[start : start + size]
         return page, page[-1].id if len(executions) > start + size else None
 

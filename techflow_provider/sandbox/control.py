@@ -39,10 +39,8 @@ def document() -> Object:
 
     The server's URL is relative, so it is right for every address under which a client reaches the sandbox.
     """
-    parts: Object = json.loads(resources.files(__package__).joinpath(DOCUMENT).read_text("utf-8"))
-    info = parts["info"]
-    assert isinstance(info, dict)  # noqa: S101  # it is in the file
-    return {**parts, "info": {**info, "version": __version__}, "servers": [{"url": PREFIX}]}
+    parts = json.loads(resources.files(__package__).joinpath(DOCUMENT).read_text("utf-8"))
+    return {**parts, "info": {**parts["info"], "version": __version__}, "servers": [{"url": PREFIX}]}
 
 
 def respond(sandbox: Sandbox, request: Request) -> Response | None:
@@ -127,7 +125,7 @@ def _finish(sandbox: Sandbox, execution_id: str, fields: Object) -> Json:
     try:
         return {"execution": _plain(sandbox.finish(execution_id, outcome=plan.outcome, error=plan.error))}
     except KeyError as error:
-        raise ApiError(404, f"there is no execution {execution_id!r}") from error
+        raise ApiError(404, f"execution {execution_id!r} doesn't exist") from error
 
 
 def _plain(value: Any) -> Object:

@@ -170,7 +170,7 @@ class Sandbox(Settings):
     def start(self, workflow_id: str, payload: Object | None = None) -> Execution:
         """Start an execution without a request, as another user of the same account would.
 
-        :raises KeyError: there is no such workflow
+        :raises KeyError: no workflow has this id
         """
         with self._lock:
             return self._state.start(workflow_id, payload)
@@ -194,7 +194,7 @@ class Sandbox(Settings):
     def finish(self, execution_id: str, *, outcome: Outcome | None = None, error: str | None = None) -> Execution:
         """Finish a running execution now.
 
-        :raises KeyError: there is no such execution
+        :raises KeyError: no execution has this id
         :raises SettingError: it has already finished, or the outcome is unknown
         """
         with self._lock:
@@ -227,7 +227,7 @@ class Sandbox(Settings):
         return SandboxTransport(self.handle, self.clock)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> AbstractContextManager[str]:
-        """Serve over a socket while the context is open; it returns the base URL and sets `base_url`.
+        """Serve over a socket while the context is open; it yields the base URL, which is also in `base_url`.
 
         :param port: 0 selects a free one
         :raises OSError: the port is in use

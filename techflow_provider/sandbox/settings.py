@@ -225,7 +225,7 @@ def from_json(kind: type[T], name: str, value: Mapping[str, object]) -> T:
     :param name: what the object describes
     :raises SettingError: it has an unknown field, or a value is invalid
     """
-    known = [each.name for each in fields(kind) if each.init]  # type: ignore[arg-type]  # the kinds are dataclasses
+    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]  # the kinds are dataclasses
     for each in value:
         check_choice(name, each, known)
     return kind(**value)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
+from http.client import responses as reasons
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
@@ -190,8 +191,8 @@ class _Connection(BaseHTTPRequestHandler):
             del fields["content-length"]
         if self.close_connection:
             fields["connection"] = "close"
-        lines = [f"HTTP/1.1 {response.status} {_phrase(response.status)}", *(f"{k}: {v}" for k, v in fields.items())]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+        status_line = f"HTTP/1.1 {response.status} {reasons.get(response.status, 'Unknown')}"
+        return "\r\n".join([status_line, *(f"{k}: {v}" for k, v in fields.items()), "", ""]).encode("latin-1")
 
     def _break(self, broken: str) -> None:
         self.close_connection = True
@@ -221,13 +222,6 @@ def _length(text: str, base: int) -> int:
     return length
 
 
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
-
-
 def is_local(host: str) -> bool:
     """Whether an address is a loopback address."""
     address = ipaddress.ip_address(host.partition("%")[0])
@@ -237,7 +231,7 @@ def is_local(host: str) -> bool:
 
 @contextmanager
 def serve(sandbox: Sandbox, host: str, port: int) -> Iterator[str]:
-    """Serve a sandbox and send its webhooks while the context is open; it returns the base URL.
+    """Serve a sandbox and send its webhooks while the context is open; it yields the base URL.
 
     :raises OSError: the port is in use
     """

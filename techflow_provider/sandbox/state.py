@@ -9,7 +9,7 @@ import copy
 import heapq
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import get_args
 
@@ -59,11 +59,7 @@ class Plan:
 
     def with_defaults(self, general: Plan) -> Plan:
         """Return this plan, with missing fields taken from a more general one."""
-        return Plan(
-            general.seconds if self.seconds is None else self.seconds,
-            general.outcome if self.outcome is None else self.outcome,
-            general.error if self.error is None else self.error,
-        )
+        return replace(self, **{name: value for name, value in asdict(general).items() if getattr(self, name) is None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +138,7 @@ class State:
     def workflow(self, workflow_id: str) -> Object:
         """Return a copy of a workflow.
 
-        :raises KeyError: there is no workflow with this id
+        :raises KeyError: no workflow has this id
         """
         return copy.deepcopy(self._workflows[workflow_id])
 
@@ -156,7 +152,7 @@ class State:
     def replace_workflow(self, workflow_id: str, fields: Mapping[str, Json]) -> Object:
         """Replace all fields of a workflow.
 
-        :raises KeyError: there is no workflow with this id
+        :raises KeyError: no workflow has this id
         """
         self.workflow(workflow_id)
         return self._store(workflow_id, fields, "workflow.updated")
@@ -169,7 +165,7 @@ class State:
     def delete_workflow(self, workflow_id: str) -> None:
         """Delete a workflow; its executions stay in the history and keep running.
 
-        :raises KeyError: there is no workflow with this id
+        :raises KeyError: no workflow has this id
         """
         del self._workflows[workflow_id]
         self._add_event("workflow.deleted", workflow_id)
@@ -182,7 +178,7 @@ class State:
         """Start an execution.
 
         :param plan: how it behaves; missing fields come from the workflow's plan
-        :raises KeyError: there is no workflow with this id
+        :raises KeyError: no workflow has this id
         """
         self.workflow(workflow_id)
         self._update()
@@ -199,7 +195,7 @@ class State:
     def execution(self, execution_id: str) -> Execution:
         """Return an execution as it is now.
 
-        :raises KeyError: there is no execution with this id
+        :raises KeyError: no execution has this id
         """
         self._update()
         return self._runs[execution_id].execution
@@ -213,7 +209,7 @@ class State:
         """Finish a running execution now.
 
         :param outcome: its final status; None uses its plan
-        :raises KeyError: there is no execution with this id
+        :raises KeyError: no execution has this id
         :raises SettingError: it has already finished, or the outcome is unknown
         """
         plan = Plan(outcome=outcome, error=error)
