@@ -1,6 +1,6 @@
-"""What differs between Airflow versions; nothing else in the package asks for a version.
+"""The differences between Airflow versions; no other module of the package depends on a version.
 
-Most differences are hidden by `airflow.providers.common.compat`, which the other modules import from directly.
+`airflow.providers.common.compat` hides most differences; the other modules import from it directly.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def has_api_server() -> bool:
-    """Whether Airflow serves its UI by FastAPI and schedules by assets, as it does since version 3."""
+    """Whether Airflow has an API server and assets, as it does since version 3."""
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
     return AIRFLOW_V_3_0_PLUS
 
 
 def event_trigger_base() -> type[Any]:
-    """Return the base class of triggers that schedule DAGs, or before Airflow 3, which has none, of all triggers."""
+    """Return the base class of event triggers, or of all triggers before Airflow 3, which has no event triggers."""
     from airflow.triggers import base
 
     found: type[Any] = getattr(base, "BaseEventTrigger", base.BaseTrigger)
@@ -28,11 +28,11 @@ def event_trigger_base() -> type[Any]:
 
 
 def first_reschedule_date(context: Context) -> datetime | None:
-    """Return when a rescheduled sensor looked first in this try, or None at its first look."""
+    """Return the time of a rescheduled sensor's first poke in this attempt, or None before its second poke."""
     ti: Any = context["ti"]
     if hasattr(ti, "get_first_reschedule_date"):
         found: datetime | str | None = ti.get_first_reschedule_date(context)
-        # Airflow 3.0 hands it over as text.
+        # Airflow 3.0 returns text.
         return datetime.fromisoformat(found) if isinstance(found, str) else found
     return _first_reschedule_date_2(ti)
 
@@ -47,12 +47,12 @@ def _first_reschedule_date_2(ti: Any) -> datetime | None:
 
 
 def task_state_store(context: Context) -> Any | None:
-    """Return where Airflow 3.3 and later keep a task's own state, or None before."""
+    """Return the store of a task's state in Airflow 3.3 and later, or None before."""
     return context.get("task_state_store")
 
 
 def state_errors() -> tuple[type[Exception], ...]:
-    """Return what Airflow 3.3 and later raise when a task's own state can't be used."""
+    """Return the errors of the store of a task's state in Airflow 3.3 and later."""
     from airflow.sdk.exceptions import AirflowRuntimeError
 
     return (AirflowRuntimeError, OSError)

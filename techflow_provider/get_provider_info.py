@@ -1,4 +1,4 @@
-"""What Airflow reads about this package before it imports anything else of it."""
+"""The provider's metadata, which Airflow reads before it imports any other module of the package."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _modules(layer: str, *names: str) -> list[dict[str, Any]]:
 
 
 POLL_INTERVAL = {
-    "description": "Seconds between two looks at the execution history while something waits. One look serves every "
-    "wait of a triggerer, so this is also the number of requests that waiting costs.",
+    "description": "Seconds between two polls of the execution history while tasks wait. One poll serves all waits of "
+    "a triggerer, so the number of requests doesn't depend on the number of waits.",
     "version_added": "0.1.0",
     "type": "float",
     "example": "10",
@@ -59,8 +59,8 @@ POLL_INTERVAL = {
 }
 
 HISTORY_LAG = {
-    "description": "Seconds for which the execution history may lack an execution that was started. After a lost "
-    "answer a start is sent again only when the history has not shown it for so long.",
+    "description": "Seconds after which a started execution certainly appears in the execution history. After a lost "
+    "response, a start is retried only if the history has not shown the execution for this long.",
     "version_added": "0.1.0",
     "type": "float",
     "example": "300",
@@ -68,9 +68,9 @@ HISTORY_LAG = {
 }
 
 STATE_URL = {
-    "description": "Where processes share the rate budget of an API key, and what they started with it: an absolute "
-    "path on one host, or redis://, rediss:// or unix:// where tasks run on several. Empty is the file "
-    "techflow/state.db in AIRFLOW_HOME.",
+    "description": "Where processes share the rate budget of an API key and the records of started executions: an "
+    "absolute path if all tasks run on one host, or redis://, rediss:// or unix:// if they run on several. By default, "
+    "the file techflow/state.db in AIRFLOW_HOME.",
     "version_added": "0.1.0",
     "type": "string",
     "sensitive": True,

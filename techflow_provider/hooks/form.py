@@ -1,66 +1,67 @@
-"""The connection's form, written once: as data for Airflow 3.2 and later, as widgets for the versions before.
+"""The connection's form, defined once: as data for Airflow 3.2 and later, as widgets for earlier versions.
 
-It imports nothing but the standard library, since the provider's metadata is read by every Airflow process.
+It imports only the standard library, since every Airflow process reads the provider's metadata.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from techflow_provider.hooks.dashboard import DEFAULT_DASHBOARD_URL
+DEFAULT_DASHBOARD_URL = "https://dashboard.techflow.com/executions/{execution_id}"
+
+
+def _text(label: str, description: str, **schema: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["string", "null"], **schema}}
+
+
+def _number(label: str, description: str, minimum: float, maximum: int, default: int) -> dict[str, Any]:
+    kind = "integer" if isinstance(minimum, int) else "number"
+    schema = {"type": [kind, "null"], "minimum": minimum, "maximum": maximum, "default": default}
+    return {"label": label, "description": description, "schema": schema}
+
 
 # JSON schemas of the fields in the connection's extra.
 EXTRA_FIELDS: dict[str, dict[str, Any]] = {
-    "requests_per_minute": {
-        "label": "Requests per minute",
-        "description": "TechFlow's limit for this API key. Lower it where other applications use the same key.",
-        "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 100000, "default": 100},
-    },
-    "burst": {
-        "label": "Burst",
-        "description": "Requests that may leave at once after a pause; they count against the limit.",
-        "schema": {"type": ["integer", "null"], "minimum": 1, "maximum": 10000, "default": 6},
-    },
-    "timeout": {
-        "label": "Time-out in seconds",
-        "description": "How long to wait for TechFlow to connect and to answer.",
-        "schema": {"type": ["number", "null"], "minimum": 0.1, "maximum": 3600, "default": 30},
-    },
-    "verify": {
-        "label": "Verify TLS certificates",
-        "description": "true, false, or the path of a file with the certificates to trust.",
-        "schema": {"type": ["string", "null"], "default": "true"},
-    },
-    "proxy": {
-        "label": "Proxy",
-        "description": "URL of an HTTP proxy; empty takes the environment's. It may hold a password, so it is masked.",
-        "schema": {"type": ["string", "null"], "format": "password"},
-    },
-    "completed_statuses": {
-        "label": "Further words for completed",
-        "description": "Status words, with commas between them, that mean that an execution completed, beside the "
-        "usual ones.",
-        "schema": {"type": ["string", "null"]},
-    },
-    "failed_statuses": {
-        "label": "Further words for failed",
-        "description": "Status words, with commas between them, that mean that an execution failed, beside the "
-        "usual ones.",
-        "schema": {"type": ["string", "null"]},
-    },
-    "dashboard_url": {
-        "label": "Dashboard URL",
-        "description": "The page of an execution in TechFlow's dashboard; {execution_id} and {workflow_id} stand for "
-        "the ids.",
-        "schema": {"type": ["string", "null"], "default": DEFAULT_DASHBOARD_URL},
-    },
-    "webhook_secret": {
-        "label": "Webhook secret",
-        "description": "16 characters or more, or whsec_ and a key; empty receives no webhooks.",
-        "schema": {"type": ["string", "null"], "format": "password"},
-    },
+    "requests_per_minute": _number(
+        "Requests per minute",
+        "TechFlow's limit for this API key. Use a lower value if other applications use the same key.",
+        *(1, 100_000, 100),
+    ),
+    "burst": _number(
+        "Burst",
+        "Requests that may be sent at once after an idle period. They count towards the limit.",
+        *(1, 10_000, 6),
+    ),
+    "timeout": _number(
+        "Time-out in seconds", "How long to wait for a connection to TechFlow, and for a response.", *(0.1, 3600, 30)
+    ),
+    "verify": _text(
+        "Verify TLS certificates", "true, false, or the path of a file with the certificates to trust.", default="true"
+    ),
+    "proxy": _text(
+        "Proxy",
+        "URL of an HTTP proxy. By default, the environment's. The field is masked, since it may contain a password.",
+        format="password",
+    ),
+    "completed_statuses": _text(
+        "Additional words for completed",
+        "Status words, separated by commas, that mean that an execution completed, in addition to the usual ones.",
+    ),
+    "failed_statuses": _text(
+        "Additional words for failed",
+        "Status words, separated by commas, that mean that an execution failed, in addition to the usual ones.",
+    ),
+    "dashboard_url": _text(
+        "Dashboard URL",
+        "An execution's page in TechFlow's dashboard, with {execution_id} and {workflow_id} as placeholders.",
+        default=DEFAULT_DASHBOARD_URL,
+    ),
+    "webhook_secret": _text(
+        "Webhook secret",
+        "At least 16 characters, or whsec_ and a key in base64. Without a secret, no webhooks are received.",
+        format="password",
+    ),
 }
-
 FORM_BEHAVIOUR: dict[str, Any] = {
     "hidden-fields": ["schema", "login", "port", "extra"],
     "relabeling": {"password": "API key", "host": "Base URL"},
@@ -69,7 +70,7 @@ FORM_BEHAVIOUR: dict[str, Any] = {
 
 
 def form_widgets() -> dict[str, Any]:
-    """Return the fields as WTForms fields; Airflow before 3.2 has the package, and calls this where it draws forms."""
+    """Return the fields as WTForms fields; only Airflow before 3.2 calls this, and has that package."""
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
     from wtforms import StringField
 

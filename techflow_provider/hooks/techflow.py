@@ -1,4 +1,4 @@
-"""From an Airflow connection to a client: authentication, base URL and rate budget come with it."""
+"""The hook: from an Airflow connection to a client with its authentication, base URL and rate budget."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
 from techflow_provider.hooks.requests import RunOptions, raw_call
 
-# A connection's test answers a person who waits for it.
+# A person waits for the result of a connection's test.
 TEST_SECONDS = 15.0
-# And is told at once what the first answer was.
-ASK_ONCE = RetryPolicy(max_attempts=1)
 
 
 class TechFlowHook(BaseHook):
-    """Talk to TechFlow with the key, the base URL and the rate budget of an Airflow connection.
+    """Call TechFlow with the key, the base URL and the rate budget of an Airflow connection.
 
-    Every method raises `TechFlowError` in one of its kinds; none of them shows the API key.
+    Every method raises a `TechFlowError`; none of them shows the API key. ::
+
+        execution = TechFlowHook().trigger_workflow("wf_123", {"day": "2026-01-01"})
 
     :param techflow_conn_id: connection of the type `techflow`: the password is the API key (Authentication), the host
         the base URL (Base URL)
@@ -59,23 +59,23 @@ class TechFlowHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the fields beside the standard ones, for Airflow before 3.2."""
+        """Return the form's additional fields, for Airflow before 3.2."""
         return form_widgets()
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the names and examples of the standard fields, for Airflow before 3.2."""
-        # Spelled otherwise than in the provider's metadata, or Airflow drops all of it.
+        """Return the labels and placeholders of the standard fields, for Airflow before 3.2."""
+        # The provider's metadata spells the keys with hyphens; here, Airflow accepts only underscores.
         return {name.replace("-", "_"): value for name, value in FORM_BEHAVIOUR.items()}
 
     @cached_property
     def connection(self) -> TechFlowConnection:
-        """The connection's content, looked up once."""
+        """The connection's content, read once."""
         connection = self.get_connection(self.techflow_conn_id)
         return TechFlowConnection.read(connection, connection.extra_dejson)
 
     async def aget_techflow_connection(self) -> TechFlowConnection:
-        """Look the connection up without blocking the event loop."""
+        """Read the connection without blocking the event loop."""
         connection = await get_async_connection(self.techflow_conn_id, hook=self)
         return TechFlowConnection.read(connection, await get_async_extra_dejson(connection))
 
@@ -88,7 +88,7 @@ class TechFlowHook(BaseHook):
         return Client(settings=self.connection.settings, budget=self._budget)
 
     def get_conn(self) -> Client:
-        """Return the client, made once per hook."""
+        """Return the client, created once per hook."""
         return self._client
 
     async def aget_conn(self) -> AsyncClient:
@@ -97,7 +97,7 @@ class TechFlowHook(BaseHook):
         return AsyncClient(settings=connection.settings, budget=open_budget(connection))
 
     def list_workflows(self, status: str | None = None, name: str | None = None) -> list[Workflow]:
-        """Return all workflows, or those with a status or a name when given (List Workflows)."""
+        """Return all workflows, or those with a given status or name (List Workflows)."""
         return [
             each
             for each in self.get_conn().workflows.list()
@@ -115,10 +115,10 @@ class TechFlowHook(BaseHook):
         triggers: Sequence[Trigger] = (),
         known: Collection[str] | None = None,
     ) -> Workflow:
-        """Create a workflow (Create Workflow); each call creates one more. When the answer is lost, the list is read.
+        """Create a workflow (Create Workflow); each call creates another. If the response is lost, the list is read.
 
-        :param known: the ids of the workflows that had the name before; without them it can not be told which one is
-            new when the answer is lost
+        :param known: the ids of the workflows that already had the name; without them, a new workflow cannot be
+            identified after a lost response
         """
         return self.get_conn().workflows.create(name, description, triggers, known)
 
@@ -129,7 +129,7 @@ class TechFlowHook(BaseHook):
         description: str | None = None,
         triggers: Sequence[Trigger] | None = None,
     ) -> Workflow:
-        """Read a workflow, change the fields that are given, and write it whole (Get Workflow, Update Workflow)."""
+        """Read a workflow, change the given fields, and write all of it (Get Workflow, Update Workflow)."""
         return self.get_conn().workflows.update(workflow_id, name, description, triggers)
 
     def delete_workflow(self, workflow_id: str) -> None:
@@ -139,19 +139,20 @@ class TechFlowHook(BaseHook):
     def trigger_workflow(
         self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
     ) -> Execution:
-        """Start an execution (Trigger Execution); each call starts one more.
+        """Start an execution (Trigger Execution); each call starts another.
 
-        :param within_seconds: how long to wait for a slot in the rate budget; without one nothing was started, and
-            `BudgetTimeoutError` or `RateLimitError` is raised
+        :param within_seconds: how long to wait for a slot in the rate budget
+        :raises BudgetTimeoutError: no slot was free in time; nothing was started
+        :raises RateLimitError: TechFlow responded with 429, and the time was too short to retry; nothing was started
         """
         return self.get_conn().workflows.execute(workflow_id, payload, within_seconds)
 
     def is_admitted(self, within_seconds: float) -> bool:
-        """Whether a task may go for a slot in the rate budget now, in the order and at the rate in which tasks ask."""
+        """Whether a task may reserve a slot in the rate budget now; tasks are admitted at the budget's rate."""
         return self._budget.admit(within_seconds).granted
 
     def list_executions(self, workflow_id: str | None = None, status: str | None = None) -> list[Execution]:
-        """Return the execution history, of one workflow or with one status when given (List Executions)."""
+        """Return the execution history, or the part with a given workflow or status (List Executions)."""
         return self.get_conn().executions.list(workflow_id, status)
 
     def get_execution(self, execution_id: str) -> Execution:
@@ -161,9 +162,9 @@ class TechFlowHook(BaseHook):
     def wait_for_execution(
         self, execution_id: str, poll_interval: float = 5.0, timeout: float | None = None
     ) -> Execution:
-        """Wait until an execution has ended, and return it whichever way it ended (List Executions).
+        """Wait until an execution has completed or failed, and return it (List Executions).
 
-        :param poll_interval: seconds between two looks
+        :param poll_interval: seconds between two polls
         :param timeout: seconds to wait at most; None waits for ever
         """
         return self.get_conn().executions.wait(ExecutionSelector(execution_id), poll_interval, timeout)
@@ -172,18 +173,19 @@ class TechFlowHook(BaseHook):
         self,
         execution_id: str,
         poll_interval: float = 5.0,
-        timeout: float | None = None,  # noqa: ASYNC109  # of the wait, whose error says more than a cancellation
+        timeout: float | None = None,  # noqa: ASYNC109  # its error says more than a cancellation
     ) -> Execution:
-        """Wait in the event loop until an execution has ended, as `wait_for_execution` does (List Executions)."""
+        """Wait in the event loop until an execution has completed or failed (List Executions)."""
         async with await self.aget_conn() as client:
             return await client.executions.wait(ExecutionSelector(execution_id), poll_interval, timeout)
 
-    def poll_history(self, within_seconds: float, interest: HistoryFilter | None = None) -> History:
-        """Read the execution history as a wait does: after the commands, and within some seconds (List Executions).
+    def poll_history(self, within_seconds: float, history_filter: HistoryFilter | None = None) -> History:
+        """Read the execution history with the priority of polls, after the commands (List Executions).
 
-        :param interest: what is wanted of it, everything without it
+        :param within_seconds: how long to wait for a slot in the rate budget
+        :param history_filter: which executions to return; None returns all
         """
-        return self.get_conn().executions.poll(within_seconds, interest)
+        return self.get_conn().executions.poll(within_seconds, history_filter)
 
     def run(
         self,
@@ -196,14 +198,13 @@ class TechFlowHook(BaseHook):
         """Send any request below the base URL, as `HttpHook.run` does, with the connection's key and budget.
 
         :param endpoint: path below the base URL
-        :param data: for GET the query, else the body: a dict is sent as a form
-        :param headers: further headers
-        :param extra_options: `timeout` in seconds, `verify` as in the connection, `check_response=False` to get an
-            answer that is no 2xx in place of an error; what the connection decides, and what would send the key
-            elsewhere, is refused
+        :param data: the query of a GET, otherwise the body: a dict is sent as a form
+        :param headers: additional headers
+        :param extra_options: `timeout` in seconds, `verify` as in the connection, `check_response=False` to return a
+            response other than 2xx instead of raising an error
         :param json: a body to send as JSON
-        :raises TechFlowError: every answer but a 2xx, and every way in which none came; `InvalidParameterError` for an
-            option that can't be honoured
+        :raises InvalidParameterError: an option isn't supported
+        :raises TechFlowError: the response isn't a 2xx, or there is none
         """
         options = RunOptions.read(extra_options or {})
         call = raw_call(self.method, endpoint or "/", data, headers, json, any_status=not options.check_response)
@@ -214,15 +215,15 @@ class TechFlowHook(BaseHook):
             return client.send(call)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Read the list of workflows once, and say in words what came of it, and what to do."""
+        """List the workflows once, and return a human-readable result with a remedy."""
         try:
             settings = replace(self.connection.settings, deadline_seconds=TEST_SECONDS)
         except ConnectionFieldError as error:
-            # Airflow tests a connection under an id of its own, which says nothing to who reads this.
+            # Airflow tests a connection under a temporary id, which would confuse the user.
             return False, str(diagnose(InvalidParameterError(error.field, error.received, error.expected)))
         try:
-            with Client(settings=settings, budget=self._budget, retry=ASK_ONCE) as client:
+            with Client(settings=settings, budget=self._budget, retry=RetryPolicy(max_attempts=1)) as client:
                 count = len(client.workflows.list())
         except TechFlowError as error:
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
-        return True, f"TechFlow answered at {settings.base_url}: the API key sees {counted(count, 'workflow')}"
+        return True, f"Connected to {settings.base_url}: the API key can access {counted(count, 'workflow')}"

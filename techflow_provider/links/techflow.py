@@ -43,15 +43,12 @@ def keep_link(hook: TechFlowHook, execution_id: str, workflow_id: str | None = N
 
     A link is no reason for a task to fail: outside of a task, or without a connection, nothing is written.
     """
-    from techflow_provider.hooks.dashboard import dashboard_link
-
     try:
         ti = get_current_context()["ti"]
-        template = hook.connection.dashboard_url
+        url = hook.connection.execution_url(execution_id, workflow_id)
     except (AirflowException, RuntimeError, TechFlowError) as error:
         log.debug("No link to execution %s: %s", execution_id, error)
         return
-    link = dashboard_link(template, execution_id=execution_id, workflow_id=workflow_id)
     known = {"id": execution_id, "workflow_id": workflow_id, "status": status, "conn_id": hook.techflow_conn_id}
-    ti.xcom_push(key=LINK_KEY, value=link or "")
-    ti.xcom_push(key=EXECUTION_KEY, value={**known, "url": link})
+    ti.xcom_push(key=LINK_KEY, value=url or "")
+    ti.xcom_push(key=EXECUTION_KEY, value={**known, "url": url})

@@ -1,12 +1,13 @@
-"""Any other call to TechFlow, with the HTTP provider's operator and this package's connection, budget and errors.
+"""The operator for any other call to TechFlow: the HTTP provider's, with this package's connection, budget and errors.
 
-It needs `airflow-provider-techflow[http]`, and is the one operator module that loads requests and aiohttp.
+It needs `airflow-provider-techflow[http]`; no other module of the package loads requests and aiohttp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import httpx
@@ -18,96 +19,58 @@ from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.parsing import quote
 from techflow_provider.hooks.techflow import TechFlowHook
 
-# What HttpOperator takes and this one does not, and why.
-REFUSED = {
-    "http_conn_id": "techflow_conn_id in its place",
-    "auth_type": "nothing: the connection's API key is sent",
-    "retry_args": "nothing: a call is repeated where that is safe; a task's own retries do the rest",
-    "request_kwargs": "data, with headers={'Content-Type': 'application/json'} for JSON",
-    "tcp_keep_alive": "nothing: connections are httpx's",
-    "tcp_keep_alive_idle": "nothing: connections are httpx's",
-    "tcp_keep_alive_count": "nothing: connections are httpx's",
-    "tcp_keep_alive_interval": "nothing: connections are httpx's",
-    "warn_on_non_idempotent": "nothing: no request is sent in the triggerer, where it could be sent twice",
-}
-NOT_DEFERRABLE = "False: in the triggerer a request could be sent twice, and outside of the rate budget's order"
+SUPPORTED = (
+    *("endpoint", "method", "data", "headers", "response_check", "response_filter"),
+    *("pagination_function", "extra_options", "log_response"),
+)
 
 
 class TechFlowHttpOperator(HttpOperator):
     """Send any request below the base URL, such as one that the reference doesn't list.
 
-    It is the HTTP provider's `HttpOperator`, and its callables get `requests` responses as there.
+    It is the HTTP provider's `HttpOperator`, and its callables receive `requests` responses as they do there. ::
+
+        TechFlowHttpOperator(task_id="quota", method="GET", endpoint="quota", response_filter=lambda r: r.json())
 
     :param endpoint: path below the connection's base URL
-    :param method: GET, POST, PUT, PATCH or DELETE
-    :param data: for GET the query, else the body: a dict is sent as a form, text as it is
-    :param headers: further headers; the key's own can't be replaced
-    :param response_check: takes the response (the list of them with `pagination_function`) and, by name, what it wants
-        of the context; the task fails when it returns false
-    :param response_filter: takes the same; what it returns is the task's result, in place of the response's text
-    :param pagination_function: takes a response and returns `endpoint`, `data`, `headers` or `extra_options` of the
-        next request, or None when there is none
+    :param method: GET, POST (the default), PUT, PATCH or DELETE
+    :param data: the query of a GET, otherwise the body: a dict is sent as a form, text is sent unchanged
+    :param headers: additional headers; those with the key can't be replaced
+    :param response_check: receives the response (a list of responses with `pagination_function`) and, by name, parts of
+        the context; the task fails if it returns false
+    :param response_filter: receives the same; it returns the task's result, which by default is the response's text
+    :param pagination_function: receives a response and returns `endpoint`, `data`, `headers` or `extra_options` of the
+        next request, or None after the last one
     :param extra_options: `timeout`, `verify` and `check_response` (see `TechFlowHook.run`)
     :param log_response: whether to log the response's text
     :param techflow_conn_id: connection of the type `techflow`
-    :param deferrable: must be False, which it is whatever `[operators] default_deferrable` says
-    :raises TechFlowError: every answer but a 2xx, and every way in which none came
-    :raises InvalidParameterError: a parameter of `HttpOperator` that can't be honoured is given
+    :param deferrable: must be False; `[operators] default_deferrable` has no effect
+    :raises TechFlowError: the response isn't a 2xx, or there is none
+    :raises InvalidParameterError: a parameter of `HttpOperator` isn't supported
     """
 
     conn_id_field = "techflow_conn_id"
     template_fields: Sequence[str] = ("endpoint", "data", "headers", "techflow_conn_id")
     ui_color = "#dcecf7"
 
-    def __init__(
-        self,
-        *,
-        endpoint: str | None = None,
-        method: str = "POST",
-        data: dict[str, Any] | str | None = None,
-        headers: dict[str, str] | None = None,
-        pagination_function: Callable[..., Any] | None = None,
-        response_check: Callable[..., bool] | None = None,
-        response_filter: Callable[..., Any] | None = None,
-        extra_options: dict[str, Any] | None = None,
-        log_response: bool = False,
-        techflow_conn_id: str = "techflow_default",
-        deferrable: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        # Told where the DAG is parsed, since none of these is templated.
-        _refuse(kwargs, deferrable)
-        super().__init__(
-            endpoint=endpoint,
-            method=method,
-            data=data,
-            headers=headers,
-            pagination_function=pagination_function,
-            response_check=response_check,
-            response_filter=response_filter,
-            extra_options=extra_options,
-            log_response=log_response,
-            deferrable=False,
-            **kwargs,
-        )
+    def __init__(self, *, techflow_conn_id: str = "techflow_default", deferrable: bool = False, **kwargs: Any) -> None:
+        # Raised when the DAG is parsed, since none of these is templated.
+        for name in signature(HttpOperator.__init__).parameters.keys() & kwargs.keys() - {*SUPPORTED}:
+            raise InvalidParameterError(name, quote(kwargs[name]), f"no such parameter, only {', '.join(SUPPORTED)}")
+        if deferrable:
+            expected = "False, since a triggerer could send the request twice"
+            raise InvalidParameterError("deferrable", "True", expected)
+        super().__init__(deferrable=False, **kwargs)
         self.techflow_conn_id = techflow_conn_id
 
     @cached_property
     def hook(self) -> Any:
-        """What sends: `TechFlowHook`, with answers as `HttpHook` gives them."""
+        """A `TechFlowHook` that returns responses as `HttpHook` does."""
         return _RequestsHook(TechFlowHook(self.techflow_conn_id, method=self.method))  # type: ignore[arg-type]  # checked by `raw_call`
 
 
-def _refuse(given: Mapping[str, Any], deferrable: bool) -> None:
-    for name, expected in REFUSED.items():
-        if name in given:
-            raise InvalidParameterError(name, quote(given[name]), expected)
-    if deferrable:
-        raise InvalidParameterError("deferrable", "True", NOT_DEFERRABLE)
-
-
 class _RequestsHook:
-    """`TechFlowHook.run` with answers of `requests`, which the callables of `HttpOperator` are written for."""
+    """`TechFlowHook.run` with responses of `requests`, which the callables of `HttpOperator` expect."""
 
     def __init__(self, hook: TechFlowHook) -> None:
         self._hook = hook
@@ -122,16 +85,16 @@ class _RequestsHook:
         return requests_response(self._hook.run(endpoint, data, headers, extra_options))
 
 
-def requests_response(answer: httpx.Response) -> Response:
-    """Return an answer as `requests` would have given it, without the key in its request."""
+def requests_response(source: httpx.Response) -> Response:
+    """Convert a response of httpx to one of `requests`; its request doesn't contain the key."""
     response = Response()
-    response.status_code = answer.status_code
-    response.reason = answer.reason_phrase
-    response.headers = CaseInsensitiveDict(answer.headers)
-    response.url = str(answer.url)
-    response.encoding = answer.charset_encoding or answer.encoding
-    response.elapsed = answer.elapsed
+    response.status_code = source.status_code
+    response.reason = source.reason_phrase
+    response.headers = CaseInsensitiveDict(source.headers)
+    response.url = str(source.url)
+    response.encoding = source.charset_encoding or source.encoding
+    response.elapsed = source.elapsed
     response.request = PreparedRequest()
-    response.request.prepare(method=answer.request.method, url=str(answer.url))
-    response._content = answer.content  # noqa: SLF001  # as the HTTP provider fills one
+    response.request.prepare(method=source.request.method, url=str(source.url))
+    response._content = source.content  # noqa: SLF001  # as the HTTP provider does
     return response

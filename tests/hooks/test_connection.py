@@ -1,4 +1,4 @@
-"""What is read of an Airflow connection, in every form in which one can be written."""
+"""An Airflow connection is read in every form in which it can be written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(extra: dict[str, Any] | None = None, **fields: Any) -> TechFlowConnecti
     return TechFlowConnection.read(SimpleNamespace(**{**known, **fields}), extra or {})
 
 
-def test_a_key_alone_is_enough() -> None:
+def test_an_api_key_is_sufficient() -> None:
     connection = read()
     assert connection.settings.api_key == KEY
     assert connection.settings.base_url == "https://api.techflow.com/v2"
@@ -38,12 +38,12 @@ def test_a_key_alone_is_enough() -> None:
         ({"host": "  "}, "https://api.techflow.com/v2"),
     ],
 )
-def test_the_host_is_a_whole_url_or_the_parts_of_a_uri(fields: dict[str, Any], base_url: str) -> None:
+def test_the_base_url_is_the_host_or_is_built_from_the_parts_of_a_uri(fields: dict[str, Any], base_url: str) -> None:
     assert read(**fields).settings.base_url == base_url
 
 
 @pytest.mark.filterwarnings("ignore")  # Airflow 2.11 warns about itself when a connection is made
-def test_a_uri_as_airflow_takes_it_apart_is_read() -> None:
+def test_a_uri_that_airflow_has_parsed_is_read() -> None:
     connection = Connection(  # type: ignore[call-arg]  # taken by a hand-written __init__
         conn_id="c", uri=f"techflow://:{KEY}@api.example.com:444/v2?requests_per_minute=40"
     )
@@ -53,7 +53,7 @@ def test_a_uri_as_airflow_takes_it_apart_is_read() -> None:
     assert content.requests_per_minute == 40
 
 
-def test_numbers_are_accepted_as_the_texts_that_forms_send() -> None:
+def test_numbers_may_be_strings_as_forms_send_them() -> None:
     connection = read({"requests_per_minute": "50", "burst": "", "timeout": "2.5", "verify": "False"})
     assert (connection.requests_per_minute, connection.burst) == (50, 6)
     assert connection.settings.timeout_seconds == 2.5
@@ -61,7 +61,7 @@ def test_numbers_are_accepted_as_the_texts_that_forms_send() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "extra", "said"),
+    ("fields", "extra", "message"),
     [
         ({"password": ""}, {}, "connection 'c', password (the API key): expected"),
         ({"host": "ftp://x"}, {}, "connection 'c', host (the base URL): expected"),
@@ -73,26 +73,26 @@ def test_numbers_are_accepted_as_the_texts_that_forms_send() -> None:
         ({}, {"verify": 3}, "extra verify: expected true, false or the path"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named(fields: dict[str, Any], extra: dict[str, Any], said: str) -> None:
+def test_the_error_names_an_invalid_field(fields: dict[str, Any], extra: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidParameterError) as caught:
         read(extra, **fields)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_the_field_is_told_apart_from_its_connection_also_in_another_process() -> None:
+def test_the_error_keeps_field_and_connection_when_it_is_pickled() -> None:
     with pytest.raises(ConnectionFieldError) as caught:
         read({"timeout": "soon"})
     there = pickle.loads(pickle.dumps(caught.value))
     assert (there.conn_id, there.field, str(there)) == ("c", "extra timeout", str(caught.value))
 
 
-def test_neither_the_key_nor_the_proxys_password_is_shown() -> None:
+def test_the_repr_shows_neither_the_key_nor_the_password_of_the_proxy() -> None:
     shown = repr(read({"proxy": "http://user:proxy-secret@proxy.example:3128"}))
     assert KEY not in shown
     assert "proxy-secret" not in shown
 
 
-def test_a_webhook_secret_is_read_and_not_shown() -> None:
+def test_a_webhook_secret_is_read_and_not_shown_in_the_repr() -> None:
     connection = read({"webhook_secret": "a-secret-of-some-length"})
     assert connection.webhook_secret is not None
     assert connection.webhook_secret.verify_token("a-secret-of-some-length")

@@ -1,4 +1,4 @@
-"""Where a user's TechFlow differs from what is assumed, the connection's extra corrects it."""
+"""The connection's extra corrects the assumptions where a user's TechFlow differs from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from techflow_provider.client import ExecutionState, InvalidParameterError
 from techflow_provider.client.models import Execution, StatusWords
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.hooks.dashboard import dashboard_link
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.triggers.outcomes import WaitOutcome
@@ -26,13 +25,13 @@ def read(**extra: Any) -> TechFlowConnection:
 
 
 @pytest.mark.parametrize("written", [["Done", "execution.ALL GOOD"], "Done, execution.ALL GOOD,", "done,all-good"])
-def test_further_words_come_as_a_list_or_as_text(written):
+def test_additional_words_are_a_list_or_comma_separated_text(written):
     words = read(completed_statuses=written).settings.status_words
     assert words.completed == {"done", "all_good"}
     assert words.state("Execution.done") is ExecutionState.COMPLETED
 
 
-def test_a_further_word_goes_before_the_usual_meaning():
+def test_an_additional_word_takes_precedence_over_the_usual_meaning():
     words = read(failed_statuses="complete", completed_statuses="cancelled").settings.status_words
     assert words.state("complete") is ExecutionState.FAILED
     assert words.state("cancelled") is ExecutionState.COMPLETED
@@ -40,7 +39,7 @@ def test_a_further_word_goes_before_the_usual_meaning():
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         ({"completed_statuses": 3}, "extra completed_statuses: expected status words as a list"),
         ({"failed_statuses": ["a", 1]}, "extra failed_statuses: expected status words as a list"),
@@ -57,22 +56,22 @@ def test_a_further_word_goes_before_the_usual_meaning():
         ({"dashboard_url": 5}, "extra dashboard_url: expected a URL such as"),
     ],
 )
-def test_a_correction_that_cannot_be_used_is_named(extra, said):
+def test_the_error_names_an_invalid_correction(extra, message):
     with pytest.raises(InvalidParameterError) as caught:
         read(**extra)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_the_link_holds_the_ids_as_parts_of_a_path():
-    template = read().dashboard_url
-    assert dashboard_link(template, execution_id="ex/1?") == "https://dashboard.techflow.com/executions/ex%2F1%3F"
-    own = read(dashboard_url="https://x.test/{workflow_id}/runs/{execution_id}").dashboard_url
-    assert dashboard_link(own, execution_id="ex_1", workflow_id="wf_1") == "https://x.test/wf_1/runs/ex_1"
-    assert dashboard_link(own, execution_id="ex_1") is None
+def test_the_url_of_an_execution_contains_percent_encoded_ids():
+    assert read().execution_url("ex/1?") == "https://dashboard.techflow.com/executions/ex%2F1%3F"
+    own = read(dashboard_url="https://x.test/{workflow_id}/runs/{execution_id}")
+    assert own.execution_url("ex_1", "wf_1") == "https://x.test/wf_1/runs/ex_1"
+    assert own.execution_url("ex_1") is None
+    assert read(dashboard_url="https://x.test/{execution_id}/{execution_id}").execution_url("1") == "https://x.test/1/1"
 
 
 @pytest.mark.parametrize("state", list(ExecutionState))
-def test_an_event_carries_what_its_status_means(state):
+def test_an_event_contains_the_meaning_of_its_status(state):
     words = StatusWords(frozenset({"done"}), frozenset({"broken"}))
     status = {"completed": "Done", "failed": "broken", "running": "queued"}[state]
     execution = Execution.read({"id": "ex_1", "status": status}, words)
@@ -80,7 +79,7 @@ def test_an_event_carries_what_its_status_means(state):
     assert WaitOutcome.from_event(event).ended.state is state
 
 
-def test_a_wait_ends_on_a_further_word(tmp_path: Path, monkeypatch):
+def test_a_wait_ends_on_an_additional_word(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     sandbox = Sandbox(api_keys=(KEY,), limit=10_000, execution_seconds=0.01, status_words={"completed": "all done"})
     workflow_id = sandbox.add_workflow("Nightly")

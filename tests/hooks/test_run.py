@@ -1,4 +1,4 @@
-"""`TechFlowHook.run` does what `HttpHook.run` does, or says that it doesn't."""
+"""`TechFlowHook.run` does what `HttpHook.run` does, or raises an error."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def sent(method: str, endpoint: str, data: Any = None, headers: Any = None, body
     return build_request(raw_call(method, endpoint, data, headers, body), Settings(KEY))
 
 
-def test_the_answer_is_returned_as_it_came(hook):
+def test_the_response_is_returned_unchanged(hook):
     response = hook.run("workflows")
     assert [each["id"] for each in response.json()["workflows"]] == ["wf_1"]
 
 
-def test_an_answer_that_is_no_2xx_is_an_error_unless_it_is_asked_for(hook):
+def test_a_response_other_than_2xx_is_an_error_unless_check_response_is_false(hook):
     with pytest.raises(NotFoundError):
         hook.run("workflows/wf_9")
     assert hook.run("workflows/wf_9", extra_options={"check_response": False}).status_code == 404
 
 
-def test_a_timeout_and_verify_of_ones_own_are_honoured(hook):
+def test_timeout_and_verify_can_be_changed(hook):
     options = {"timeout": 7, "verify": False, "stream": False, "allow_redirects": False, "cert": None}
     assert hook.run("workflows", extra_options=options).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"allow_redirects": True}, "no redirects: they could carry the key elsewhere"),
         ({"max_redirects": 3}, "no redirects"),
@@ -72,21 +72,21 @@ def test_a_timeout_and_verify_of_ones_own_are_honoured(hook):
         ({"colour": "red"}, "the key 'colour'"),
     ],
 )
-def test_an_option_that_cannot_be_honoured_is_refused(served, hook, options, said):
+def test_an_unsupported_option_is_rejected(served, hook, options, message):
     with pytest.raises(InvalidParameterError) as caught:
         hook.run("workflows", extra_options=options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert served.count() == 0
 
 
-def test_the_data_of_a_get_is_its_query():
+def test_the_data_of_a_get_is_sent_as_the_query():
     url = sent("get", "executions?a=1", {"b": [2, 3], "c": None, "d": "e f"}).url
     assert url.params.multi_items() == [("a", "1"), ("b", "2"), ("b", "3"), ("d", "e f")]
     assert sent("GET", "/executions", "a=1&a=2").url.params.multi_items() == [("a", "1"), ("a", "2")]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-def test_the_data_of_any_other_is_its_body(method):
+def test_the_data_of_other_methods_is_sent_as_the_body(method):
     request = sent(method, "/x", {"a": 1, "b": [2, 3]})
     assert request.content == b"a=1&b=2&b=3"
     assert request.headers["content-type"] == "application/x-www-form-urlencoded"
@@ -96,7 +96,7 @@ def test_the_data_of_any_other_is_its_body(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "data", "body", "said"),
+    ("method", "data", "body", "message"),
     [
         ("HEAD", None, None, "method: expected GET, POST"),
         ("GET", 5, None, "data: expected a dict or text"),
@@ -104,7 +104,7 @@ def test_the_data_of_any_other_is_its_body(method):
         ("POST", None, {"a": object()}, "json: expected a value that JSON can represent"),
     ],
 )
-def test_what_cannot_be_sent_is_refused(method, data, body, said):
+def test_data_that_cannot_be_sent_is_rejected(method, data, body, message):
     with pytest.raises(InvalidParameterError) as caught:
         sent(method, "/x", data, None, body)
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""The connection's test tells the kinds of trouble apart, in words, each found over a socket."""
+"""The connection's test distinguishes the causes of a failure; each is provoked over a socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "key-of-the-connection-tests"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a state of its own, and no proxy of this machine's."""
+    """Give each test its own state, and no proxy from the environment."""
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -31,14 +31,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tested(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Test a connection with a host and further fields."""
+    """Test a connection with a host and additional fields."""
 
     def test(host: str, password: str = KEY, **extra: Any) -> tuple[bool, str]:
         connection = {"conn_type": "techflow", "host": host, "password": password, "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
-        ok, words = TechFlowHook().test_connection()
-        assert password not in words
-        return ok, words
+        ok, message = TechFlowHook().test_connection()
+        assert password not in message
+        return ok, message
 
     return test
 
@@ -51,13 +51,13 @@ def served() -> Iterator[Sandbox]:
         yield sandbox
 
 
-class Gate(BaseHTTPRequestHandler):
-    """What stands in the way: it answers every request with one status."""
+class Gateway(BaseHTTPRequestHandler):
+    """A server between us and TechFlow that responds to every request with one status."""
 
     status = 407
 
     def do_GET(self) -> None:
-        """Refuse."""
+        """Respond."""
         self.send_response(self.status)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -69,9 +69,9 @@ class Gate(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def gate(context: ssl.SSLContext | None = None, status: int = 407) -> Iterator[int]:
-    """Serve a gate, by TLS when a context is given; the value is its port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Gate", (Gate,), {"status": status}))
+def gateway(context: ssl.SSLContext | None = None, status: int = 407) -> Iterator[int]:
+    """Serve a gateway, with TLS if a context is given, and return its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Gateway", (Gateway,), {"status": status}))
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -86,7 +86,7 @@ def gate(context: ssl.SSLContext | None = None, status: int = 407) -> Iterator[i
 
 @pytest.fixture(scope="module")
 def own_certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A certificate that nobody trusts."""
+    """An untrusted certificate."""
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
@@ -102,102 +102,102 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def test_it_says_how_many_workflows_the_key_sees(tested, served):
-    assert tested(served.base_url) == (True, f"TechFlow answered at {served.base_url}: the API key sees 0 workflows")
+def test_success_reports_the_number_of_workflows(tested, served):
+    assert tested(served.base_url) == (True, f"Connected to {served.base_url}: the API key can access 0 workflows")
 
 
-def test_a_wrong_key_is_told(tested, served):
-    ok, words = tested(served.base_url, password="another-key-4711")
+def test_a_wrong_key_is_diagnosed(tested, served):
+    ok, message = tested(served.base_url, password="another-key-4711")
     assert not ok
-    assert words.startswith("The trouble is the API key. GET /workflows returned 401")
-    assert "copy it anew" in words
-    assert "check the API key" not in words
+    assert message.startswith("The trouble is the API key. GET /workflows returned 401")
+    assert "copy it anew" in message
+    assert "check the API key" not in message
 
 
-def test_a_base_url_without_its_path_is_told(tested, served):
-    ok, words = tested(served.base_url.removesuffix("/v2") + "/v9")
+def test_a_wrong_path_is_diagnosed(tested, served):
+    ok, message = tested(served.base_url.removesuffix("/v2") + "/v9")
     assert not ok
-    assert words.startswith("The trouble is the host. GET /workflows returned 404")
+    assert message.startswith("The trouble is the host. GET /workflows returned 404")
 
 
-def test_a_page_in_place_of_the_api_is_told(tested, served):
+def test_a_web_page_instead_of_the_api_is_diagnosed(tested, served):
     served.faults.add(Fault("html"))
-    ok, words = tested(served.base_url)
+    ok, message = tested(served.base_url)
     assert not ok
-    assert words.startswith("The trouble is the host. GET /workflows returned 200: expected JSON")
+    assert message.startswith("The trouble is the host. GET /workflows returned 200: expected JSON")
 
 
-def test_a_port_on_which_nothing_listens_is_told(tested):
-    ok, words = tested(f"http://127.0.0.1:{free_port()}/v2")
+def test_a_closed_port_is_diagnosed(tested):
+    ok, message = tested(f"http://127.0.0.1:{free_port()}/v2")
     assert not ok
-    assert words.startswith("The trouble is the network. GET /workflows: no connection")
-    assert "name and port" in words
+    assert message.startswith("The trouble is the network. GET /workflows: no connection")
+    assert "name and port" in message
 
 
-def test_a_name_that_does_not_exist_is_told(tested):
-    ok, words = tested("http://no-such-host.invalid/v2")
+def test_an_unknown_host_is_diagnosed(tested):
+    ok, message = tested("http://no-such-host.invalid/v2")
     assert not ok
-    assert words.startswith("The trouble is the network.")
-    assert "not known to this machine" in words
+    assert message.startswith("The trouble is the network.")
+    assert "not known to this machine" in message
 
 
-def test_a_proxy_that_refuses_is_told(tested):
-    with gate() as port:
-        ok, words = tested("https://api.techflow.invalid/v2", proxy=f"http://me:proxy-password@127.0.0.1:{port}")
+def test_a_proxy_that_rejects_the_request_is_diagnosed(tested):
+    with gateway() as port:
+        ok, message = tested("https://api.techflow.invalid/v2", proxy=f"http://me:proxy-password@127.0.0.1:{port}")
     assert not ok
-    assert words.startswith("The trouble is the proxy.")
-    assert "proxy-password" not in words
+    assert message.startswith("The trouble is the proxy.")
+    assert "proxy-password" not in message
 
 
 @pytest.mark.parametrize("given", ["connection", "environment"])
-def test_a_proxy_that_is_not_there_is_told(tested, monkeypatch, given):
+def test_an_unreachable_proxy_is_diagnosed(tested, monkeypatch, given):
     proxy = f"http://127.0.0.1:{free_port()}"
     if given == "environment":
         monkeypatch.setenv("HTTP_PROXY", proxy)
         monkeypatch.setenv("http_proxy", proxy)
-    ok, words = tested("http://api.techflow.invalid/v2", **({"proxy": proxy} if given == "connection" else {}))
+    ok, message = tested("http://api.techflow.invalid/v2", **({"proxy": proxy} if given == "connection" else {}))
     assert not ok
-    assert words.startswith("The trouble is the proxy.")
+    assert message.startswith("The trouble is the proxy.")
 
 
-def test_a_gate_that_forbids_is_told(tested):
-    with gate(status=403) as port:
-        ok, words = tested(f"http://127.0.0.1:{port}/v2")
+def test_a_403_from_a_gateway_is_diagnosed(tested):
+    with gateway(status=403) as port:
+        ok, message = tested(f"http://127.0.0.1:{port}/v2")
     assert not ok
-    assert words.startswith("The trouble is the proxy. GET /workflows returned 403")
+    assert message.startswith("The trouble is the proxy. GET /workflows returned 403")
 
 
-def test_a_certificate_that_is_not_trusted_is_told(tested, own_certificate):
-    with gate(own_certificate) as port:
-        ok, words = tested(f"https://localhost:{port}/v2")
+def test_an_untrusted_certificate_is_diagnosed(tested, own_certificate):
+    with gateway(own_certificate) as port:
+        ok, message = tested(f"https://localhost:{port}/v2")
     assert not ok
-    assert words.startswith("The trouble is TLS.")
-    assert "extra verify" in words
+    assert message.startswith("The trouble is TLS.")
+    assert "extra verify" in message
 
 
-def test_a_host_that_speaks_no_tls_is_told(tested, served):
-    ok, words = tested(served.base_url.replace("http://", "https://"))
+def test_a_host_without_tls_is_diagnosed(tested, served):
+    ok, message = tested(served.base_url.replace("http://", "https://"))
     assert not ok
-    assert words.startswith("The trouble is TLS.")
-    assert "speaks TLS" in words
+    assert message.startswith("The trouble is TLS.")
+    assert "speaks TLS" in message
 
 
-def test_a_rate_limit_is_told(tested, served):
+def test_a_429_is_diagnosed(tested, served):
     served.faults.add(Fault("status", status=429, retry_after="60"))
-    ok, words = tested(served.base_url)
+    ok, message = tested(served.base_url)
     assert not ok
-    assert words.startswith("The trouble is the rate limit. GET /workflows returned 429")
+    assert message.startswith("The trouble is the rate limit. GET /workflows returned 429")
 
 
-def test_a_server_that_fails_is_told_after_one_request(tested, served):
+def test_a_server_error_is_diagnosed_after_one_request(tested, served):
     served.faults.add(Fault("status", status=503))
-    ok, words = tested(served.base_url)
+    ok, message = tested(served.base_url)
     assert not ok
-    assert words.startswith("The trouble is TechFlow itself. GET /workflows returned 503")
+    assert message.startswith("The trouble is TechFlow itself. GET /workflows returned 503")
     assert served.count() == 1
 
 
-def test_a_field_that_cannot_be_used_is_told(tested):
-    ok, words = tested("ftp://api.techflow.com")
+def test_an_invalid_field_is_diagnosed(tested):
+    ok, message = tested("ftp://api.techflow.com")
     assert not ok
-    assert words.startswith("The trouble is a field of the connection. host (the base URL): expected")
+    assert message.startswith("The trouble is a field of the connection. host (the base URL): expected")

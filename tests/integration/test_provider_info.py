@@ -68,8 +68,8 @@ def test_the_old_form_names_the_standard_fields_as_its_schema_wants() -> None:
         jsonschema.validate(behaviour, json.loads(schema.read_text()))
 
 
-def test_the_hook_says_in_words_what_the_connections_test_found(served: Sandbox) -> None:
+def test_the_connections_test_returns_a_human_readable_result(served: Sandbox) -> None:
     assert TechFlowHook().test_connection() == (
         True,
-        f"TechFlow answered at {served.base_url}: the API key sees 0 workflows",
+        f"Connected to {served.base_url}: the API key can access 0 workflows",
     )

@@ -49,11 +49,11 @@ def execute(**parameters: Any) -> Any:
         operator.hook._hook.get_conn().close()
 
 
-def test_the_text_of_the_answer_is_the_result():
+def test_the_text_of_the_response_is_the_result():
     assert json.loads(execute(endpoint="workflows/wf_1", method="GET"))["name"] == "a"
 
 
-def test_the_filter_makes_the_result_and_gets_the_context():
+def test_the_response_filter_receives_the_context_and_returns_the_result():
     found = execute(
         endpoint="workflows",
         method="GET",
@@ -64,13 +64,13 @@ def test_the_filter_makes_the_result_and_gets_the_context():
     assert found == ["wf_3"]
 
 
-def test_a_check_that_says_no_fails_the_task():
+def test_a_response_check_that_returns_false_fails_the_task():
     assert execute(endpoint="workflows", method="GET", response_check=lambda response: response.ok)
     with pytest.raises(AirflowException, match="Response check returned False"):
         execute(endpoint="workflows", method="GET", response_check=lambda response: "nothing" in response.text)
 
 
-def test_pages_are_followed_while_the_function_names_another(served):
+def test_pages_are_requested_until_the_pagination_function_returns_none(served):
     def following(response: Any) -> dict[str, Any] | None:
         name = response.json()["name"]
         return {"endpoint": f"workflows/wf_{'abc'.index(name) + 2}", "headers": {"x-page": "2"}} if name < "c" else None
@@ -97,7 +97,7 @@ def test_data_and_headers_are_sent(served):
     assert "authorization" not in {name.lower() for name in made[2]}
 
 
-def test_an_error_is_one_of_ours_and_is_raised_unless_told_otherwise():
+def test_an_error_status_raises_a_techflow_error_unless_check_response_is_false():
     with pytest.raises(NotFoundError, match="GET /workflows/wf_9 returned 404"):
         execute(endpoint="workflows/wf_9", method="GET")
     options = {"check_response": False}
@@ -121,18 +121,25 @@ def test_an_error_is_one_of_ours_and_is_raised_unless_told_otherwise():
         {"deferrable": True},
     ],
 )
-def test_what_cannot_be_honoured_is_refused_where_the_dag_is_parsed(parameters):
+def test_an_unsupported_parameter_is_rejected_when_the_dag_is_parsed(parameters):
     with pytest.raises(InvalidParameterError, match=next(iter(parameters))):
         TechFlowHttpOperator(task_id="call", endpoint="workflows", **parameters)
 
 
-def test_a_method_that_is_not_known_is_refused(served):
+def test_the_error_of_an_unsupported_parameter_names_the_supported_ones():
+    with pytest.raises(
+        InvalidParameterError, match="auth_type: expected no such parameter, only endpoint, method, data"
+    ):
+        TechFlowHttpOperator(task_id="call", endpoint="workflows", auth_type=object)
+
+
+def test_an_unknown_method_is_rejected(served):
     with pytest.raises(InvalidParameterError, match="method: expected GET, POST"):
         execute(endpoint="workflows", method="BREW")
     assert served.count() == 0
 
 
-def test_the_http_provider_is_loaded_by_this_module_alone():
+def test_no_other_operator_loads_the_http_provider():
     code = "import sys, techflow_provider.operators.techflow as o, techflow_provider.sensors.techflow as s\n"
     code += "print([name for name in ('aiohttp', 'airflow.providers.http.operators.http') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
