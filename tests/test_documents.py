@@ -94,8 +94,10 @@ def test_the_readmes_dag_is_the_example():
 
 
 def readme_commands() -> list[str]:
-    found = re.findall(r"^( *)```sh\n(.*?)^\1```", README, re.MULTILINE | re.DOTALL)
-    return [line.strip() for _, block in found for line in block.replace("\\\n", " ").splitlines()]
+    """Return the lines of shell blocks, and the commands that list items consist of."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    items = re.findall(r"^- \*\*\w+\*\*: `(.+)`$", README, re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()] + items
 
 
 def test_the_readme_has_the_connection_that_the_sandbox_prints():
@@ -120,7 +122,7 @@ def test_the_readmes_commands_exist():
             assert set(arguments) <= set(TARGETS)
         else:
             assert program in ("pip", "export")
-    assert len(readme_commands()) >= 6
+    assert len(readme_commands()) >= 10
 
 
 def test_the_licence_is_the_complete_apache_2():

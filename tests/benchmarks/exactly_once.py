@@ -187,7 +187,9 @@ def ours(trouble: Cause) -> tuple[int, bool]:
     """Return the same of this package, as `TechFlowTriggerWorkflowOperator` starts an execution."""
     sandbox = Sandbox(limit=10_000)
     sandbox.add_workflow("Report", id=WORKFLOW)
-    kind, when = ("lost_response", None) if trouble.kind == "lost" else ("status", "after" if trouble.acts else "before")
+    kind, when = (
+        ("lost_response", None) if trouble.kind == "lost" else ("status", "after" if trouble.acts else "before")
+    )
     sandbox.faults.add(Fault(kind, status=502, when=when, times=trouble.times, path="/workflows/*/execute"))  # type: ignore[arg-type]
     identity = Identity("dag", str(uuid4()), "task", round="1")
     with sandbox.serve() as url:
