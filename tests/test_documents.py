@@ -286,6 +286,15 @@ def test_the_documented_fields_are_those_of_the_form():
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == set(EXTRA_FIELDS)
 
 
+@pytest.mark.airflow
+@pytest.mark.filterwarnings("ignore")
+def test_the_documented_causes_are_those_of_the_connections_test():
+    from techflow_provider.hooks.diagnosis import Cause
+
+    table = (ROOT / "docs" / "connection.md").read_text().partition("| cause |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| (?!-)(.+?) \|", table.partition("\n")[2], re.MULTILINE) == [each.value for each in Cause]
+
+
 def test_the_documented_sandbox_has_its_names_and_faults():
     text = (ROOT / "docs" / "testing.md").read_text()
     names = [name for row in re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)", row)]
