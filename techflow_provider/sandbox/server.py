@@ -75,7 +75,8 @@ def _run(sandbox: Sandbox, options: argparse.Namespace) -> int:
     except OSError as error:
         sys.stderr.write(f"techflow-sandbox: {_explain(error, options)}\n")
         return 1
-    _print(f"Stopped after {sandbox.count()} requests.")
+    count = sandbox.count()
+    _print(f"Stopped after {count} {'request' if count == 1 else 'requests'}.")
     return 0
 
 
