@@ -26,6 +26,7 @@ from techflow_provider.commands.console import Report, read_connection, table
 from techflow_provider.hooks.budget import MeteredBudget, is_for_one_host, open_budget, open_state, spreading_executors
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, Diagnosis, diagnose, uses_proxy
+from techflow_provider.state.records import drop_entry, get_entry, put_entry
 from techflow_provider.state.store import Store, StoreError
 
 # A person waits for the result.
@@ -114,9 +115,9 @@ def _store_error(store: Store) -> str | None:
     """Write and read a value, and return what went wrong."""
     name = secrets.token_hex(8)
     try:
-        store.put(NAMESPACE, name, name, TTL_SECONDS)
-        entry = store.get(NAMESPACE, name)
-        store.drop(NAMESPACE, name)
+        put_entry(store, NAMESPACE, name, name, TTL_SECONDS)
+        entry = get_entry(store, NAMESPACE, name)
+        drop_entry(store, NAMESPACE, name)
     except StoreError as error:
         return str(error)
     return None if entry is not None and entry.value == name else f"{store.location} does not return what was written"

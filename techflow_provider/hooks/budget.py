@@ -14,8 +14,9 @@ from airflow.providers.common.compat.sdk import Stats, conf
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
+from techflow_provider.state.open import fallback_store, open_store
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import StateUrlError, Store, budget_key, open_store
+from techflow_provider.state.store import StateUrlError, Store, budget_key
 
 log = logging.getLogger(__name__)
 
@@ -24,20 +25,20 @@ ONE_HOST_EXECUTORS = frozenset({"LocalExecutor", "SequentialExecutor", "DebugExe
 
 
 class MeteredBudget(SharedBudget):
-    """A connection's budget that tells Airflow's metrics what becomes of its requests, tagged with `conn_id`.
+    """A connection's budget that reports to Airflow's metrics, tagged with `conn_id`.
 
     `techflow.requests` counts the requests sent, `techflow.budget.wait` times each wait for a slot, and
-    `techflow.budget.rejected` counts the requests that got none: `by` the budget, for want of time, or `by` the server,
-    with a 429.
+    `techflow.budget.rejected` counts the requests that got none: `by` the budget, because the slot was too far away, or
+    `by` the server, with a 429.
 
     :param connection: the connection
     :param store: where the budget is kept
-    :param spare: where this host's processes keep it while `store` can't be used
+    :param fallback: where this host's processes keep it while `store` can't be used
     """
 
-    def __init__(self, connection: TechFlowConnection, store: Store, spare: Store) -> None:
-        account = connection.settings.account
-        super().__init__(store, account, connection.requests_per_minute, connection.burst, fallback=spare)
+    def __init__(self, connection: TechFlowConnection, store: Store, fallback: Store) -> None:
+        key = connection.settings.account
+        super().__init__(store, key, connection.requests_per_minute, connection.burst, fallback=fallback)
         self._tags = {"conn_id": connection.conn_id}
 
     def reserve(
@@ -59,7 +60,7 @@ class MeteredBudget(SharedBudget):
             Stats.incr("techflow.budget.rejected", tags={**tags, "by": "budget"})
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
-        """Let nobody send for a while, because the server said 429, and return how long."""
+        """Let no caller send for a while, because the server responded with 429, and return how long."""
         Stats.incr("techflow.budget.rejected", tags={**self._tags, "by": "server"})
         return super().cool_down(seconds, reservation)
 
@@ -69,14 +70,14 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, spare = open_state()
+    store, fallback = open_state()
     if is_for_one_host():
         warn_of_hosts(store.location)
-    return MeteredBudget(connection, store, spare)
+    return MeteredBudget(connection, store, fallback)
 
 
 def open_records(connection: TechFlowConnection) -> Records:
-    """Return what the users of a connection's API key write down for each other.
+    """Return the records that the users of a connection's API key share.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
@@ -85,7 +86,7 @@ def open_records(connection: TechFlowConnection) -> Records:
 
 
 def open_lookouts(connection: TechFlowConnection) -> Records:
-    """Return where those who watch for events write: a place that a new API key for the connection leaves as it is.
+    """Return where event triggers keep their cursors: a place that doesn't change with the connection's API key.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
@@ -94,15 +95,13 @@ def open_lookouts(connection: TechFlowConnection) -> Records:
 
 
 def open_state() -> tuple[Store, Store]:
-    """Return the store that `[techflow] state_url` names, and the one of this host for when it can't be used.
+    """Return the store that `[techflow] state_url` names, and this host's own to use while that one fails.
 
     :raises InvalidParameterError: it names no store
     """
-    from techflow_provider.state.sqlite import temporary_store
-
     here = open_store(str(default_state_file()))
     if not state_url():
-        return here, temporary_store()
+        return here, fallback_store()
     try:
         return open_store(state_url()), here
     except StateUrlError as error:
@@ -137,11 +136,11 @@ def spreading_executors() -> list[str]:
 
 @functools.cache
 def warn_of_hosts(store: str) -> None:
-    """Say once per process that hosts which don't share the state each use the whole limit."""
+    """Warn once per process that hosts that don't share the state each use the whole limit."""
     executors = spreading_executors()
     if executors:
         log.warning(
-            "%s may run tasks on several hosts, and the rate budget is kept in %s, which other hosts don't see: set "
+            "%s may run tasks on several hosts, and the rate budget is kept in %s, which other hosts can't see: set "
             "[techflow] state_url to a Redis, or the connection's requests_per_minute to one host's part of the limit",
             " and ".join(executors),
             store,

@@ -75,8 +75,7 @@ def _run(sandbox: Sandbox, options: argparse.Namespace) -> int:
     except OSError as error:
         sys.stderr.write(f"techflow-sandbox: {_explain(error, options)}\n")
         return 1
-    count = sandbox.count()
-    _print(f"Stopped after {count} {'request' if count == 1 else 'requests'}.")
+    _print(f"Stopped after {sandbox.count()} requests.")
     return 0
 
 

@@ -1,8 +1,8 @@
 """The rate budget of one API key, as a client asks for it: `LocalBudget` for one process, `SharedBudget` for all.
 
-A client asks before each request, waits as long as the answer says, and asks again with that answer until it may send.
-So a late wake-up, a pause that began meanwhile and a poll that went first are all found by one operation on the store,
-which is never locked while anybody waits.
+A client asks before each request, waits as long as the reservation says, and asks again with that reservation until
+it may send. So one operation on the store notices a late wake-up, a cool-down that began meanwhile or a poll that went
+first, and the store is never locked while a caller waits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from techflow_provider.state.gcra import MINUTE_SECONDS, Policy, Reason, RequestClass, Reservation, ReservationRequest
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetState, CoolDown, Reserve, Settle
+from techflow_provider.state.gcra import (
+    MINUTE_SECONDS,
+    GcraState,
+    Policy,
+    Reason,
+    RequestClass,
+    Reservation,
+    ReservationRequest,
+)
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
-from techflow_provider.state.store import Store, StoreError
+from techflow_provider.state.store import BUDGET_NAME, Change, Entry, Store, StoreError, Write, read_only
 
 __all__ = ["Budget", "LocalBudget", "Reason", "RequestClass", "Reservation", "SharedBudget"]
 
@@ -27,7 +36,7 @@ T = TypeVar("T")
 
 DEFAULT_REQUESTS_PER_MINUTE = 100
 DEFAULT_BURST = 6
-# The part of the limit that goes on when the store can't be used: as many hosts may do so without exceeding the limit.
+# The part of the limit that is used when the store can't be: as many hosts may do so without exceeding the limit.
 FALLBACK_SHARE = 0.25
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
@@ -41,18 +50,18 @@ class Budget(Protocol):
     ) -> Reservation:
         """Take the next slot if it is no further away than `within_seconds`; never waits.
 
-        :param earlier: the last answer, when it was waited for
+        :param earlier: the last reservation for the same request, after waiting for it
         """
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
-        """Let nobody send for a while, because the server said 429, and return how long.
+        """Let no caller send for a while, because the server responded with 429, and return how long.
 
-        :param seconds: what the server asked for; None lets the pause grow with each request that is refused
-        :param reservation: the answer with which the refused request was sent
+        :param seconds: what the server asked for; None lets the cool-down grow with each request that is rejected
+        :param reservation: the reservation with which the rejected request was sent
         """
 
     def settle(self, reservation: Reservation) -> None:
-        """Tell that the server took a request that was sent as a probe, so that others may follow."""
+        """Report that the server accepted a request that was sent as a probe, so that others may follow."""
 
     def snapshot(self) -> Snapshot:
         """Return the state of the budget; changes nothing."""
@@ -60,11 +69,11 @@ class Budget(Protocol):
 
 @dataclass(slots=True)
 class _Tier:
-    """A store to keep the budget in, and how it went lately.
+    """A store to keep the budget in, and whether it works.
 
     :param store: the store
-    :param policy: how the budget is kept there
-    :param requests_per_minute: the limit that the policy keeps to
+    :param policy: the budget's parameters there
+    :param requests_per_minute: the limit that the policy enforces
     :param failures: failed operations in a row
     :param retry_at: when to try again, on the budget's clock
     """
@@ -75,16 +84,23 @@ class _Tier:
     failures: int = 0
     retry_at: float = -math.inf
 
+    def update(self, key: str, change: Change[tuple[T, bool]]) -> T:
+        """Apply a change to the budget, and report a state that can't be read."""
+        result, discarded = self.store.update(key, BUDGET_NAME, change)
+        if discarded:
+            log.warning("The rate budget in %s could not be read; it begins anew, exhausted", self.store.location)
+        return result
+
 
 class _TieredBudget:
-    """A budget kept in the first of some stores that can be used; the last one is memory and always can."""
+    """A budget kept in the first of some stores that works; the last one is memory and always does."""
 
     def __init__(self, key: str, tiers: tuple[_Tier, ...], clock: Callable[[], float]) -> None:
         self._key = key
         self._tiers = tiers
         self._clock = clock
         self._active = tiers[0]
-        # The tier that answered last, its clock then, and the caller's own.
+        # The tier that was used last, its clock then, and the caller's own.
         self._last: tuple[_Tier, float, float] | None = None
 
     def reserve(
@@ -92,47 +108,53 @@ class _TieredBudget:
     ) -> Reservation:
         """Take the next slot if it is no further away than `within_seconds`; never waits.
 
-        :param earlier: the last answer, when it was waited for
+        :param earlier: the last reservation for the same request, after waiting for it
         """
-        asked = self._clock()
+        asked_at = self._clock()
 
-        def act(tier: _Tier, changed: bool) -> Reservation:
+        def act(tier: _Tier, is_new: bool) -> Reservation:
+            expected = self._expected(tier, asked_at)
             # What was sent while another tier kept the budget is not known in this one.
-            wish = ReservationRequest(
-                request_class, within_seconds, earlier, drain=changed, expected=self._expected(tier, asked)
-            )
-            reservation = tier.store.take(self._key, tier.policy, wish)
-            self._last = (tier, reservation.at, asked)
+            request = ReservationRequest(request_class, within_seconds, earlier, assume_spent=is_new, expected=expected)
+            reservation = tier.update(self._key, Reserve(tier.policy, request))
+            self._last = (tier, reservation.at, asked_at)
             return reservation
 
         return self._on_store(act)
 
-    def _expected(self, tier: _Tier, asked: float) -> float | None:
+    def _expected(self, tier: _Tier, asked_at: float) -> float | None:
         last = self._last
-        return None if last is None or last[0] is not tier else last[1] + asked - last[2]
+        return None if last is None or last[0] is not tier else last[1] + asked_at - last[2]
 
     def admit(self, within_seconds: float, earlier: Reservation | None = None) -> Reservation:
         """Take the next slot of a second bucket of the same rate, which spends nothing of the budget.
 
-        For a task that is deferred until its request has a chance: let in at this rate, tasks don't wait in workers.
+        For a task that is deferred until its request has a chance: admitted at this rate, tasks don't wait in workers.
         """
         return self.reserve(RequestClass.ADMISSION, within_seconds, earlier)
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
-        """Let nobody send for a while, because the server said 429, and return how long."""
-        return self._on_store(lambda tier, _: tier.store.cool(self._key, tier.policy, seconds, reservation.epoch))
+        """Let no caller send for a while, because the server responded with 429, and return how long."""
+        return self._on_store(lambda tier, _: tier.update(self._key, CoolDown(tier.policy, seconds, reservation.epoch)))
 
     def settle(self, reservation: Reservation) -> None:
-        """Tell that the server took a request that was sent as a probe, so that others may follow."""
-        self._on_store(lambda tier, _: tier.store.settle(self._key, reservation.epoch))
+        """Report that the server accepted a request that was sent as a probe, so that others may follow."""
+        self._on_store(lambda tier, _: tier.store.update(self._key, BUDGET_NAME, Settle(reservation.epoch)))
 
     def snapshot(self) -> Snapshot:
         """Return the state of the budget; changes nothing."""
 
         def act(tier: _Tier, _: bool) -> Snapshot:
-            ledger = tier.store.read_budget(self._key)
-            shared = tier is self._tiers[0]
-            return snapshot_of(ledger, tier.policy, tier.requests_per_minute, tier.store.location, shared=shared)
+            entry, now = tier.store.update(self._key, BUDGET_NAME, read_only)
+            state = None if entry is None else BudgetState.read(entry.value)
+            return snapshot_of(
+                state or BudgetState(GcraState.empty(tier.policy, now)),
+                tier.policy,
+                now,
+                requests_per_minute=tier.requests_per_minute,
+                store=tier.store.location,
+                shared=tier is self._tiers[0],
+            )
 
         return self._on_store(act)
 
@@ -153,12 +175,13 @@ class _TieredBudget:
 
     def _failed(self, tier: _Tier, error: StoreError) -> None:
         tier.failures += 1
-        pause = FIRST_RETRY_SECONDS * 2.0 ** min(tier.failures - 1, 16)
-        tier.retry_at = self._clock() + min(pause, LONGEST_RETRY_SECONDS)
+        delay = FIRST_RETRY_SECONDS * 2.0 ** min(tier.failures - 1, 16)
+        tier.retry_at = self._clock() + min(delay, LONGEST_RETRY_SECONDS)
         if tier.failures == 1:
             following = self._tiers[self._tiers.index(tier) + 1]
             log.warning(
-                "The rate budget's state can't be used (%s); until it can, %s requests a minute go on, counted in %s",
+                "The rate budget's state can't be used (%s); until it can, at most %s requests a minute are sent, "
+                "counted in %s",
                 error,
                 following.requests_per_minute,
                 following.store.location,
@@ -175,7 +198,7 @@ class LocalBudget(_TieredBudget):
     """A budget for the threads and tasks of one process.
 
     :param requests_per_minute: the limit, in any window of 60 s (Rate Limiting)
-    :param burst: requests that may leave at once after a pause
+    :param burst: requests that may be sent at once after an idle time
     :param clock: monotonic seconds
     """
 
@@ -185,8 +208,15 @@ class LocalBudget(_TieredBudget):
         burst: int = DEFAULT_BURST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        tier = _Tier(MemoryStore(clock, full=True), Policy.of(requests_per_minute, burst), requests_per_minute)
+        tier = _Tier(MemoryStore(clock), Policy.of(requests_per_minute, burst), requests_per_minute)
         super().__init__("", (tier,), clock)
+
+        def fill(_: Entry | None, now: float) -> tuple[Write, None]:
+            # Only this process sends, and it has sent nothing yet.
+            full = BudgetState(GcraState.full(tier.policy, now))
+            return Write(full.to_text(), BUDGET_TTL_SECONDS), None
+
+        tier.store.update("", BUDGET_NAME, fill)
 
 
 class SharedBudget(_TieredBudget):
@@ -198,9 +228,9 @@ class SharedBudget(_TieredBudget):
     :param store: where it is kept
     :param key: the name of the budget (see `budget_key`)
     :param requests_per_minute: the limit, in any window of 60 s (Rate Limiting)
-    :param burst: requests that may leave at once after a pause
-    :param fallback: a store that this host's processes use while `store` can't be used; without one each goes alone
-    :param fallback_share: the part of the limit that goes on then
+    :param burst: requests that may be sent at once after an idle time
+    :param fallback: a store that this host's processes use while `store` can't be used; without one, memory
+    :param fallback_share: the part of the limit that is used then
     :param minute_seconds: a shorter minute, for tests
     :param clock: monotonic seconds
     """

@@ -1,17 +1,16 @@
-"""A store in the memory of one process: what a budget of its own stands on, and the last resort when others fail."""
+"""A store in the memory of one process: for a budget of its own, and as the last resort when other stores fail."""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from techflow_provider.state.gcra import GcraState, Policy, Reservation, ReservationRequest, cool, settle, take
-from techflow_provider.state.store import HISTORY_SECONDS, BudgetState, Change, Entry, Grant
+from techflow_provider.state.store import Change, Entry
 
 T = TypeVar("T")
 
@@ -33,138 +32,62 @@ class _ProcessLock:
 
 
 @dataclass(frozen=True, slots=True)
-class _Record:
+class _Kept:
     value: str
     written: float
     expires: float
 
 
 class MemoryStore:
-    """What the threads of one process share; a forked child goes on with a copy.
+    """What the threads of one process share; a forked child continues with a copy.
 
     :param clock: monotonic seconds
-    :param full: whether a burst may leave at once at the beginning
     """
 
     location = "memory"
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, full: bool = False) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._full = full
         self._lock = _ProcessLock()
-        self._accounts: dict[str, GcraState] = {}
-        self._grants: dict[str, deque[Grant]] = {}
-        self._records: dict[tuple[str, str], _Record] = {}
-        self._bells: dict[str, int] = {}
-
-    def take(self, key: str, policy: Policy, wish: ReservationRequest) -> Reservation:
-        """Answer a wish to send."""
-        with self._lock:
-            now = self._clock()
-            self._accounts[key], reservation = take(self._account(key, policy, now), policy, wish, now)
-            if reservation.counts(wish):
-                self._log(key, Grant(reservation.at, wish.request_class))
-            return reservation
-
-    def _account(self, key: str, policy: Policy, now: float) -> GcraState:
-        begun = GcraState.full(policy, now) if self._full else GcraState.empty(policy, now)
-        return self._accounts.get(key, begun)
-
-    def _log(self, key: str, grant: Grant) -> None:
-        grants = self._grants.setdefault(key, deque())
-        grants.append(grant)
-        while grants[0].at < grant.at - HISTORY_SECONDS:
-            grants.popleft()
-
-    def cool(self, key: str, policy: Policy, seconds: float | None, epoch: float) -> float:
-        """Begin or lengthen a pause, and return the seconds that are left of it."""
-        with self._lock:
-            now = self._clock()
-            account = self._accounts[key] = cool(self._account(key, policy, now), policy, seconds, epoch, now)
-            return account.cool_until - account.seen
-
-    def settle(self, key: str, epoch: float) -> None:
-        """End the time of probing."""
-        with self._lock:
-            if key in self._accounts:
-                self._accounts[key] = settle(self._accounts[key], epoch)
-
-    def read_budget(self, key: str) -> BudgetState:
-        """Return what is known of a key's budget."""
-        with self._lock:
-            now = self._clock()
-            recent = (grant for grant in self._grants.get(key, ()) if grant.at >= now - HISTORY_SECONDS)
-            return BudgetState(now, self._accounts.get(key), tuple(recent))
-
-    def get(self, namespace: str, name: str) -> Entry | None:
-        """Return a record."""
-        with self._lock:
-            now = self._clock()
-            record = self._live(namespace, name, now)
-            return None if record is None else Entry(name, record.value, now - record.written)
-
-    def _live(self, namespace: str, name: str, now: float) -> _Record | None:
-        record = self._records.get((namespace, name))
-        return None if record is None or record.expires <= now else record
-
-    def put(self, namespace: str, name: str, value: str, ttl_seconds: float) -> None:
-        """Write a record."""
-        with self._lock:
-            self._write(namespace, name, value, ttl_seconds)
-
-    def _write(self, namespace: str, name: str, value: str | None, ttl_seconds: float) -> None:
-        now = self._clock()
-        self._records = {place: record for place, record in self._records.items() if record.expires > now}
-        if value is None:
-            self._records.pop((namespace, name), None)
-        else:
-            self._records[namespace, name] = _Record(value, now, now + ttl_seconds)
-
-    def swap(
-        self, namespace: str, name: str, expected: str | None, value: str | None, ttl_seconds: float
-    ) -> str | None:
-        """Write a record where the present one is as expected, and return the one found."""
-        with self._lock:
-            record = self._live(namespace, name, self._clock())
-            found = None if record is None else record.value
-            if found == expected:
-                self._write(namespace, name, value, ttl_seconds)
-            return found
+        self._kept: dict[str, dict[str, _Kept]] = {}
+        # No entry expires before this time.
+        self._next_expiry = math.inf
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
         with self._lock:
             now = self._clock()
-            record = self._live(namespace, name, now)
-            write, result = change(None if record is None else Entry(name, record.value, now - record.written), now)
-            if write is not None:
-                self._write(namespace, name, write.value, write.ttl_seconds)
+            self._prune(now)
+            kept = self._kept.get(namespace, {}).get(name)
+            write, result = change(None if kept is None else _entry(name, kept, now), now)
+            if write is not None and write.value is not None:
+                expires = now + write.ttl_seconds
+                self._kept.setdefault(namespace, {})[name] = _Kept(write.value, now, expires)
+                self._next_expiry = min(self._next_expiry, expires)
+            elif write is not None:
+                self._kept.get(namespace, {}).pop(name, None)
             return result
 
-    def drop(self, namespace: str, name: str) -> None:
-        """Delete a record."""
-        with self._lock:
-            self._records.pop((namespace, name), None)
+    def _prune(self, now: float) -> None:
+        if now < self._next_expiry:
+            return
+        for namespace, entries in list(self._kept.items()):
+            self._kept[namespace] = {name: kept for name, kept in entries.items() if kept.expires > now}
+        self._next_expiry = min(
+            (kept.expires for entries in self._kept.values() for kept in entries.values()), default=math.inf
+        )
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
-        """Return the records whose names begin with a prefix, by name."""
+        """Return the entries whose names begin with a prefix, by name."""
         with self._lock:
             now = self._clock()
-            return [
-                Entry(name, record.value, now - record.written)
-                for (where, name), record in sorted(self._records.items(), key=lambda item: item[0])
-                if where == namespace and name.startswith(prefix) and record.expires > now
-            ]
-
-    def ring(self, namespace: str) -> int:
-        """Count a bell one up."""
-        with self._lock:
-            self._bells[namespace] = self._bells.get(namespace, 0) + 1
-            return self._bells[namespace]
-
-    def bell(self, namespace: str) -> int:
-        """Return the count of a bell."""
-        return self._bells.get(namespace, 0)
+            self._prune(now)
+            found = sorted(self._kept.get(namespace, {}).items())
+            return [_entry(name, kept, now) for name, kept in found if name.startswith(prefix)]
 
     def close(self) -> None:
         """Keep everything: there is no connection."""
+
+
+def _entry(name: str, kept: _Kept, now: float) -> Entry:
+    return Entry(name, kept.value, now - kept.written)

@@ -11,13 +11,15 @@ import json
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from techflow_provider.state.store import Entry, Store, StoreError
+from techflow_provider.state.store import Entry, Store, StoreError, Write, read_only
 
 # Longer than any task that a record could matter to.
 RECORD_TTL_SECONDS = 30 * 24 * 3600.0
 DELIVERY_TTL_SECONDS = 24 * 3600.0
-# A poller says that it is there with each look, which are never further apart.
+# A poller sends a heartbeat with each poll; polls are never further apart.
 POLLER_TTL_SECONDS = 120.0
+WAKEUPS_NAME = "wakeups"
+WAKEUPS_TTL_SECONDS = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +92,13 @@ class Records:
 
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
+        self._key = key
         self._intents = f"{key}/intents"
         self._claims = f"{key}/claims"
         self._deliveries = f"{key}/deliveries"
         self._pollers = f"{key}/pollers"
-        self._lookouts = f"{key}/lookouts"
-        self._bell = key
+        # The name that version 0.1.0 gave to cursors.
+        self._cursors = f"{key}/lookouts"
 
     def begin(self, intent: Intent) -> Intent:
         """Write an intent unless its task has one, and return the one that stands."""
@@ -108,7 +111,7 @@ class Records:
 
     def intent(self, task: str) -> Intent | None:
         """Return a task's intent."""
-        entry = self._store.get(self._intents, task)
+        entry = get_entry(self._store, self._intents, task)
         return None if entry is None else _intent_of(entry)
 
     def intents(self, workflow_id: str) -> list[Intent]:
@@ -125,15 +128,15 @@ class Records:
         return self._swap_intent(intent.task, _text_of(intent), None)
 
     def _swap_intent(self, task: str, expected: str | None, value: str | None) -> bool:
-        return self._store.swap(self._intents, task, expected, value, RECORD_TTL_SECONDS) == expected
+        return compare_and_set(self._store, self._intents, task, expected, value, RECORD_TTL_SECONDS) == expected
 
     def claim(self, execution_id: str, ticket: str) -> str:
         """Claim an execution for a ticket unless it is claimed, and return the ticket that holds it now."""
-        return self._store.swap(self._claims, execution_id, None, ticket, RECORD_TTL_SECONDS) or ticket
+        return compare_and_set(self._store, self._claims, execution_id, None, ticket, RECORD_TTL_SECONDS) or ticket
 
     def holder(self, execution_id: str) -> str | None:
         """Return the ticket that holds an execution."""
-        entry = self._store.get(self._claims, execution_id)
+        entry = get_entry(self._store, self._claims, execution_id)
         return None if entry is None else entry.value
 
     def claims(self) -> dict[str, str]:
@@ -142,36 +145,76 @@ class Records:
 
     def release(self, execution_id: str, ticket: str) -> bool:
         """Give up a claim; False when the ticket does not hold it."""
-        return self._store.swap(self._claims, execution_id, ticket, None, RECORD_TTL_SECONDS) == ticket
+        return compare_and_set(self._store, self._claims, execution_id, ticket, None, RECORD_TTL_SECONDS) == ticket
 
     def see_delivery(self, delivery_id: str, ttl_seconds: float = DELIVERY_TTL_SECONDS) -> bool:
         """Remember a webhook's delivery; False when it was seen before."""
-        return self._store.swap(self._deliveries, delivery_id, None, "seen", ttl_seconds) is None
-
-    def heartbeat(self, poller: str) -> int:
-        """Write down that a poller is there, and return how many were in the last two minutes."""
-        self._store.put(self._pollers, poller, "", POLLER_TTL_SECONDS)
-        return len(self._store.entries(self._pollers))
+        return compare_and_set(self._store, self._deliveries, delivery_id, None, "seen", ttl_seconds) is None
 
     def delivery_ages(self) -> list[float]:
         """Return the ages of the deliveries that are remembered, in seconds."""
         return [entry.age_seconds for entry in self._store.entries(self._deliveries)]
 
-    def cursor(self, watcher: str) -> Entry | None:
-        """Return what a watcher of events has written down."""
-        return self._store.get(self._lookouts, watcher)
+    def heartbeat(self, poller: str) -> int:
+        """Record that a poller is running, and return how many were in the last two minutes."""
+        put_entry(self._store, self._pollers, poller, "", POLLER_TTL_SECONDS)
+        return len(self._store.entries(self._pollers))
 
-    def replace_cursor(self, watcher: str, present: str | None, following: str) -> bool:
-        """Write down what a watcher of events knows; False when another process did so since."""
-        return self._store.swap(self._lookouts, watcher, present, following, RECORD_TTL_SECONDS) == present
+    def cursor(self, trigger: str) -> Entry | None:
+        """Return the cursor of an event trigger."""
+        return get_entry(self._store, self._cursors, trigger)
+
+    def replace_cursor(self, trigger: str, present: str | None, following: str) -> bool:
+        """Move the cursor of an event trigger; False when another process has done so since."""
+        return compare_and_set(self._store, self._cursors, trigger, present, following, RECORD_TTL_SECONDS) == present
 
     def notify(self) -> int:
-        """Let those who listen know that there may be news, and return the bell's count."""
-        return self._store.ring(self._bell)
+        """Let those that wait know that there may be something new, and return the wake-up counter."""
+
+        def count(entry: Entry | None, _: float) -> tuple[Write, int]:
+            counter = _counter(entry) + 1
+            return Write(str(counter), WAKEUPS_TTL_SECONDS), counter
+
+        return self._store.update(self._key, WAKEUPS_NAME, count)
 
     def wakeups(self) -> int:
-        """Return the bell's count; another one than last time says that it rang."""
-        return self._store.bell(self._bell)
+        """Return the wake-up counter; a change says that there may be something new."""
+        return _counter(get_entry(self._store, self._key, WAKEUPS_NAME))
+
+
+def get_entry(store: Store, namespace: str, name: str) -> Entry | None:
+    """Return an entry, or None when there is none or it has expired."""
+    return store.update(namespace, name, read_only)[0]
+
+
+def put_entry(store: Store, namespace: str, name: str, value: str, ttl_seconds: float) -> None:
+    """Write an entry, whatever was there."""
+    store.update(namespace, name, lambda *_: (Write(value, ttl_seconds), None))
+
+
+def drop_entry(store: Store, namespace: str, name: str) -> None:
+    """Delete an entry, if there is one."""
+    store.update(namespace, name, lambda *_: (Write(None), None))
+
+
+def compare_and_set(  # noqa: PLR0917 - in the order of reading
+    store: Store, namespace: str, name: str, expected: str | None, value: str | None, ttl_seconds: float
+) -> str | None:
+    """Write an entry only where the present text is as expected, and return the text that was found.
+
+    :param expected: the text that must be there; None: nothing may be there
+    :param value: the text to write; None deletes the entry
+    """
+
+    def change(entry: Entry | None, _: float) -> tuple[Write | None, str | None]:
+        found = None if entry is None else entry.value
+        return (Write(value, ttl_seconds) if found == expected else None), found
+
+    return store.update(namespace, name, change)
+
+
+def _counter(entry: Entry | None) -> int:
+    return int(entry.value) if entry is not None and entry.value.isdecimal() else 0
 
 
 def _text_of(intent: Intent) -> str:

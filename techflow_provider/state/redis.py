@@ -1,28 +1,27 @@
-"""The store for several hosts: Redis or Valkey, one script per operation, timed by the server's clock.
+"""The store for several hosts: Redis or Valkey, timed by the server's clock.
 
-That clock can be set: when it steps back, or ahead of what a caller's own clock proves, an account moves along with it
-and slots that were held are void. The redis package is imported with the first operation, not before.
+An update is a compare-and-set that is tried again when another process was faster. The changes to a rate budget run as
+a script (`gcra.lua`) on the server instead, so that callers that never wait can't shut each other out. The server's
+clock can be set: when it steps back, or ahead of what a caller's own clock proves, a budget moves along with it, and
+slots that were held are void. The redis package is imported with the first operation, not before.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+import random
+import time
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-from techflow_provider.state import scripts
-from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
-from techflow_provider.state.store import (
-    HISTORY_SECONDS,
-    STORE_TIMEOUT_SECONDS,
-    BudgetState,
-    Change,
-    Entry,
-    Grant,
-    StateUrlError,
-    StoreError,
-)
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, CoolDown, Reserve, Settle
+from techflow_provider.state.gcra import Policy, Reason, Reservation
+from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, Change, Entry, StateUrlError, StoreError, Write
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -30,10 +29,50 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# An account that nobody used for so long begins anew, empty, which costs the next request one interval.
-ACCOUNT_TTL_SECONDS = 7 * 24 * 3600
-FIELDS = tuple(GcraState.__dataclass_fields__)
-LONGEST_WAIT_SECONDS = 1e12
+# Each attempt of an update fails only where another one succeeded meanwhile.
+MAX_UPDATE_ATTEMPTS = 100
+LONGEST_JITTER_SECONDS = 0.02
+
+# KEYS: the namespace's entries, and when each expires. ARGV: the entry's name, its text as it was read ('' for none),
+# the text to write ('' to delete it), the server's time, when the entry expires, and its time to live in milliseconds.
+COMPARE_AND_SET = """
+local function drop(name)
+  redis.call('HDEL', KEYS[1], name)
+  redis.call('ZREM', KEYS[2], name)
+end
+local name, ttl = ARGV[1], tonumber(ARGV[6])
+if (redis.call('HGET', KEYS[1], name) or '') ~= ARGV[2] then return 0 end
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, 100)) do drop(old) end
+if ARGV[3] == '' then
+  drop(name)
+  return 1
+end
+redis.call('HSET', KEYS[1], name, ARGV[3])
+redis.call('ZADD', KEYS[2], ARGV[5], name)
+for index = 1, 2 do
+  if redis.call('PTTL', KEYS[index]) < ttl then redis.call('PEXPIRE', KEYS[index], ttl) end
+end
+return 1
+"""
+
+
+class _Kept(NamedTuple):
+    """An entry as Redis holds it: "when it was written, when it expires, its text"."""
+
+    written: float
+    expires: float
+    value: str
+
+    @classmethod
+    def read(cls, text: str) -> _Kept:
+        written, expires, value = text.split(" ", 2)
+        return cls(float(written), float(expires), value)
+
+    def entry(self, name: str, now: float) -> Entry | None:
+        return Entry(name, self.value, now - self.written) if self.expires > now else None
+
+    def __str__(self) -> str:
+        return f"{self.written!r} {self.expires!r} {self.value}"
 
 
 class RedisStore:
@@ -45,119 +84,36 @@ class RedisStore:
     """
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
-        self.location = _shown(url)
+        self.location = _location(url)
         self._url = url
         self._clock = clock
         self._connection: _Connection | None = None
 
-    def take(self, key: str, policy: Policy, wish: ReservationRequest) -> Reservation:
-        """Answer a wish to send."""
-        earlier = wish.earlier
-        held: tuple[str, ...] = ("", "", "")
-        if earlier is not None and earlier.held and earlier.granted:
-            held = (_text(earlier.due), _text(earlier.delay), _text(earlier.epoch))
-        arguments = (
-            *self._terms(policy),
-            _text(HISTORY_SECONDS),
-            wish.request_class.value,
-            _text(min(wish.within_seconds, LONGEST_WAIT_SECONDS)),
-            str(int(wish.drain)),
-            "" if wish.expected is None else _text(wish.expected),
-            *held,
-        )
-        wait, granted, due, kept, probe, reason, at, delay, epoch = self._run(
-            scripts.TAKE, (_key(key, "account"), _key(key, "grants")), arguments
-        )
-        return Reservation(
-            wait_seconds=float(wait),
-            granted=bool(granted),
-            due=float(due),
-            held=bool(kept),
-            probe=bool(probe),
-            reason=Reason(reason),
-            at=float(at),
-            delay=float(delay),
-            epoch=float(epoch),
-        )
-
-    def _terms(self, policy: Policy) -> tuple[str, ...]:
-        numbers = (
-            policy.rate.interval_seconds,
-            policy.rate.burst,
-            policy.poll_share,
-            policy.late_seconds,
-            policy.first_pause_seconds,
-            policy.longest_pause_seconds,
-            policy.shortest_pause_seconds,
-            policy.probe_seconds,
-            ACCOUNT_TTL_SECONDS,
-        )
-        return (self._now(), *map(_text, numbers))
-
-    def _now(self) -> str:
-        return "" if self._clock is None else _text(self._clock())
-
-    def cool(self, key: str, policy: Policy, seconds: float | None, epoch: float) -> float:
-        """Begin or lengthen a pause, and return the seconds that are left of it."""
-        arguments = (*self._terms(policy), "" if seconds is None else _text(seconds), _text(epoch))
-        return float(self._run(scripts.COOL, (_key(key, "account"),), arguments))
-
-    def settle(self, key: str, epoch: float) -> None:
-        """End the time of probing."""
-        self._run(scripts.SETTLE, (_key(key, "account"),), (_text(epoch),))
-
-    def read_budget(self, key: str) -> BudgetState:
-        """Return what is known of a key's budget."""
-        keys = (_key(key, "account"), _key(key, "grants"))
-        now, fields, grants = self._run(scripts.LOOK, keys, (self._now(), *FIELDS))
-        account = None if fields[0] is None else GcraState(*map(float, fields))
-        read = (Grant(float(at), RequestClass(name)) for at, name in map(str.split, grants))
-        return BudgetState(
-            float(now), account, tuple(grant for grant in read if grant.at >= float(now) - HISTORY_SECONDS)
-        )
-
-    def get(self, namespace: str, name: str) -> Entry | None:
-        """Return a record."""
-        found = self._run(scripts.GET, _record_keys(namespace), (self._now(), name))
-        return None if found is None else Entry(name, found[0], float(found[1]))
-
-    def put(self, namespace: str, name: str, value: str, ttl_seconds: float) -> None:
-        """Write a record."""
-        self._run(scripts.PUT, _record_keys(namespace), (self._now(), name, value, _text(ttl_seconds)))
-
-    def swap(
-        self, namespace: str, name: str, expected: str | None, value: str | None, ttl_seconds: float
-    ) -> str | None:
-        """Write a record where the present one is as expected, and return the one found."""
-        arguments = (self._now(), name, _text(ttl_seconds), *_option(expected), *_option(value))
-        found: str | None = self._run(scripts.SWAP, _record_keys(namespace), arguments)
-        return found
-
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
-        while True:
-            entry = self.get(namespace, name)
-            write, result = change(entry, float(self._run("return redis.call('TIME')[1]", (), ())))
-            expected = None if entry is None else entry.value
-            if write is None or self.swap(namespace, name, expected, write.value, write.ttl_seconds) == expected:
+        if isinstance(change, Reserve | CoolDown | Settle):
+            arguments = {"name": name, "now": self._now(), "ttl_seconds": BUDGET_TTL_SECONDS, **_arguments(change)}
+            reply = json.loads(self._run(_gcra_script(), namespace, json.dumps(_without_none(arguments))))
+            return cast("T", _result(change, reply))
+        for _ in range(MAX_UPDATE_ATTEMPTS):
+            text, now = self._read(lambda pipeline: pipeline.hget(_keys(namespace)[0], name))
+            entry = None if text is None else self._kept(text).entry(name, now)
+            write, result = change(entry, now)
+            if write is None or self._write(namespace, name, text or "", write, now):
                 return result
+            time.sleep(random.uniform(0, LONGEST_JITTER_SECONDS))  # noqa: S311 - jitter
+        raise StoreError(f"{self.location}: {name} changed during each of {MAX_UPDATE_ATTEMPTS} attempts to update it")
 
-    def drop(self, namespace: str, name: str) -> None:
-        """Delete a record."""
-        self._run(scripts.DROP, _record_keys(namespace), (name,))
+    def _write(self, namespace: str, name: str, found: str, write: Write, now: float) -> bool:
+        expires, ttl = now + write.ttl_seconds, math.ceil(write.ttl_seconds * 1000)
+        text = "" if write.value is None else str(_Kept(now, expires, write.value))
+        return bool(self._run(COMPARE_AND_SET, namespace, name, found, text, repr(now), repr(expires), str(ttl)))
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
-        """Return the records whose names begin with a prefix, by name."""
-        rows = self._run(scripts.ENTRIES, _record_keys(namespace), (self._now(), prefix))
-        return sorted((Entry(name, value, float(age)) for name, value, age in rows), key=lambda entry: entry.name)
-
-    def ring(self, namespace: str) -> int:
-        """Count a bell one up."""
-        return int(self._run(scripts.RING, (_key(namespace, "bell"),), (str(ACCOUNT_TTL_SECONDS),)))
-
-    def bell(self, namespace: str) -> int:
-        """Return the count of a bell."""
-        return int(self._run("return redis.call('GET', KEYS[1])", (_key(namespace, "bell"),), ()) or 0)
+        """Return the entries whose names begin with a prefix, by name."""
+        texts, now = self._read(lambda pipeline: pipeline.hgetall(_keys(namespace)[0]))
+        found = (self._kept(text).entry(name, now) for name, text in sorted(texts.items()) if name.startswith(prefix))
+        return [entry for entry in found if entry is not None]
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -165,18 +121,42 @@ class RedisStore:
         if connection is not None and connection.process_id == os.getpid():
             connection.client.close()
 
-    def _run(self, script: str, keys: tuple[str, ...], arguments: tuple[str, ...]) -> Any:
-        """Run a script by its hash, or by its text where the server does not know it yet."""
+    def _now(self) -> float | None:
+        return None if self._clock is None else self._clock()
+
+    def _kept(self, text: str) -> _Kept:
+        try:
+            return _Kept.read(text)
+        except ValueError:
+            raise StoreError(f"{self.location}: expected an entry with its times, got {text[:200]!r}") from None
+
+    def _read(self, command: Callable[[Any], object]) -> tuple[Any, float]:
+        """Send a command and return its reply and the server's time."""
+
+        def act(connection: _Connection) -> tuple[Any, float]:
+            pipeline = connection.client.pipeline(transaction=False)
+            command(pipeline)
+            pipeline.time()
+            reply, (seconds, microseconds) = pipeline.execute()
+            now = self._now()
+            return reply, seconds + microseconds / 1e6 if now is None else now
+
+        return self._on_server(act)
+
+    def _run(self, script: str, namespace: str, *arguments: str) -> Any:
+        """Run a script by its hash, or by its text where the server doesn't know it yet."""
+        return self._on_server(lambda connection: connection.script(script)(keys=_keys(namespace), args=arguments))
+
+    def _on_server(self, act: Callable[[_Connection], T]) -> T:
         import redis
 
         try:
-            return self._connected().script(script)(keys=keys, args=arguments)
+            return act(self._connected())
         except (redis.RedisError, OSError, ValueError, TypeError) as error:
-            # The words are the server's or the socket's; those of a bad option may quote the URL.
-            words = (
-                str(error) if isinstance(error, redis.RedisError | OSError) else "an option in its URL can't be used"
-            )
-            raise StoreError(f"{self.location}: {type(error).__name__}: {words}") from error
+            # These messages are the server's or the socket's; those about a bad option may quote the URL.
+            is_safe = isinstance(error, redis.RedisError | OSError)
+            message = str(error) if is_safe else "an option in its URL can't be used"
+            raise StoreError(f"{self.location}: {type(error).__name__}: {message}") from error
 
     def _connected(self) -> _Connection:
         connection = self._connection
@@ -211,13 +191,62 @@ def _connect(url: str) -> Redis:
         decode_responses=True,
         socket_timeout=STORE_TIMEOUT_SECONDS,
         socket_connect_timeout=STORE_TIMEOUT_SECONDS,
-        # A connection that the server closed since is made anew; a slot that was taken twice just passes.
+        # A connection that the server has closed is opened anew; a slot that was taken twice merely stays unused.
         retry=Retry(NoBackoff(), 1),
         retry_on_error=[redis.ConnectionError],
     )
 
 
-def _shown(url: str) -> str:
+@functools.cache
+def _gcra_script() -> str:
+    return (files("techflow_provider.state") / "gcra.lua").read_text(encoding="utf-8")
+
+
+def _arguments(change: Reserve | CoolDown | Settle) -> dict[str, object]:
+    """Return a change as the script expects it."""
+    if isinstance(change, Settle):
+        return {"operation": "settle", "epoch": change.epoch}
+    policy = _policy(change.policy)
+    if isinstance(change, CoolDown):
+        return {"operation": "cool_down", "policy": policy, "seconds": change.seconds, "epoch": change.epoch}
+    request, held = change.request, change.request.earlier
+    return {
+        "operation": "reserve",
+        "policy": policy,
+        "request_class": request.request_class.value,
+        "within_seconds": request.within_seconds if math.isfinite(request.within_seconds) else None,
+        "assume_spent": request.assume_spent,
+        "expected": request.expected,
+        "held": _fields(held, ("due", "pushback_seconds", "epoch")) if held and held.held and held.granted else None,
+    }
+
+
+def _policy(policy: Policy) -> dict[str, object]:
+    lengths = (f"{each}_cool_down_seconds" for each in ("first", "longest", "shortest"))
+    named = _fields(policy, ("poll_share", "late_seconds", "probe_seconds", *lengths))
+    return {**named, "interval_seconds": policy.rate.interval_seconds, "burst": policy.rate.burst}
+
+
+def _fields(value: object, names: Iterable[str]) -> dict[str, object]:
+    return {name: getattr(value, name) for name in names}
+
+
+def _without_none(fields: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _result(change: Reserve | CoolDown | Settle, reply: dict[str, Any]) -> object:
+    """Return a change's result from what the script replied."""
+    if isinstance(change, Settle):
+        return None
+    discarded = reply.pop("discarded")
+    if isinstance(change, CoolDown):
+        return float(reply["seconds"]), discarded
+    reason = Reason[reply.pop("reason")]
+    return Reservation(**reply, reason=reason), discarded
+
+
+def _location(url: str) -> str:
     """Return a URL without user information and options."""
     try:
         parts = urlsplit(url)
@@ -230,18 +259,6 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{place}" + (f"/{number}" if number else "")
 
 
-def _text(number: float) -> str:
-    return f"{number:.17g}"
-
-
-def _option(value: str | None) -> tuple[str, str]:
-    return ("0", "") if value is None else ("1", value)
-
-
-def _key(name: str, part: str) -> str:
-    # What stands in braces decides about the place in a cluster, so all keys of one operation lie together.
-    return f"techflow:{{{name}}}:{part}"
-
-
-def _record_keys(namespace: str) -> tuple[str, str]:
-    return _key(namespace, "records"), _key(namespace, "ends")
+def _keys(namespace: str) -> tuple[str, str]:
+    # A cluster places a key by the part in braces, so the keys of one operation lie together.
+    return f"techflow:{{{namespace}}}:records", f"techflow:{{{namespace}}}:ends"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from techflow_provider.state.gcra import MINUTE_SECONDS, GcraState, Policy, RequestClass, ReservationRequest, take
-from techflow_provider.state.store import HISTORY_SECONDS, BudgetState, Grant
+from techflow_provider.state.budget_state import HISTORY_SECONDS, SLICE_SECONDS, BudgetState, GrantCount
+from techflow_provider.state.gcra import MINUTE_SECONDS, GcraState, Policy, RequestClass, ReservationRequest, reserve
 
-SLICE_SECONDS = 10.0
 # Sums of intervals are off by a little.
 ROUNDING = 1e-6
-SENDERS = (RequestClass.COMMAND, RequestClass.POLL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +18,7 @@ class Slice:
     """Ten seconds of the history.
 
     :param ends_seconds_ago: age of its end
-    :param requests: requests that were let go, by class
+    :param requests: requests that were sent, by class
     """
 
     ends_seconds_ago: float
@@ -31,16 +29,16 @@ class Slice:
 class Snapshot:
     """A budget at one moment.
 
-    :param requests_per_minute: the limit it keeps to
-    :param burst: requests that may leave at once after a pause
-    :param used: requests that were let go in the last minute, by class
-    :param free: commands that could leave right now
+    :param requests_per_minute: the limit that it enforces
+    :param burst: requests that may be sent at once after an idle time
+    :param used: requests that were sent in the last minute, by class
+    :param free: commands that could be sent right now
     :param next_slot_seconds: how long the next request of each class would have to wait
-    :param cooldown_seconds: what is left of the pause after a 429
+    :param cooldown_seconds: what is left of the cool-down after a 429
     :param waiting: slots that are taken and lie in the future
     :param history: the last ten minutes, oldest slice first
     :param store: where the budget is kept
-    :param shared: False while the store can't be used and a share of the limit goes on without it
+    :param shared: False while the store can't be used and a share of the limit is used without it
     """
 
     requests_per_minute: int
@@ -56,47 +54,54 @@ class Snapshot:
 
     @property
     def outlook(self) -> str:
-        """When the next command may leave, in words."""
+        """When the next command may be sent, as text."""
         if self.free:
-            return f"{self.free} may leave now"
+            return f"{self.free} may be sent now"
         if self.cooldown_seconds:
-            return "none may leave now"
+            return "none may be sent now"
         wait = self.next_slot_seconds[RequestClass.COMMAND]
-        return f"the next may leave in {wait:.1f} s" if wait > 0 else "1 may leave now, to try again after a 429"
+        return f"the next may be sent in {wait:.1f} s" if wait > 0 else "1 may be sent now, as a probe after a 429"
 
 
-def snapshot_of(ledger: BudgetState, policy: Policy, requests_per_minute: int, store: str, *, shared: bool) -> Snapshot:
-    """Return what a store's ledger means under a policy."""
-    account = ledger.account or GcraState.empty(policy, ledger.now)
-    waits = {each: _wait(account, policy, each, ledger.now) for each in SENDERS}
-    behind = account.arrival - policy.rate.tolerance() - ledger.now
-    interval = policy.rate.interval_seconds
-    open_now = waits[RequestClass.COMMAND] <= 0 and account.strikes == 0
+def snapshot_of(
+    state: BudgetState, policy: Policy, now: float, *, requests_per_minute: int, store: str, shared: bool
+) -> Snapshot:
+    """Return what a budget's state means under a policy."""
+    gcra, interval = state.gcra, policy.rate.interval_seconds
+    waits = {each: _wait(gcra, policy, each, now) for each in (RequestClass.COMMAND, RequestClass.POLL)}
+    behind = gcra.tat - policy.rate.tolerance() - now
+    open_now = waits[RequestClass.COMMAND] <= 0 and gcra.consecutive_429 == 0
     return Snapshot(
         requests_per_minute=requests_per_minute,
         burst=policy.rate.burst,
-        used=_count([grant for grant in ledger.grants if grant.at > ledger.now - MINUTE_SECONDS]),
+        used=_count(grant for grant in state.grants if -1 <= now - grant[0] < MINUTE_SECONDS),
         free=min(policy.rate.burst, math.floor(-behind / interval + ROUNDING) + 1) if open_now else 0,
         next_slot_seconds=waits,
-        cooldown_seconds=max(0.0, account.cool_until - ledger.now),
+        cooldown_seconds=max(0.0, gcra.cool_until - now),
         waiting=max(0, math.ceil(behind / interval - ROUNDING) - 1),
-        history=_history(ledger),
+        history=_history(state, now),
         store=store,
         shared=shared,
     )
 
 
-def _wait(account: GcraState, policy: Policy, request_class: RequestClass, now: float) -> float:
-    return take(account, policy, ReservationRequest(request_class), now)[1].wait_seconds
+def _wait(gcra: GcraState, policy: Policy, request_class: RequestClass, now: float) -> float:
+    return reserve(gcra, policy, ReservationRequest(request_class), now)[1].wait_seconds
 
 
-def _count(grants: list[Grant]) -> dict[RequestClass, int]:
-    return {each: sum(grant.request_class is each for grant in grants) for each in SENDERS}
+def _count(grants: Iterable[GrantCount]) -> dict[RequestClass, int]:
+    commands = polls = 0
+    for _, more_commands, more_polls in grants:
+        commands, polls = commands + more_commands, polls + more_polls
+    return {RequestClass.COMMAND: commands, RequestClass.POLL: polls}
 
 
-def _history(ledger: BudgetState) -> tuple[Slice, ...]:
-    slices: list[list[Grant]] = [[] for _ in range(int(HISTORY_SECONDS / SLICE_SECONDS))]
-    for grant in ledger.grants:
-        age = max(0.0, ledger.now - grant.at)
-        slices[min(int(age / SLICE_SECONDS), len(slices) - 1)].append(grant)
-    return tuple(Slice(index * SLICE_SECONDS, _count(grants)) for index, grants in reversed(list(enumerate(slices))))
+def _history(state: BudgetState, now: float) -> tuple[Slice, ...]:
+    slices: list[list[GrantCount]] = [[] for _ in range(HISTORY_SECONDS // SLICE_SECONDS)]
+    for grant in state.grants:
+        age = now - grant[0]
+        if -1 <= age < HISTORY_SECONDS:
+            slices[int(max(0.0, age) / SLICE_SECONDS)].append(grant)
+    return tuple(
+        Slice(float(index * SLICE_SECONDS), _count(grants)) for index, grants in reversed(list(enumerate(slices)))
+    )

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from techflow_provider.state.records import drop_entry, get_entry, put_entry
 from techflow_provider.state.store import Store, StoreError
 
 # A note without an end is needed as long as its task may be tried again.
@@ -89,7 +90,7 @@ class SharedAttemptStore:
 
     def read(self) -> AttemptRecord | None:
         """Return the note, or None when there is none."""
-        entry = self._store.get(self._space, self._task)
+        entry = get_entry(self._store, self._space, self._task)
         if entry is None:
             return None
         try:
@@ -100,8 +101,8 @@ class SharedAttemptStore:
     def write(self, note: AttemptRecord) -> None:
         """Write the note, whatever was there."""
         ttl = ENDED_TTL_SECONDS if note.ended else NOTE_TTL_SECONDS
-        self._store.put(self._space, self._task, json.dumps(note.to_dict()), ttl)
+        put_entry(self._store, self._space, self._task, json.dumps(note.to_dict()), ttl)
 
     def drop(self) -> None:
         """Delete the note, if there is one."""
-        self._store.drop(self._space, self._task)
+        drop_entry(self._store, self._space, self._task)

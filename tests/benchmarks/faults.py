@@ -32,7 +32,7 @@ from techflow_provider.client import Settings, TechFlowError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
 from techflow_provider.polling.poller import Access, Poller
 from techflow_provider.state.budget import SharedBudget
-from techflow_provider.state.store import open_store
+from techflow_provider.state.open import open_store
 
 if TYPE_CHECKING:
     from tests.benchmarks.judges import worst_window

@@ -31,8 +31,8 @@ from techflow_provider.client.client import Client
 from techflow_provider.client.errors import TechFlowError
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.budget import LocalBudget
+from techflow_provider.state.open import open_store
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import open_store
 from techflow_provider.submission.attempts import SharedAttemptStore
 from techflow_provider.submission.model import SubmissionPolicy, Submitter
 from techflow_provider.submission.start import mark_done, resolve, send

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
-from techflow_provider.state.store import open_store
+from techflow_provider.state.open import open_store
 
 LIMIT = 100
 BURST = 6

@@ -23,7 +23,7 @@ import httpx
 
 from techflow_provider.client import AsyncClient
 from techflow_provider.state.budget import RequestClass, SharedBudget
-from techflow_provider.state.store import open_store
+from techflow_provider.state.open import open_store
 
 if TYPE_CHECKING:
     from tests.benchmarks.load import redis_server

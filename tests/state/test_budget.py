@@ -1,4 +1,4 @@
-"""A shared budget: it is one for all who use the store, and goes on with a share when the store can't be used."""
+"""A shared budget: it is one for all that use the store, and uses a share of the limit when the store can't be used."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Fragile(MemoryStore):
     broken = False
     asked = 0
 
-    def take(self, *arguments):
+    def update(self, namespace, name, change):
         self.asked += 1
         if self.broken:
             raise StoreError("out of order")
-        return super().take(*arguments)
+        return super().update(namespace, name, change)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def budget(store: Store, key, clock) -> SharedBudget:
 
 
 def sent(budget, clock, seconds: float, callers: int = 4) -> int:
-    """Return how many requests callers send who always want to."""
+    """Return how many requests callers send that always want to."""
     end, count, asks = clock.now + seconds, 0, [(clock.now, None)] * callers
     while True:
         asks.sort(key=lambda ask: ask[0])
@@ -53,7 +53,7 @@ def test_two_budgets_of_one_key_are_one(budget, store, key, clock):
     assert [each.reserve(COMMAND, 0.0).granted for each in (budget, other) * 4] == [True] * 6 + [False] * 2
 
 
-def test_who_has_a_lower_limit_leaves_more_time(store, key, clock):
+def test_a_request_under_a_lower_limit_takes_more_time(store, key, clock):
     fast, slow = SharedBudget(store, key, 100, 1, clock=clock), SharedBudget(store, key, 10, 1, clock=clock)
     after_fast = slow.reserve(COMMAND, 1e9), fast.reserve(COMMAND, 1e9)
     first, second = after_fast
@@ -66,20 +66,20 @@ def test_a_slot_that_was_waited_for_may_be_used(budget, clock):
     assert budget.reserve(COMMAND, 0.0, held).may_send
 
 
-def test_a_refusal_says_when_the_next_slot_would_be(budget):
+def test_a_refused_reservation_says_when_the_next_slot_would_be(budget):
     held = [budget.reserve(COMMAND, 1e9) for _ in range(7)][-1]
     answer = budget.reserve(COMMAND, 0.0)
     assert not answer.granted
     assert answer.wait_seconds > held.wait_seconds
 
 
-def test_the_reason_of_a_wait_is_told(budget, clock):
+def test_a_reservation_gives_the_reason_of_its_wait(budget, clock):
     waits = [budget.reserve(COMMAND, 1e9) for _ in range(8)]
     assert waits[-1].reason is Reason.LIMIT
     budget.reserve(POLL, 1e9)
     assert budget.reserve(POLL, 1e9).reason is Reason.COMMANDS
     budget.cool_down(5.0, waits[-1])
-    assert budget.reserve(COMMAND, 1e9).reason is Reason.PAUSE
+    assert budget.reserve(COMMAND, 1e9).reason is Reason.COOL_DOWN
     clock.advance(8)
     assert budget.reserve(COMMAND, 1e9).probe
     assert budget.reserve(COMMAND, 1e9).reason is Reason.PROBE
@@ -91,7 +91,7 @@ def test_a_task_is_admitted_without_spending_the_budget(budget):
     assert budget.reserve(COMMAND, 0.0).may_send
 
 
-def test_a_snapshot_tells_people_how_it_stands(budget, clock):
+def test_a_snapshot_shows_the_state_of_the_budget(budget, clock):
     for request_class in (COMMAND, COMMAND, POLL):
         budget.reserve(request_class, 0.0)
     before = budget.snapshot()
@@ -131,7 +131,7 @@ def test_a_store_whose_clock_is_set_ahead_grants_no_more(key, clock):
     assert not budget.reserve(COMMAND, 0.0).granted
 
 
-def test_a_store_whose_clock_goes_with_the_callers_forgets_nothing(key, clock):
+def test_a_store_whose_clock_moves_with_the_callers_forgets_nothing(key, clock):
     theirs = type(clock)(5.0)
     budget = SharedBudget(MemoryStore(theirs), key, clock=clock)
     budget.reserve(COMMAND, 1e9)
@@ -142,7 +142,7 @@ def test_a_store_whose_clock_goes_with_the_callers_forgets_nothing(key, clock):
     assert sum(budget.snapshot().used.values()) == 2
 
 
-def test_others_follow_a_probe_once_it_is_told_that_the_server_took_it(budget, clock):
+def test_others_follow_a_probe_once_the_server_has_accepted_it(budget, clock):
     budget.cool_down(1.0, budget.reserve(COMMAND, 1e9))
     clock.advance(30)
     probe = budget.reserve(COMMAND, 0.0)
@@ -157,7 +157,7 @@ def test_a_budget_of_one_process_begins_with_a_burst(clock):
 
 
 class TestWithoutItsStore:
-    """A share of the limit goes on, the log says so once, and the store is used again when it can be."""
+    """A share of the limit is used, the log says so once, and the store is used again when it can be."""
 
     @pytest.fixture
     def fragile(self, clock) -> Fragile:
@@ -167,17 +167,17 @@ class TestWithoutItsStore:
     def budget(self, fragile, clock) -> SharedBudget:
         return SharedBudget(fragile, "key", clock=clock)
 
-    def test_a_quarter_of_the_limit_goes_on(self, budget, fragile, clock):
+    def test_a_quarter_of_the_limit_is_used(self, budget, fragile, clock):
         fragile.broken = True
         assert 20 <= sent(budget, clock, 60) <= 25
 
-    def test_requests_go_on_one_by_one(self, budget, fragile, clock):
+    def test_requests_are_sent_one_by_one(self, budget, fragile, clock):
         fragile.broken = True
         budget.reserve(COMMAND, 0.0)
         clock.advance(60)
         assert [budget.reserve(COMMAND, 0.0).granted for _ in range(2)] == [True, False]
 
-    def test_of_a_small_limit_one_request_goes_on(self, fragile, clock):
+    def test_of_a_small_limit_one_request_is_used(self, fragile, clock):
         fragile.broken = True
         budget = SharedBudget(fragile, "key", 2, clock=clock)
         assert sent(budget, clock, 600) in (9, 10)
@@ -191,21 +191,21 @@ class TestWithoutItsStore:
         assert sum(log[:3]) <= 100
         assert sum(log[2:]) <= 100
 
-    def test_callers_of_one_host_share_what_goes_on(self, fragile, clock):
+    def test_callers_of_one_host_share_that_part(self, fragile, clock):
         fragile.broken = True
-        spare = MemoryStore(clock)
-        budgets = [SharedBudget(fragile, "key", fallback=spare, clock=clock) for _ in range(4)]
+        fallback = MemoryStore(clock)
+        budgets = [SharedBudget(fragile, "key", fallback=fallback, clock=clock) for _ in range(4)]
         waits = [budget.reserve(COMMAND, 1e9).due for budget in budgets]
         assert len(set(waits)) == 4
 
-    def test_the_spare_store_is_asked_while_the_first_is_left_alone(self, fragile, clock):
-        fragile.broken, spare = True, Fragile(clock)
-        budget = SharedBudget(fragile, "key", fallback=spare, clock=clock)
+    def test_the_fallback_is_used_while_the_first_store_is_left_alone(self, fragile, clock):
+        fragile.broken, fallback = True, Fragile(clock)
+        budget = SharedBudget(fragile, "key", fallback=fallback, clock=clock)
         for _ in range(3):
             budget.reserve(COMMAND, 0.0)
-        assert (fragile.asked, spare.asked) == (1, 3)
+        assert (fragile.asked, fallback.asked) == (1, 3)
 
-    def test_a_fallback_that_fails_too_leaves_the_process_on_its_own(self, clock):
+    def test_where_the_fallback_fails_too_each_process_uses_its_memory(self, clock):
         stores = [Fragile(clock), Fragile(clock)]
         for each in stores:
             each.broken = True
@@ -221,12 +221,12 @@ class TestWithoutItsStore:
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert "out of order" in caplog.text
 
-    def test_the_first_failure_is_told_with_what_goes_on_and_where_it_is_counted(self, fragile, clock, caplog):
+    def test_the_first_failure_is_logged_with_the_limit_in_force_and_where_it_is_counted(self, fragile, clock, caplog):
         fragile.broken = True
-        spare = MemoryStore(clock)
-        spare.location = "a spare file"
-        SharedBudget(fragile, "key", fallback=spare, clock=clock).reserve(COMMAND, 0.0)
-        assert "25 requests a minute go on, counted in a spare file" in caplog.text
+        fallback = MemoryStore(clock)
+        fallback.location = "a spare file"
+        SharedBudget(fragile, "key", fallback=fallback, clock=clock).reserve(COMMAND, 0.0)
+        assert "at most 25 requests a minute are sent, counted in a spare file" in caplog.text
 
     def test_the_store_is_not_asked_each_time(self, budget, fragile, clock):
         fragile.broken = True
@@ -266,7 +266,7 @@ class TestWithoutItsStore:
         fragile.broken = False
         assert not budget.reserve(COMMAND, 0.0).granted
 
-    def test_once_it_is_back_all_is_as_before(self, budget, fragile, clock):
+    def test_a_minute_after_its_return_a_whole_burst_is_sent_again(self, budget, fragile, clock):
         fragile.broken = True
         budget.reserve(COMMAND, 0.0)
         fragile.broken = False

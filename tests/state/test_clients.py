@@ -1,4 +1,4 @@
-"""Clients on a shared budget: a refusal pauses all of them, one probe goes first, and no store holds up a loop."""
+"""Clients on a shared budget: a 429 begins a cool-down for all, one probe goes first, and no store blocks a loop."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ COMMAND = RequestClass.COMMAND
 
 
 class Server:
-    """Gives prepared answers, then empty lists."""
+    """Sends prepared responses, then empty lists."""
 
-    def __init__(self, *answers: httpx.Response) -> None:
-        self.answers = list(answers)
+    def __init__(self, *responses: httpx.Response) -> None:
+        self.responses = list(responses)
         self.requests = 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
-        return self.answers.pop(0) if self.answers else httpx.Response(200, json={"workflows": []})
+        return self.responses.pop(0) if self.responses else httpx.Response(200, json={"workflows": []})
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def client(budget, clock, server, deadline: float = 600.0) -> Client:
     return Client(settings=settings, budget=budget, transport=transport, clock=clock, sleep=clock.advance)
 
 
-def test_a_refused_call_goes_again_as_a_probe_and_ends_the_pause(budget, clock):
+def test_a_rejected_call_is_sent_again_as_a_probe_and_ends_the_cool_down(budget, clock):
     server = Server(httpx.Response(429), httpx.Response(429, headers={"retry-after": "7"}))
     with client(budget, clock, server) as caller:
         began = clock.now
@@ -51,7 +51,7 @@ def test_a_refused_call_goes_again_as_a_probe_and_ends_the_pause(budget, clock):
     assert [(answer.may_send, answer.probe) for answer in answers] == [(True, False)] * 2
 
 
-def test_a_refusal_pauses_other_clients(budget, clock):
+def test_a_429_holds_back_other_clients(budget, clock):
     with client(budget, clock, Server(httpx.Response(429, headers={"retry-after": "30"})), 5.0) as caller:
         with pytest.raises(RateLimitError):
             caller.workflows.list()
@@ -59,7 +59,7 @@ def test_a_refusal_pauses_other_clients(budget, clock):
             caller.workflows.list()
 
 
-def test_a_probe_that_finds_an_error_lets_others_follow(budget, clock):
+def test_others_follow_a_probe_that_meets_an_error(budget, clock):
     with (
         client(budget, clock, Server(httpx.Response(429), httpx.Response(404))) as caller,
         pytest.raises(NotFoundError),
@@ -69,15 +69,16 @@ def test_a_probe_that_finds_an_error_lets_others_follow(budget, clock):
     assert not budget.reserve(COMMAND, 1e9).probe
 
 
-async def test_a_store_that_hangs_does_not_hold_up_the_loop():
+async def test_a_store_that_hangs_does_not_block_the_loop():
     release = threading.Event()
 
     class Slow(MemoryStore):
-        def take(self, *arguments):
-            release.wait(10)
-            return super().take(*arguments)
+        def update(self, namespace, name, change):
+            release.wait(300)
+            return super().update(namespace, name, change)
 
-    budget = SharedBudget(Slow(full=True), "key")
+    # A limit that lets the first request be sent at once, so that only the store is waited for.
+    budget = SharedBudget(Slow(), "key", 10_000_000)
     async with AsyncClient("some-key", budget=budget, transport=httpx.MockTransport(Server())) as caller:
         call = asyncio.ensure_future(caller.workflows.list())
         for _ in range(10):

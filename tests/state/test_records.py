@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from techflow_provider.state.records import Intent, Records
+from techflow_provider.state.records import Intent, Records, put_entry
 from techflow_provider.state.store import StoreError
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -69,7 +69,7 @@ def test_a_clock_that_shows_more_time_since_the_request_counts(records, clock):
     assert records.intent(INTENT.task).longest_since_sent(NOW + timedelta(hours=1)) == 3600
 
 
-def test_pollers_are_counted_while_they_say_that_they_are_there(records, clock):
+def test_pollers_are_counted_for_two_minutes_after_their_last_heartbeat(records, clock):
     assert [records.heartbeat("a"), records.heartbeat("a"), records.heartbeat("b")] == [1, 1, 2]
     clock.advance(119)
     assert records.heartbeat("a") == 2
@@ -113,13 +113,33 @@ def test_a_delivery_is_new_once(records, clock):
     assert records.see_delivery("d", 60.0)
 
 
-def test_the_bell_is_heard_by_all_who_share_the_key(store, key, records):
-    before = records.wakeups()
-    Records(store, key).notify()
-    assert records.wakeups() != before
+def test_the_wake_up_counter_is_one_for_all_that_share_the_key(store, key, records):
+    assert records.wakeups() == 0
+    assert [Records(store, key).notify(), records.notify()] == [1, 2]
+    assert (records.wakeups(), Records(store, f"{key}2").wakeups()) == (2, 0)
+
+
+def test_a_wake_up_counter_that_can_not_be_read_begins_anew(store, key, records):
+    put_entry(store, key, "wakeups", "many", 60.0)
+    assert (records.wakeups(), records.notify()) == (0, 1)
+
+
+def test_the_ages_of_deliveries_are_listed(records, clock):
+    records.see_delivery("d")
+    clock.advance(5)
+    records.see_delivery("e")
+    assert records.delivery_ages() == [5.0, 0.0]
+
+
+def test_a_cursor_moves_only_from_where_it_was_read(records):
+    assert records.cursor("trigger") is None
+    assert records.replace_cursor("trigger", None, "1")
+    assert not records.replace_cursor("trigger", None, "2")
+    assert records.replace_cursor("trigger", "1", "2")
+    assert records.cursor("trigger").value == "2"
 
 
 def test_a_record_that_is_no_intent_is_quoted(store, key, records):
-    store.put(f"{key}/intents", "a", '{"workflow_id": 1}', 60.0)
+    put_entry(store, f"{key}/intents", "a", '{"workflow_id": 1}', 60.0)
     with pytest.raises(StoreError, match="expected an intent of task a, got"):
         records.intent("a")

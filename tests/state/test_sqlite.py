@@ -1,20 +1,24 @@
-"""The SQLite file: who may read it, and what happens when it is broken, full, read-only, replaced, of another boot."""
+"""The SQLite file: who may read it, and what happens when it is corrupt, full, replaced, of another boot or version."""
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from techflow_provider.state.budget import SharedBudget
-from techflow_provider.state.files import StateFile
-from techflow_provider.state.gcra import Policy, RequestClass, ReservationRequest
-from techflow_provider.state.sqlite import SqliteStore, boot_id, temporary_store
-from techflow_provider.state.store import StoreError
+from techflow_provider.state.budget import RequestClass, SharedBudget
+from techflow_provider.state.gcra import Policy
+from techflow_provider.state.open import fallback_store
+from techflow_provider.state.records import Records
+from techflow_provider.state.sqlite import SqliteStore, boot_id
+from techflow_provider.state.state_file import StateFile
+from techflow_provider.state.store import Entry, StoreError, Write
 
 COMMAND = RequestClass.COMMAND
 POLICY = Policy.of(100, 6)
@@ -32,18 +36,22 @@ def sqlite(file, clock) -> Iterator[SqliteStore]:
     store.close()
 
 
+def notify(store) -> int:
+    return Records(store, "key").notify()
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
 class TestFile:
-    """It is made for its owner alone, and never where others could put something in its place."""
+    """It is private to its owner, and never where others could put something in its place."""
 
     @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-    def test_it_and_its_folder_are_the_owners_alone(self, sqlite, sqlite_path, umask):
+    def test_it_and_its_folder_are_private(self, sqlite, sqlite_path, umask):
         previous = os.umask(umask)
         try:
-            sqlite.ring("bell")
+            notify(sqlite)
         finally:
             os.umask(previous)
         assert mode(sqlite_path.parent) == 0o700
@@ -53,122 +61,195 @@ class TestFile:
         sqlite_path.parent.mkdir()
         sqlite_path.symlink_to(tmp_path / "elsewhere")
         with pytest.raises(StoreError, match="symbolic link"):
-            sqlite.ring("bell")
+            notify(sqlite)
         assert not (tmp_path / "elsewhere").exists()
 
     def test_a_folder_that_everybody_may_write_in_is_refused(self, sqlite, sqlite_path):
         sqlite_path.parent.mkdir()
         sqlite_path.parent.chmod(0o1777)
         with pytest.raises(StoreError, match="others may write"):
-            sqlite.ring("bell")
+            notify(sqlite)
 
-    def test_the_store_to_fall_back_on_refuses_a_folder_of_another_user(self, tmp_path, monkeypatch):
+    def test_the_fallback_refuses_a_folder_of_another_user(self, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-        store = temporary_store.__wrapped__()
-        assert store.ring("bell") == 1
+        store = fallback_store.__wrapped__()
+        assert notify(store) == 1
         os.chown(Path(store.location).parent, 12345, -1)
         store.close()
         with pytest.raises(StoreError, match="others may write"):
-            store.ring("bell")
+            notify(store)
 
-    def test_it_is_found_again_after_it_was_deleted(self, sqlite, sqlite_path):
-        sqlite.ring("bell")
+    def test_it_is_created_again_after_it_was_deleted(self, sqlite, sqlite_path):
+        notify(sqlite)
         for path in sqlite_path.parent.iterdir():
             path.unlink()
-        assert sqlite.ring("bell") == 1
+        assert notify(sqlite) == 1
 
-    def test_a_file_of_a_later_format_is_left_alone(self, sqlite, sqlite_path, file, clock):
-        sqlite._write(lambda connection: connection.execute("PRAGMA user_version = 99"))
+    def test_a_file_of_a_later_format_is_left_alone(self, sqlite, sqlite_path, clock):
+        notify(sqlite)
         sqlite.close()
-        with pytest.raises(StoreError, match="expected state of format 1, got 99"):
-            SqliteStore(file, clock).ring("bell")
+        with sqlite3.connect(sqlite_path) as connection:
+            connection.execute("PRAGMA user_version = 99")
+        connection.close()
+        with pytest.raises(StoreError, match="expected state of format 2, got 99"):
+            notify(sqlite)
 
 
-class TestBrokenFile:
-    """It is set aside and begun anew, empty, by whoever finds it."""
+class TestCorruptFile:
+    """It is quarantined, and a new one begins empty, in the process that finds it."""
 
-    def test_rubbish_is_set_aside(self, sqlite, sqlite_path, caplog):
+    def test_rubbish_is_quarantined(self, sqlite, sqlite_path, caplog):
         sqlite_path.parent.mkdir()
         sqlite_path.write_bytes(b"rubbish " * 1000)
-        assert sqlite.ring("bell") == 1
+        assert notify(sqlite) == 1
         assert (sqlite_path.parent / "state.sqlite.broken").read_bytes().startswith(b"rubbish")
         assert len(caplog.records) == 1
 
-    def test_damage_found_later_is_set_aside_with_its_journal(self, sqlite, sqlite_path, clock):
-        sqlite.take("key", POLICY, ReservationRequest(COMMAND))
+    def test_damage_found_later_is_quarantined_with_its_journal(self, sqlite, sqlite_path, clock):
+        SharedBudget(sqlite, "key", clock=clock).reserve(COMMAND, 1e9)
         sqlite.close()
         content = bytearray(sqlite_path.read_bytes())
         content[4096:] = b"\xff" * (len(content) - 4096)
         sqlite_path.write_bytes(content)
         other = SqliteStore(StateFile(sqlite_path), clock)
-        answers = [store.take("key", POLICY, ReservationRequest(COMMAND)) for store in (sqlite, other, sqlite)]
-        assert not any(answer.may_send for answer in answers)
-        assert len({answer.due for answer in answers}) == 3
+        budgets = [SharedBudget(store, "key", clock=clock) for store in (sqlite, other, sqlite)]
+        reservations = [budget.reserve(COMMAND, 1e9) for budget in budgets]
+        assert all(budget.snapshot().shared for budget in budgets)
+        assert not any(reservation.may_send for reservation in reservations)
+        assert len({reservation.due for reservation in reservations}) == 3
         other.close()
 
     def test_another_process_that_has_it_open_moves_on_to_the_new_one(self, sqlite, sqlite_path, clock):
         other = SqliteStore(StateFile(sqlite_path), clock)
-        sqlite.ring("bell")
-        other.ring("bell")
-        with sqlite._file._door():
-            sqlite._file._set_aside(sqlite._file._present_file())
-        assert [sqlite.ring("bell"), other.ring("bell"), sqlite.bell("bell")] == [1, 2, 2]
+        notify(sqlite)
+        notify(other)
+        with sqlite._file._file_lock():
+            sqlite._file._quarantine(sqlite._file._present_file())
+        assert [notify(sqlite), notify(other), Records(sqlite, "key").wakeups()] == [1, 2, 2]
         other.close()
 
 
 class TestNoRoom:
-    """Where nothing can be written, a share of the limit goes on and nothing is lost."""
+    """Where nothing can be written, a share of the limit is used and nothing is lost."""
 
-    def goes_on(self, store: SqliteStore, clock) -> None:
+    def uses_a_share(self, store: SqliteStore, clock) -> None:
         budget = SharedBudget(store, "key", clock=clock)
         held = budget.reserve(COMMAND, 1e9)
         clock.advance(held.wait_seconds)
         assert budget.reserve(COMMAND, 0.0, held).may_send
         assert budget.snapshot().requests_per_minute == 25
 
-    def test_a_path_below_a_file_can_not_be_made(self, tmp_path, clock):
+    def test_a_path_below_a_file_can_not_be_created(self, tmp_path, clock):
         (tmp_path / "file").touch()
-        self.goes_on(SqliteStore(StateFile(tmp_path / "file" / "state.sqlite"), clock), clock)
+        self.uses_a_share(SqliteStore(StateFile(tmp_path / "file" / "state.sqlite"), clock), clock)
 
     def test_a_folder_that_can_not_be_written(self, clock):
-        self.goes_on(SqliteStore(StateFile(Path("/proc/self/state.sqlite")), clock), clock)
+        self.uses_a_share(SqliteStore(StateFile(Path("/proc/self/state.sqlite")), clock), clock)
 
     def test_a_full_disk(self, sqlite, clock):
-        sqlite.ring("bell")
+        notify(sqlite)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         # Python ignores the signal, so that a write beyond this size fails as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
         try:
-            self.goes_on(sqlite, clock)
+            self.uses_a_share(sqlite, clock)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert sqlite.ring("bell") == 2
+        assert notify(sqlite) == 2
 
 
 class TestReboot:
-    """Times of another boot mean nothing: accounts begin empty, and records live anew."""
+    """Times of another boot mean nothing: budgets begin anew, and so does the time of records."""
 
-    def reboot(self, file: StateFile, clock) -> SqliteStore:
+    def reboot(self, file: StateFile, clock, now: float = 5.0) -> SqliteStore:
         file.close()
-        clock.now = 5.0
+        clock.now = now
         return SqliteStore(file, clock, lambda: "the next boot")
 
-    def test_an_account_begins_empty_and_is_not_stuck(self, sqlite, file, clock):
+    @pytest.mark.parametrize("now", [5.0, 1e6])
+    def test_a_budget_begins_exhausted_and_is_not_stuck(self, sqlite, file, clock, now):
+        before = SharedBudget(sqlite, "key", clock=clock)
         for _ in range(50):
-            held = sqlite.take("key", POLICY, ReservationRequest(COMMAND))
-        after = self.reboot(file, clock)
-        answer = after.take("key", POLICY, ReservationRequest(COMMAND, earlier=held))
-        assert not answer.may_send
-        assert answer.wait_seconds == pytest.approx(POLICY.rate.interval_seconds)
-        assert after.read_budget("key").grants == ()
+            held = before.reserve(COMMAND, 1e9)
+        budget = SharedBudget(self.reboot(file, clock, now), "key", clock=clock)
+        reservation = budget.reserve(COMMAND, 1e9, held)
+        assert not reservation.may_send
+        assert reservation.wait_seconds == pytest.approx(POLICY.rate.interval_seconds)
+        assert sum(budget.snapshot().used.values()) == 0
 
     def test_records_are_kept_and_their_time_begins_anew(self, sqlite, file, clock):
-        sqlite.put("space", "a", "1", 60.0)
+        sqlite.update("space", "a", lambda *_: (Write("1", 60.0), None))
         clock.advance(50)
         after = self.reboot(file, clock)
-        assert [entry.age_seconds for entry in after.entries("space")] == [0.0]
+        assert after.entries("space") == [Entry("a", "1", 0.0)]
         clock.advance(59)
         assert [entry.value for entry in after.entries("space")] == ["1"]
 
     def test_the_present_boot_has_a_name(self):
         assert boot_id() == boot_id() != ""
+
+
+VERSION_0_1_0 = """
+CREATE TABLE boot (id TEXT NOT NULL);
+INSERT INTO boot VALUES ('{boot}');
+CREATE TABLE accounts (key TEXT PRIMARY KEY, seen REAL NOT NULL, arrival REAL NOT NULL, admitted REAL NOT NULL,
+  delay REAL NOT NULL, pushed_at REAL NOT NULL, polled_at REAL NOT NULL, cool_until REAL NOT NULL,
+  probe_until REAL NOT NULL, strikes REAL NOT NULL, epoch REAL NOT NULL);
+INSERT INTO accounts VALUES ('key', 1000, 1000, 1000, 0, 1000, 900, 1000, 1000, 0, 1000);
+CREATE TABLE grants (key TEXT NOT NULL, at REAL NOT NULL, class TEXT NOT NULL);
+CREATE INDEX grants_at ON grants (key, at);
+INSERT INTO grants VALUES ('key', 1000, 'command');
+CREATE TABLE records (space TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, written REAL NOT NULL,
+  ttl REAL NOT NULL, expires REAL NOT NULL, PRIMARY KEY (space, name));
+CREATE INDEX records_expires ON records (expires);
+INSERT INTO records VALUES ('key/claims', 'exec_1', 'ticket', 990, 60, 1050);
+CREATE TABLE bells (space TEXT PRIMARY KEY, count INTEGER NOT NULL);
+INSERT INTO bells VALUES ('key', 7);
+PRAGMA user_version = 1;
+"""
+
+
+class TestVersion010:
+    """A file of version 0.1.0 is migrated when it is opened."""
+
+    @pytest.fixture
+    def migrated(self, sqlite, sqlite_path):
+        sqlite_path.parent.mkdir(mode=0o700)
+        connection = sqlite3.connect(sqlite_path)
+        connection.executescript(VERSION_0_1_0.replace("{boot}", boot_id()))
+        connection.close()
+        return sqlite
+
+    def test_records_are_kept_with_their_times(self, migrated, clock):
+        assert migrated.entries("key/claims") == [Entry("exec_1", "ticket", 10.0)]
+        clock.advance(50)
+        assert migrated.entries("key/claims") == []
+
+    def test_budgets_begin_exhausted_and_the_wake_up_counter_at_zero(self, migrated, clock):
+        budget = SharedBudget(migrated, "key", clock=clock)
+        assert budget.reserve(COMMAND, 1e9).wait_seconds == pytest.approx(POLICY.rate.interval_seconds)
+        assert sum(budget.snapshot().used.values()) == 0
+        assert budget.snapshot().shared
+        assert Records(migrated, "key").wakeups() == 0
+
+    def test_one_line_is_logged_and_nothing_of_the_old_tables_is_left(self, migrated, sqlite_path, caplog):
+        caplog.set_level(logging.INFO)
+        notify(migrated)
+        migrated.close()
+        notify(migrated)
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+        assert "its records are kept" in caplog.text
+        connection = sqlite3.connect(sqlite_path)
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        connection.close()
+        assert tables == {"boot", "entries"}
+
+    def test_a_migration_that_fails_leaves_the_file_as_it_was(self, migrated, sqlite_path):
+        connection = sqlite3.connect(sqlite_path)
+        connection.execute("DROP TABLE bells")
+        connection.close()
+        with pytest.raises(StoreError, match="bells"):
+            notify(migrated)
+        connection = sqlite3.connect(sqlite_path)
+        assert connection.execute("SELECT name FROM records").fetchall() == [("exec_1",)]
+        connection.close()

@@ -1,19 +1,29 @@
-"""What other processes do in the tests; each task says `ready` and goes on when it is sent a line."""
+"""What other processes do in the tests; each task writes `ready` and continues when it is sent a line."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
-from techflow_provider.state.files import StateFile
-from techflow_provider.state.records import Records
+from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.store import open_store
+from techflow_provider.state.state_file import StateFile
+from techflow_provider.state.store import Entry, Store, Write
+
+# Only bounds a hang.
+PATIENT_SECONDS = 300.0
+
+
+def patient_store(state_url: str) -> Store:
+    """Open a store that waits as long for others as a busy machine may need."""
+    scheme, _, path = state_url.partition("://")
+    if scheme == "sqlite":
+        return SqliteStore(StateFile(Path(path.removeprefix("/")), PATIENT_SECONDS))
+    return RedisStore(f"{state_url}?socket_timeout={PATIENT_SECONDS}")
 
 
 def ready() -> None:
@@ -23,33 +33,41 @@ def ready() -> None:
 
 
 def reserve(state_url: str, key: str, times: str) -> list[float]:
-    """Take slots and tell when they are."""
-    budget = SharedBudget(open_store(state_url), key)
+    """Take slots and report when they are."""
+    budget = SharedBudget(patient_store(state_url), key)
     ready()
     return [budget.reserve(RequestClass.COMMAND, 1e6).due for _ in range(int(times))]
 
 
-def claim(state_url: str, key: str, task: str, executions: str) -> list[str]:
-    """Claim executions and tell which were got."""
-    records = Records(open_store(state_url), key)
+def count(state_url: str, key: str, times: str) -> list[int]:
+    """Increment a counter and report what it was."""
+    store = patient_store(state_url)
+
+    def change(entry: Entry | None, _: float) -> tuple[Write, int]:
+        found = 0 if entry is None else int(entry.value)
+        return Write(str(found + 1), 600.0), found
+
     ready()
-    return [name for name in map(str, range(int(executions))) if records.claim(name, task) == task]
+    return [store.update(key, "count", change) for _ in range(int(times))]
 
 
 def hold(path: str) -> None:
-    """Stay inside a transaction."""
-    store = SqliteStore(StateFile(Path(path)))
+    """Stay inside a transaction that has written already."""
+    file = StateFile(Path(path))
+    SqliteStore(file).entries("")
+
+    def prepare(_: object) -> None:
+        """Find the tables there already."""
 
     def act(connection: sqlite3.Connection) -> None:
-        connection.execute("INSERT INTO bells VALUES ('half done', 1)")
+        connection.execute("INSERT INTO entries VALUES ('half done', 'a', '', 0, 1e9, 1e9)")
         ready()
-        time.sleep(600)
 
-    store._write(act)
+    file.run(act, prepare, "BEGIN IMMEDIATE")
 
 
 if __name__ == "__main__":
     task, *arguments = sys.argv[1:]
-    tasks: dict[str, Callable[..., object]] = {"reserve": reserve, "claim": claim, "hold": hold}
+    tasks: dict[str, Callable[..., object]] = {"reserve": reserve, "count": count, "hold": hold}
     result = tasks[task](*arguments)
     sys.stdout.write(json.dumps(result))

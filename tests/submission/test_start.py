@@ -39,10 +39,10 @@ class BrokenStore(MemoryStore):
 
     broken = False
 
-    def get(self, space: str, name: str) -> Any:
+    def update(self, namespace: str, name: str, change: Any) -> Any:
         if self.broken:
             raise StoreError("the disk is full")
-        return super().get(space, name)
+        return super().update(namespace, name, change)
 
 
 @pytest.fixture

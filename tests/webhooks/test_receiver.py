@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NoReturn
 
 import pytest
 
@@ -26,8 +27,8 @@ BUSY = WebhookResponse(503, "busy")
 class BrokenStore(MemoryStore):
     """An unavailable store."""
 
-    def ring(self, name: str) -> int:
-        raise StoreError(f"the disk is full: {name}")
+    def update(self, namespace: str, name: str, change: object) -> NoReturn:
+        raise StoreError(f"the disk is full: {namespace}")
 
 
 class Scene:

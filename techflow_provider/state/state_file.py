@@ -1,6 +1,6 @@
-"""A SQLite file that is safe to open: made for its owner alone, opened anew when replaced, set aside when broken.
+"""A SQLite file that is safe to open: private to its owner, reopened when replaced, quarantined when corrupt.
 
-A process has one connection to it, used by one thread at a time for the length of a transaction, and closed before a
+A process has one connection to it, which one thread at a time uses for one transaction, and which is closed before a
 fork: SQLite's record of its own locks would be wrong in the child.
 """
 
@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DOOR_PAUSE_SECONDS = 0.005
-BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-# A file can be replaced, and a new one found broken, between two looks; more often than this it is no accident.
+FILE_LOCK_RETRY_SECONDS = 0.005
+CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+# A file may be replaced, and the new one be found corrupt, during one operation; more often than this is no accident.
 MAX_OPENINGS = 3
 
-# Held for each transaction, and by a thread that forks.
-_turn = threading.RLock()
+# Held during each transaction, and by a thread that forks.
+_process_lock = threading.RLock()
 _files: weakref.WeakSet[StateFile] = weakref.WeakSet()
 
 
 class _ReplacedError(Exception):
-    """The file at the path is not the one that the connection has open."""
+    """The file at the path isn't the one that the connection has open."""
 
 
 class StateFile:
@@ -45,7 +45,7 @@ class StateFile:
 
     :param path: an absolute path
     :param timeout_seconds: how long to wait for other processes
-    :param private: whether the folder must belong to this user, as below a folder in which everybody may write
+    :param private: whether the folder must belong to this user, as below a folder that everybody may write to
     """
 
     def __init__(self, path: Path, timeout_seconds: float = STORE_TIMEOUT_SECONDS, *, private: bool = False) -> None:
@@ -65,11 +65,11 @@ class StateFile:
     ) -> T:
         """Run `act` in a transaction.
 
-        :param prepare: lays out the tables where a connection is new, in a transaction of its own
+        :param prepare: creates the tables when a connection is new, in a transaction of its own
         :param begin: the statement that begins the transaction
         :raises StoreError: the file can't be used
         """
-        with _turn:
+        with _process_lock:
             for _ in range(MAX_OPENINGS):
                 try:
                     return self._run(act, prepare, begin)
@@ -88,23 +88,23 @@ class StateFile:
                 self._check_file()
                 return act(connection)
         except BaseException as error:
-            # Whatever interrupted it, a signal's exception too: a connection that is closed holds no lock.
+            # Whatever interrupted it, including a signal's exception: a connection that is closed holds no lock.
             self.close()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in BROKEN:
-                with self._door():
-                    self._set_aside(self._file_id)
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in CORRUPT:
+                with self._file_lock():
+                    self._quarantine(self._file_id)
                 raise _ReplacedError from error
             raise
 
     def close(self) -> None:
         """Close the connection."""
-        with _turn:
+        with _process_lock:
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.close()
 
     def _open(self, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
-        with self._door():
+        with self._file_lock():
             self._create()
             self._file_id = self._present_file()
             self._connection = connection = sqlite3.connect(
@@ -121,18 +121,18 @@ class StateFile:
         return connection
 
     @contextlib.contextmanager
-    def _door(self) -> Iterator[None]:
-        """Let one process at a time open or replace the file; a killed one leaves the door open."""
+    def _file_lock(self) -> Iterator[None]:
+        """Let one process at a time open or replace the file; a killed one holds no lock."""
         self._check_folder()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(f"{self.path}.lock", flags, 0o600)
         try:
             deadline = time.monotonic() + self._timeout_seconds
-            # A lock by lockf, unlike one by flock, does not pass on to children.
-            while not _locked(descriptor):
+            # A lock by lockf, unlike one by flock, is not inherited by children.
+            while not _is_locked(descriptor):
                 if time.monotonic() > deadline:
                     raise TimeoutError("another process keeps the file's lock")
-                time.sleep(DOOR_PAUSE_SECONDS)
+                time.sleep(FILE_LOCK_RETRY_SECONDS)
             yield
         finally:
             os.close(descriptor)
@@ -144,17 +144,17 @@ class StateFile:
             folder.mkdir(mode=0o700)
         found = folder.lstat() if self._private else folder.stat()
         if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(f"{folder} is no folder")
+            raise NotADirectoryError(f"{folder} isn't a folder")
         if found.st_mode & stat.S_IWOTH or (self._private and found.st_uid != os.geteuid()):
             raise PermissionError(f"others may write in the folder {folder}; choose a folder of your own")
 
     def _create(self) -> None:
-        # SQLite would make a file that the umask may let others read.
+        # SQLite would create a file that the umask may let others read.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         # An existing file is not opened here: closing it would drop the locks that SQLite has on it in this process.
         if not stat.S_ISREG(self.path.lstat().st_mode):
-            raise PermissionError("it is no regular file, perhaps a symbolic link")
+            raise PermissionError("it isn't a regular file, perhaps a symbolic link")
 
     def _present_file(self) -> tuple[int, int]:
         try:
@@ -167,18 +167,18 @@ class StateFile:
         if self._present_file() != self._file_id:
             raise _ReplacedError
 
-    def _set_aside(self, file_id: tuple[int, int]) -> None:
-        """Give a broken file another name, unless another process has done so."""
+    def _quarantine(self, file_id: tuple[int, int]) -> None:
+        """Rename a corrupt file, unless another process has done so."""
         if self._present_file() != file_id:
             return
         # The journal first: it must never be read as that of the new file.
         for part in ("-wal", "-shm", ""):
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{self.path}{part}").replace(f"{self.path}.broken{part}")
-        log.warning("The state in %s is broken; it is kept as %s.broken and begun anew, empty", self.path, self.path)
+        log.warning("The state file %s is corrupt: it is now %s.broken, a new one begins empty", self.path, self.path)
 
 
-def _locked(descriptor: int) -> bool:
+def _is_locked(descriptor: int) -> bool:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -188,16 +188,16 @@ def _locked(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-    """Begin a transaction and commit it at the end; after an error the connection is closed, which undoes it."""
+    """Begin a transaction and commit it; after an error the connection is closed, which rolls it back."""
     connection.execute(begin)
     yield
     connection.execute("COMMIT")
 
 
 def _before_fork() -> None:
-    _turn.acquire()
+    _process_lock.acquire()
     for file in list(_files):
         file.close()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_turn.release, after_in_child=_turn.release)
+os.register_at_fork(before=_before_fork, after_in_parent=_process_lock.release, after_in_child=_process_lock.release)

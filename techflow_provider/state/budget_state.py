@@ -1,0 +1,158 @@
+"""What a store keeps of one budget: the GCRA's state and recent grants as one JSON value, and the changes to it.
+
+The changes are classes so that a store can recognise them: Redis runs them as a script, where the value is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import chain
+
+from techflow_provider.state.gcra import (
+    MINUTE_SECONDS,
+    GcraState,
+    Policy,
+    RequestClass,
+    Reservation,
+    ReservationRequest,
+    cool_down,
+    reserve,
+    settle,
+)
+from techflow_provider.state.store import Entry, Write
+
+# Grants are kept for as long as the chart of them goes back, and each slice of it lasts so long.
+HISTORY_SECONDS = 600
+SLICE_SECONDS = 10
+# A budget that nobody used for so long begins anew, exhausted, which costs the next request one interval.
+BUDGET_TTL_SECONDS = 7 * 24 * 3600.0
+FIELDS = tuple(GcraState.__dataclass_fields__)
+
+# The second, and how many commands and polls were sent in it; older ones are merged into slices around their middle.
+GrantCount = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """What a store knows of one key's budget.
+
+    :param gcra: the state of the rate limit
+    :param grants: requests sent in the last ten minutes, by time
+    """
+
+    gcra: GcraState
+    grants: tuple[GrantCount, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the text that a store keeps."""
+        fields: dict[str, object] = {name: getattr(self.gcra, name) for name in FIELDS}
+        return json.dumps({**fields, "grants": self.grants}, separators=(",", ":"))
+
+    @classmethod
+    def read(cls, text: str) -> BudgetState | None:
+        """Read what a store keeps; None where it isn't a budget's state of finite numbers."""
+        try:
+            value = json.loads(text)
+            gcra = [value[name] for name in FIELDS]
+            grants = tuple((at, commands, polls) for at, commands, polls in value["grants"])
+            finite = all(type(each) in (int, float) and math.isfinite(each) for each in gcra)
+            if not finite or any(type(each) is not int for each in chain.from_iterable(grants)):
+                return None
+            return cls(GcraState(*map(float, gcra)), grants)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
+
+    def with_grant(self, at: float, request_class: RequestClass) -> BudgetState:
+        """Return the state with one more request sent."""
+        second, is_command = math.floor(at + 0.5), request_class is RequestClass.COMMAND
+        grant = (second, int(is_command), int(not is_command))
+        if self.grants and self.grants[-1][0] == second:
+            return BudgetState(self.gcra, (*self.grants[:-1], _sum(self.grants[-1], grant)))
+        return BudgetState(self.gcra, _compact((*self.grants, grant), second))
+
+
+def _compact(grants: tuple[GrantCount, ...], now: int) -> tuple[GrantCount, ...]:
+    """Merge the slices that lie entirely before the last minute, and leave out what is too old or in the future."""
+    merged: list[GrantCount] = []
+    for at, commands, polls in grants:
+        if not now - HISTORY_SECONDS <= at <= now:
+            continue
+        slice_end = at - at % SLICE_SECONDS + SLICE_SECONDS
+        grant = (slice_end - SLICE_SECONDS // 2 if slice_end <= now - MINUTE_SECONDS else at, commands, polls)
+        if merged and merged[-1][0] == grant[0]:
+            merged[-1] = _sum(merged[-1], grant)
+        else:
+            merged.append(grant)
+    return tuple(merged)
+
+
+def _sum(first: GrantCount, second: GrantCount) -> GrantCount:
+    return first[0], first[1] + second[1], first[2] + second[2]
+
+
+def _begin(entry: Entry | None, policy: Policy, now: float) -> tuple[BudgetState, bool]:
+    """Return the present state, and whether one that can't be read was discarded for it."""
+    found = None if entry is None else BudgetState.read(entry.value)
+    return found or BudgetState(GcraState.empty(policy, now)), entry is not None and found is None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Take a slot; the result is the reservation, and whether a state that can't be read was discarded.
+
+    :param policy: the budget's parameters
+    :param request: the caller's request
+    """
+
+    policy: Policy
+    request: ReservationRequest
+
+    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Reservation, bool]]:
+        """Return what to write and the result."""
+        state, discarded = _begin(entry, self.policy, now)
+        gcra, reservation = reserve(state.gcra, self.policy, self.request, now)
+        state = BudgetState(gcra, state.grants)
+        if reservation.may_send and self.request.request_class is not RequestClass.ADMISSION:
+            state = state.with_grant(reservation.at, self.request.request_class)
+        return Write(state.to_text(), BUDGET_TTL_SECONDS), (reservation, discarded)
+
+
+@dataclass(frozen=True, slots=True)
+class CoolDown:
+    """Begin or extend a cool-down; the result is its remaining seconds, and whether a state was discarded.
+
+    :param policy: the budget's parameters
+    :param seconds: what the server asked for
+    :param epoch: the epoch of the rejected request's slot
+    """
+
+    policy: Policy
+    seconds: float | None
+    epoch: float
+
+    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[float, bool]]:
+        """Return what to write and the result."""
+        state, discarded = _begin(entry, self.policy, now)
+        gcra = cool_down(state.gcra, self.policy, self.seconds, self.epoch, now)
+        write = Write(BudgetState(gcra, state.grants).to_text(), BUDGET_TTL_SECONDS)
+        return write, (gcra.cool_until - gcra.updated_at, discarded)
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """End the probing, because the server accepted the probe.
+
+    :param epoch: the epoch of the probe's slot
+    """
+
+    epoch: float
+
+    def __call__(self, entry: Entry | None, _: float) -> tuple[Write | None, None]:
+        """Return what to write."""
+        state = None if entry is None else BudgetState.read(entry.value)
+        if state is None or state.gcra.epoch != self.epoch:
+            return None, None
+        settled = BudgetState(settle(state.gcra, self.epoch), state.grants)
+        return Write(settled.to_text(), BUDGET_TTL_SECONDS), None

@@ -1,0 +1,219 @@
+-- The changes of budget_state.py with the arithmetic of gcra.py, for Redis.
+-- KEYS: the namespace's entries, and when each expires. ARGV: the change as a JSON object; without `now` in it, the
+-- server's clock counts. Returns the result as a JSON object. Numbers are written with 17 digits, which keeps them exact.
+
+local FIELDS = {'updated_at', 'tat', 'admission_tat', 'pushback_seconds', 'pushed_at', 'polled_at', 'cool_until',
+  'probe_until', 'consecutive_429', 'epoch'}
+local MINUTE_SECONDS, HISTORY_SECONDS, SLICE_SECONDS, SHORTEST_WAIT_SECONDS, JUMPS = 60, 600, 10, 0.001, 3
+
+local change = cjson.decode(ARGV[1])
+local policy = change.policy
+local clock = change.now
+if not clock then
+  local time = redis.call('TIME')
+  clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+local function number(value) return string.format('%.17g', value) end
+
+local function object(fields)
+  local parts = {}
+  for name, value in pairs(fields) do
+    parts[#parts + 1] = string.format('"%s":%s', name, type(value) == 'number' and number(value) or cjson.encode(value))
+  end
+  return '{' .. table.concat(parts, ',') .. '}'
+end
+
+-- What is kept.
+
+local function is_finite(value)
+  return type(value) == 'number' and value == value and math.abs(value) ~= math.huge
+end
+
+local function is_state(value)
+  if type(value) ~= 'table' or type(value.grants) ~= 'table' then return false end
+  for _, field in ipairs(FIELDS) do
+    if not is_finite(value[field]) then return false end
+  end
+  for _, grant in pairs(value.grants) do
+    if type(grant) ~= 'table' or #grant ~= 3 then return false end
+    for _, count in ipairs(grant) do
+      if not is_finite(count) or count ~= math.floor(count) then return false end
+    end
+  end
+  return true
+end
+
+-- Returns the present state, and whether one that can't be read was found.
+local function read()
+  local kept = redis.call('HGET', KEYS[1], change.name)
+  if not kept then return nil, false end
+  local _, expires, text = string.match(kept, '^(%S+) (%S+) (.*)$')
+  if tonumber(expires) and tonumber(expires) <= clock then return nil, false end
+  local readable, value = pcall(cjson.decode, text)
+  if readable and is_state(value) then return value, false end
+  return nil, true
+end
+
+local function keep(state)
+  local parts, grants, expires = {}, {}, clock + change.ttl_seconds
+  for index, field in ipairs(FIELDS) do parts[index] = string.format('"%s":%s', field, number(state[field])) end
+  for index, grant in ipairs(state.grants) do grants[index] = string.format('[%.0f,%.0f,%.0f]', unpack(grant)) end
+  local text = '{' .. table.concat(parts, ',') .. ',"grants":[' .. table.concat(grants, ',') .. ']}'
+  redis.call('HSET', KEYS[1], change.name, number(clock) .. ' ' .. number(expires) .. ' ' .. text)
+  redis.call('ZADD', KEYS[2], number(expires), change.name)
+  for index = 1, 2 do
+    if redis.call('PTTL', KEYS[index]) < change.ttl_seconds * 1000 then
+      redis.call('PEXPIRE', KEYS[index], math.ceil(change.ttl_seconds * 1000))
+    end
+  end
+end
+
+local function count(grants, at, class)
+  local now = math.floor(at + 0.5)
+  local merged = {}
+  local function add(grant)
+    local last = merged[#merged]
+    if last and last[1] == grant[1] then
+      last[2], last[3] = last[2] + grant[2], last[3] + grant[3]
+    else
+      merged[#merged + 1] = grant
+    end
+  end
+  for _, grant in ipairs(grants) do
+    local slice_end = grant[1] - grant[1] % SLICE_SECONDS + SLICE_SECONDS
+    if now - HISTORY_SECONDS <= grant[1] and grant[1] <= now then
+      if slice_end <= now - MINUTE_SECONDS then grant[1] = slice_end - SLICE_SECONDS / 2 end
+      add(grant)
+    end
+  end
+  add({now, class == 'command' and 1 or 0, class == 'command' and 0 or 1})
+  return merged
+end
+
+-- The arithmetic.
+
+local found, discarded = read()
+
+if change.operation == 'settle' then
+  if found and found.epoch == change.epoch then
+    found.consecutive_429, found.probe_until = 0, found.updated_at
+    keep(found)
+  end
+  return '{}'
+end
+
+local interval, burst = policy.interval_seconds, policy.burst
+local tolerance = (burst - 1) * interval
+local exhausted = tolerance + interval
+local state = found or {updated_at = clock, tat = clock + exhausted, admission_tat = clock, pushback_seconds = 0,
+  pushed_at = clock, polled_at = clock - interval / policy.poll_share, cool_until = clock, probe_until = clock,
+  consecutive_429 = 0, epoch = clock, grants = {}}
+
+local function void()
+  state.tat = math.min(state.tat, state.updated_at + exhausted)
+  state.admission_tat = math.min(state.admission_tat, state.tat)
+  state.epoch = math.max(state.updated_at, state.epoch + 0.000001)
+end
+
+local function move_to(now, expected)
+  if state.updated_at - policy.late_seconds <= now and now < state.updated_at then return end
+  local ahead = expected and math.max(expected, state.updated_at) < now - JUMPS * policy.late_seconds
+  if now >= state.updated_at and not ahead then
+    state.updated_at = now
+    return
+  end
+  local by = now - state.updated_at
+  if now >= state.updated_at then by = now - expected end
+  for _, field in ipairs({'tat', 'admission_tat', 'pushed_at', 'polled_at', 'cool_until', 'probe_until'}) do
+    state[field] = state[field] + by
+  end
+  state.updated_at = now
+  void()
+end
+
+move_to(clock, change.expected)
+local now = state.updated_at
+
+if change.operation == 'cool_down' then
+  local requested = change.seconds or 0
+  if state.consecutive_429 > 0 and (now < state.cool_until or change.epoch < state.epoch) then
+    state.cool_until = math.max(state.cool_until, now + requested)
+  else
+    state.consecutive_429 = state.consecutive_429 + 1
+    local doublings, grown = state.consecutive_429 - (change.seconds and 2 or 1), 0
+    if doublings >= 0 then grown = policy.first_cool_down_seconds * 2 ^ math.min(doublings, 16) end
+    void()
+    state.cool_until = now + math.max(requested, policy.shortest_cool_down_seconds,
+      math.min(grown, policy.longest_cool_down_seconds))
+    state.probe_until = now
+  end
+  keep(state)
+  return object({seconds = state.cool_until - now, discarded = discarded})
+end
+
+local class, held, within = change.request_class, change.held, change.within_seconds or math.huge
+
+local function reservation(due, reason, is_held, is_probe)
+  local wait = due - now
+  if wait <= 0 then
+    wait, reason = 0, 'NONE'
+  else
+    wait = math.max(wait, SHORTEST_WAIT_SECONDS)
+  end
+  local granted = wait <= within
+  if granted and wait == 0 and class ~= 'admission' then state.grants = count(state.grants, now, class) end
+  keep(state)
+  return object({wait_seconds = wait, granted = granted, due = due, held = is_held, probe = is_probe, reason = reason,
+    at = now, pushback_seconds = state.pushback_seconds, epoch = state.epoch, discarded = discarded})
+end
+
+local function held_slot()
+  if not held or held.epoch ~= state.epoch then return nil end
+  local due, pushed = held.due, 0
+  if class == 'command' then pushed = state.pushback_seconds - held.pushback_seconds end
+  if pushed > 0 then
+    due = due + pushed
+    if state.pushed_at >= due - interval then due = due - interval end
+  end
+  if now - due <= policy.late_seconds then return due end
+  return nil
+end
+
+-- Returns when the next slot is and what taking it changes; or when to ask again, and nil.
+local function place()
+  local after = {tat = math.max(now, state.tat) + interval}
+  local admitted = math.max(now, state.admission_tat) + interval
+  local due = math.max(now, state.tat - tolerance)
+  if class == 'admission' then return math.max(now, state.admission_tat - tolerance), {admission_tat = admitted} end
+  if class == 'command' then return due, after end
+  local free = state.tat - (math.floor((burst + 1) / 2) - 1) * interval
+  local turn = state.polled_at + interval / policy.poll_share
+  if math.min(free, turn) > now then return math.min(free, turn), nil end
+  if due > now then
+    due = due - math.floor((due - now) / interval) * interval
+    after.pushback_seconds = state.pushback_seconds + interval
+    after.pushed_at = now
+  end
+  after.polled_at = due
+  if free > now then after.polled_at = math.max(turn, due - interval) end
+  after.admission_tat = admitted
+  return due, after
+end
+
+if change.assume_spent then state.tat = math.max(state.tat, now + exhausted) end
+local slot = held_slot()
+if slot then return reservation(slot, 'LIMIT', true, false) end
+if now < state.cool_until then return reservation(state.cool_until, 'COOL_DOWN', false, false) end
+local probing = state.consecutive_429 > 0
+if probing and now < state.probe_until then
+  return reservation(math.min(state.probe_until, now + policy.shortest_cool_down_seconds), 'PROBE', false, false)
+end
+local due, after = place()
+local probe = probing and class ~= 'admission'
+if not after then return reservation(due, 'COMMANDS', false, false) end
+if probe and due > now then return reservation(due, 'LIMIT', false, false) end
+if due - now > within then return reservation(due, 'LIMIT', true, false) end
+for field, value in pairs(after) do state[field] = value end
+if probe then state.probe_until = now + policy.probe_seconds end
+return reservation(due, 'LIMIT', true, probe)

@@ -1,0 +1,56 @@
+"""Which store a `state_url` names. Importing a store, and connecting to it, is left to its first use."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from techflow_provider.state.store import StateUrlError, Store
+
+
+@functools.lru_cache(maxsize=16)
+def open_store(state_url: str) -> Store:
+    """Return the store that a URL names, one per process and URL; connects to nothing yet.
+
+    :raises StateUrlError: the URL names no store, or the Redis client is not installed
+    """
+    scheme, colon, rest = state_url.partition("://")
+    if not colon:
+        return _sqlite(state_url, state_url)
+    if scheme == "sqlite":
+        return _sqlite(rest.removeprefix("/"), state_url)
+    if scheme in ("redis", "rediss", "unix"):
+        return _redis(state_url)
+    raise StateUrlError(f"{scheme}://…" if scheme.isalnum() else "something else")
+
+
+@functools.cache
+def fallback_store() -> Store:
+    """Return the store that this user's processes on this host share while their own store can't be used."""
+    from techflow_provider.state.sqlite import SqliteStore
+    from techflow_provider.state.state_file import StateFile
+
+    folder = Path(tempfile.gettempdir()) / f"airflow-techflow-{os.geteuid()}"
+    return SqliteStore(StateFile(folder / "fallback.sqlite", private=True))
+
+
+def _sqlite(path: str, received: str) -> Store:
+    from techflow_provider.state.sqlite import SqliteStore
+    from techflow_provider.state.state_file import StateFile
+
+    file = Path(path).expanduser()
+    if not file.is_absolute() or "\0" in path or path.endswith("/") or "?" in path:
+        # Something that isn't a path may be a mistyped URL with a password.
+        raise StateUrlError("a URL or path that is not absolute" if "@" in received else repr(received))
+    return SqliteStore(StateFile(file))
+
+
+def _redis(url: str) -> Store:
+    if importlib.util.find_spec("redis") is None:
+        raise StateUrlError("a Redis URL", "the redis package (pip install 'airflow-provider-techflow[redis]')")
+    from techflow_provider.state.redis import RedisStore
+
+    return RedisStore(url)

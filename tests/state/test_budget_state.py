@@ -1,0 +1,199 @@
+"""The value that a store keeps of a budget, and that the Lua in Redis changes it as the Python does elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from random import Random
+from typing import Any
+
+import pytest
+
+from techflow_provider.state.budget import SharedBudget
+from techflow_provider.state.budget_state import FIELDS, BudgetState, CoolDown, Reserve, Settle
+from techflow_provider.state.gcra import GcraState, Policy, RequestClass, Reservation, ReservationRequest
+from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.redis import RedisStore
+from techflow_provider.state.store import BUDGET_NAME, Write, read_only
+
+POLICY = Policy.of(100, 6)
+COMMAND, POLL, ADMISSION = RequestClass
+EMPTY = BudgetState(GcraState.empty(POLICY, 1000.0))
+
+
+def kept(store, key: str) -> BudgetState | None:
+    entry, _ = store.update(key, BUDGET_NAME, read_only)
+    return None if entry is None else BudgetState.read(entry.value)
+
+
+def corrupt(**changed: object) -> str:
+    return json.dumps({**json.loads(EMPTY.to_text()), **changed})
+
+
+class TestValue:
+    """It is one JSON value, which is checked when it is read."""
+
+    def test_it_is_read_as_it_was_written(self):
+        state = EMPTY.with_grant(1000.2, COMMAND).with_grant(1003.9, POLL)
+        assert BudgetState.read(state.to_text()) == state
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "no JSON",
+            "[]",
+            "{}",
+            "1",
+            corrupt(tat="1000.0"),
+            corrupt(tat=None),
+            corrupt(tat=True),
+            corrupt(tat=math.nan),
+            corrupt(cool_until=math.inf),
+            corrupt(epoch=10**400),
+            corrupt(grants=None),
+            corrupt(grants=[1]),
+            corrupt(grants=[[1, 2]]),
+            corrupt(grants=[[1, 2, "3"]]),
+            corrupt(grants=[[1.5, 2, 3]]),
+        ],
+    )
+    def test_what_is_not_a_state_of_finite_numbers_begins_anew_and_is_logged_once(
+        self, each_store, key, clock, caplog, text
+    ):
+        each_store.update(key, BUDGET_NAME, lambda *_: (Write(text, 60.0), None))
+        budget = SharedBudget(each_store, key, clock=clock)
+        assert budget.snapshot().free == 0
+        waits = [budget.reserve(COMMAND, 1e9).wait_seconds for _ in range(2)]
+        assert waits == pytest.approx([POLICY.rate.interval_seconds, 2 * POLICY.rate.interval_seconds])
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "could not be read" in caplog.text
+        assert kept(each_store, key) is not None
+
+    def test_a_cool_down_and_the_end_of_probing_survive_what_can_not_be_read(self, each_store, key, clock):
+        budget = SharedBudget(each_store, key, clock=clock)
+        reservation = budget.reserve(COMMAND, 1e9)
+        each_store.update(key, BUDGET_NAME, lambda *_: (Write("no JSON", 60.0), None))
+        budget.settle(reservation)
+        assert budget.cool_down(20.0, reservation) == 20.0
+
+    def test_it_begins_anew_a_week_after_its_last_use(self, store, key, clock):
+        budget = SharedBudget(store, key, clock=clock)
+        budget.reserve(COMMAND, 1e9)
+        clock.advance(7 * 24 * 3600.0)
+        assert kept(store, key) is None
+
+
+class TestGrants:
+    """They are counted by the second for a minute, and by ten seconds before."""
+
+    def test_those_of_one_second_are_counted_together(self):
+        state = EMPTY
+        for at, request_class in ((999.5, COMMAND), (1000.0, POLL), (1000.4, COMMAND), (1000.5, COMMAND)):
+            state = state.with_grant(at, request_class)
+        assert state.grants == ((1000, 2, 1), (1001, 1, 0))
+
+    def test_slices_that_lie_before_the_last_minute_are_merged(self):
+        state = EMPTY
+        for second in range(1000, 1081):
+            state = state.with_grant(float(second), COMMAND)
+        assert state.grants[:3] == ((1005, 10, 0), (1015, 10, 0), (1020, 1, 0))
+        assert sum(commands for _, commands, _ in state.grants) == 81
+
+    def test_those_of_ten_minutes_take_few_counts_and_older_ones_none(self):
+        state = EMPTY
+        for second in range(1000, 3000):
+            state = state.with_grant(float(second), COMMAND).with_grant(second + 0.1, POLL)
+        assert 590 <= sum(commands for _, commands, _ in state.grants) <= 601
+        assert len(state.grants) < 130
+        assert len(state.to_text()) < 3000
+
+    def test_those_after_a_clock_was_set_back_replace_those_in_the_future(self):
+        state = EMPTY.with_grant(5000.0, COMMAND).with_grant(1000.0, POLL)
+        assert state.grants == ((1000, 0, 1),)
+
+    def test_only_requests_that_are_sent_are_counted(self, store, key, clock):
+        policy = Policy.of(100, 1)
+        for request in (ReservationRequest(COMMAND, 0.0), ReservationRequest(COMMAND), ReservationRequest(ADMISSION)):
+            store.update(key, BUDGET_NAME, Reserve(policy, request))
+        state = kept(store, key)
+        assert state is not None
+        assert state.grants == ()
+        clock.advance(60)
+        for _ in range(3):
+            store.update(key, BUDGET_NAME, Reserve(policy, ReservationRequest(POLL, 0.0)))
+        state = kept(store, key)
+        assert state is not None
+        assert state.grants == ((1060, 0, 1),)
+
+
+class TestEachStore:
+    """A budget's state is kept from one operation to the next."""
+
+    def reserve(self, store, key, **request) -> Reservation:
+        change = Reserve(POLICY, ReservationRequest(COMMAND, **request))
+        reservation: Reservation = store.update(key, BUDGET_NAME, change)[0]
+        return reservation
+
+    def test_a_whole_burst_may_be_sent_after_an_idle_time_but_not_at_the_beginning(self, each_store, key, clock):
+        assert self.reserve(each_store, key).wait_seconds > 0
+        clock.advance(60)
+        assert [self.reserve(each_store, key).may_send for _ in range(8)] == [True] * 6 + [False] * 2
+
+    def test_budgets_of_different_keys_are_independent(self, each_store, key):
+        first = self.reserve(each_store, key)
+        assert self.reserve(each_store, f"{key}2").wait_seconds == first.wait_seconds
+
+    @pytest.mark.parametrize("step", [3600.0, -3600.0], ids=["ahead", "back"])
+    def test_a_clock_that_is_set_neither_adds_to_the_budget_nor_blocks_it(self, each_store, key, clock, step):
+        for _ in range(20):
+            held = self.reserve(each_store, key)
+            clock.advance(0.1)
+        expected = clock.now
+        clock.advance(step)
+        reservations = [self.reserve(each_store, key, expected=expected) for _ in range(5)]
+        assert not any(reservation.may_send for reservation in reservations)
+        assert reservations[-1].wait_seconds < 6 * POLICY.rate.interval_seconds
+        assert not self.reserve(each_store, key, earlier=held, expected=clock.now).may_send
+
+    def test_a_clock_that_is_set_neither_shortens_nor_extends_a_cool_down(self, each_store, key, clock):
+        epoch = self.reserve(each_store, key).epoch
+        assert each_store.update(key, BUDGET_NAME, CoolDown(POLICY, 30.0, epoch)) == (30.0, False)
+        expected = clock.now
+        clock.advance(3600)
+        assert self.reserve(each_store, key, expected=expected).wait_seconds == 30.0
+        clock.advance(-3600)
+        assert self.reserve(each_store, key).wait_seconds == 30.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_script_in_redis_does_the_same_as_the_arithmetic_here(redis_server, clock, key, seed):
+    random, stores = Random(seed), (MemoryStore(clock), RedisStore(redis_server.url, clock))
+    clock.now = 1.7e9 / 7
+    held: list[Reservation | None] = [None] * 6
+    for _ in range(80):
+        clock.advance(random.choice([0, 0.1, 0.3, 0.7, random.random(), random.choice([3, 30, -0.5, -100])]))
+        caller, roll = random.randrange(6), random.random()
+        earlier = held[caller]
+        change: Reserve | CoolDown | Settle
+        if roll < 0.04:
+            change = CoolDown(POLICY, random.choice([None, 0.0, 3.0]), earlier.epoch if earlier else 0.0)
+        elif roll < 0.08 and earlier:
+            change = Settle(earlier.epoch)
+        else:
+            request_class, within = random.choice(list(RequestClass)), random.choice([0.0, 2.0, math.inf])
+            spent, expected = random.random() < 0.02, random.choice([None, None, clock.now, clock.now - 100])
+            change = Reserve(POLICY, ReservationRequest(request_class, within, earlier, spent, expected))
+        results: list[Any] = [store.update(key, BUDGET_NAME, change) for store in stores]
+        assert results[0] == results[1]
+        if isinstance(change, Reserve):
+            held[caller] = results[0][0]
+        assert kept(stores[0], key) == kept(stores[1], key)
+
+
+def test_the_script_in_redis_keeps_the_same_fields(redis_server, key):
+    store = RedisStore(redis_server.url)
+    store.update(key, BUDGET_NAME, Reserve(POLICY, ReservationRequest(COMMAND)))
+    (entry,) = store.entries(key)
+    assert tuple(json.loads(entry.value)) == (*FIELDS, "grants")
+    store.close()

@@ -1,0 +1,338 @@
+"""The arithmetic: however callers ask, sleep, fail or come late, no window of a minute holds more than the limit."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from techflow_provider.state.gcra import (
+    JITTER_SECONDS,
+    LATE_SECONDS,
+    MINUTE_SECONDS,
+    GcraState,
+    Policy,
+    Rate,
+    RequestClass,
+    Reservation,
+    ReservationRequest,
+    cool_down,
+    reserve,
+    settle,
+)
+
+COMMAND, POLL, ADMISSION = RequestClass
+WHOLE = Policy.of(100, 6)
+
+
+def worst_window(arrivals: list[float], seconds: float = MINUTE_SECONDS) -> int:
+    """Return the most arrivals that any window, ends included, holds."""
+    arrivals, first, worst = sorted(arrivals), 0, 0
+    for last, at in enumerate(arrivals):
+        while at - arrivals[first] > seconds:
+            first += 1
+        worst = max(worst, last - first + 1)
+    return worst
+
+
+class World:
+    """Callers of one budget, with random behaviour."""
+
+    def __init__(self, policy: Policy, random: Random, rejections: float) -> None:
+        self.policy = policy
+        self.random = random
+        self.rejections = rejections
+        self.state = GcraState.empty(policy, 0.0)
+        self.arrivals: list[float] = []
+        self.grants: dict[RequestClass, int] = dict.fromkeys(RequestClass, 0)
+
+    def run(self, classes: list[RequestClass], seconds: float) -> None:
+        queue: list[tuple[float, int, Reservation | None]] = [
+            (self.random.uniform(0, 5), i, None) for i in range(len(classes))
+        ]
+        heapq.heapify(queue)
+        while queue and queue[0][0] < seconds:
+            now, caller, earlier = heapq.heappop(queue)
+            again, reservation = self.ask(now, classes[caller], earlier)
+            heapq.heappush(queue, (again, caller, reservation))
+
+    def ask(
+        self, now: float, request_class: RequestClass, earlier: Reservation | None
+    ) -> tuple[float, Reservation | None]:
+        """Ask once, and return when to ask again and with what."""
+        within = self.random.choice([0.0, 3.0, 1e9])
+        self.state, answer = reserve(self.state, self.policy, ReservationRequest(request_class, within, earlier), now)
+        if not answer.granted or self.random.random() < 0.02:
+            # Gives up, or is killed; another one takes its place.
+            return now + self.random.uniform(0.01, 10), None
+        if not answer.may_send:
+            late = self.random.choice([0, 0, 0.01, LATE_SECONDS, 2 * LATE_SECONDS])
+            return now + answer.wait_seconds + late, answer
+        self.grants[request_class] += 1
+        if request_class is not ADMISSION:
+            self.send(now, answer)
+        return now + self.random.choice([0.0, 0.0, self.random.uniform(0, 20)]), None
+
+    def send(self, now: float, answer: Reservation) -> None:
+        self.arrivals.append(now + self.random.uniform(0, JITTER_SECONDS - LATE_SECONDS))
+        if self.random.random() < self.rejections:
+            seconds = self.random.choice([None, 0.0, 2.0])
+            self.state = cool_down(self.state, self.policy, seconds, answer.epoch, now)
+        elif answer.probe:
+            self.state = settle(self.state, answer.epoch)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    limit=st.integers(1, 40),
+    burst=st.integers(1, 12),
+    classes=st.lists(st.sampled_from(RequestClass), min_size=1, max_size=12),
+    rejections=st.sampled_from([0.0, 0.0, 0.05]),
+    seed=st.integers(0, 2**32),
+)
+def test_no_window_of_a_minute_holds_more_than_the_limit(limit, burst, classes, rejections, seed):
+    world = World(Policy.of(limit, burst), Random(seed), rejections)
+    world.run(classes, 300.0)
+    assert worst_window(world.arrivals) <= limit
+
+
+@given(limit=st.integers(1, 5000), burst=st.integers(1, 100))
+def test_a_rate_never_exceeds_its_limit(limit, burst):
+    rate = Rate.within(limit, MINUTE_SECONDS, burst)
+    followers = (MINUTE_SECONDS + JITTER_SECONDS) / rate.interval_seconds
+    assert rate.burst + int(followers) <= limit or limit == 1
+
+
+def saturate(policy: Policy, classes: list[RequestClass], seconds: float = 600.0) -> World:
+    """Let callers ask again as soon as they have sent."""
+    world = World(policy, Random(7), 0.0)
+    queue: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(len(classes))]
+    heapq.heapify(queue)
+    while queue[0][0] < seconds:
+        now, caller, earlier = heapq.heappop(queue)
+        world.state, answer = reserve(world.state, policy, ReservationRequest(classes[caller], earlier=earlier), now)
+        if answer.may_send:
+            world.grants[classes[caller]] += 1
+            world.arrivals.append(now)
+        heapq.heappush(queue, (now + answer.wait_seconds + 0.001, caller, None if answer.may_send else answer))
+    return world
+
+
+def test_commands_use_nearly_the_whole_limit():
+    world = saturate(Policy.of(100, 6), [COMMAND] * 16)
+    assert len(world.arrivals) / 10 > 90
+    assert worst_window(world.arrivals) <= 100
+
+
+def test_polls_get_their_share_while_commands_want_everything():
+    policy = Policy.of(100, 6)
+    world = saturate(policy, [COMMAND] * 16 + [POLL])
+    share = world.grants[POLL] / len(world.arrivals)
+    assert policy.poll_share * 0.9 <= share <= policy.poll_share * 1.1
+
+
+def test_polls_alone_use_nearly_the_whole_limit():
+    assert len(saturate(Policy.of(100, 6), [POLL] * 4).arrivals) / 10 > 90
+
+
+def test_a_command_finds_a_slot_while_polls_want_everything():
+    policy = Policy.of(100, 6)
+    state = saturate(policy, [POLL] * 8).state
+    _, answer = reserve(state, policy, ReservationRequest(COMMAND), state.updated_at)
+    assert answer.may_send
+
+
+def test_equal_callers_get_equal_numbers_of_slots():
+    policy, grants = Policy.of(100, 6), [0] * 16
+    state = GcraState.empty(policy, 0.0)
+    queue: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
+    while queue[0][0] < 600:
+        now, caller, earlier = heapq.heappop(queue)
+        state, answer = reserve(state, policy, ReservationRequest(COMMAND, earlier=earlier), now)
+        grants[caller] += answer.may_send
+        heapq.heappush(queue, (now + answer.wait_seconds, caller, None if answer.may_send else answer))
+    assert max(grants) - min(grants) <= 1
+
+
+def test_a_slot_that_is_missed_is_taken_anew():
+    policy = Policy.of(100, 1)
+    state, held = reserve(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND), 0.0)
+    state, other = reserve(state, policy, ReservationRequest(COMMAND), 0.0)
+    late = held.due + LATE_SECONDS + 0.1
+    state, again = reserve(state, policy, ReservationRequest(COMMAND, earlier=held), late)
+    assert again.due > max(late, other.due)
+
+
+def test_a_slot_that_is_met_within_the_jitter_counts():
+    policy = Policy.of(100, 1)
+    state, held = reserve(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND), 0.0)
+    assert reserve(state, policy, ReservationRequest(COMMAND, earlier=held), held.due + LATE_SECONDS)[1].may_send
+
+
+def test_a_slot_beyond_the_callers_time_is_reported_but_not_taken():
+    policy = Policy.of(60, 1)
+    state = GcraState.empty(policy, 0.0)
+    after, answer = reserve(state, policy, ReservationRequest(COMMAND, within_seconds=0.5), 0.0)
+    assert (answer.granted, after.tat) == (False, state.tat)
+    assert answer.wait_seconds > 0.5
+
+
+def test_admissions_spend_nothing_of_the_budget():
+    policy = Policy.of(100, 6)
+    state = GcraState.full(policy, 0.0)
+    for _ in range(50):
+        state, _answer = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
+    assert reserve(state, policy, ReservationRequest(COMMAND), 0.0)[1].may_send
+
+
+def test_admissions_come_at_the_rate_of_the_budget():
+    policy = Policy.of(100, 6)
+    state, dues = GcraState.full(policy, 0.0), []
+    for _ in range(200):
+        state, answer = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
+        dues.append(answer.due)
+    assert worst_window(dues) <= 100
+
+
+class TestAfterA429:
+    """Nothing is sent during the cool-down, then one request goes first; the cool-down grows while it is rejected."""
+
+    policy = Policy.of(100, 6)
+
+    def rejected(self, seconds: float | None = None) -> tuple[GcraState, Reservation]:
+        state, answer = reserve(GcraState.full(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
+        return cool_down(state, self.policy, seconds, answer.epoch, 0.0), answer
+
+    def test_nothing_is_sent_before_the_cool_down_is_over(self):
+        state, _ = self.rejected(20.0)
+        _, answer = reserve(state, self.policy, ReservationRequest(COMMAND), 19.0)
+        assert answer.wait_seconds == 1.0
+        assert not answer.held
+
+    def test_a_slot_held_before_the_cool_down_is_void(self):
+        state, held = reserve(GcraState.empty(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
+        state = cool_down(state, self.policy, 0.0, held.epoch, held.due)
+        assert not reserve(state, self.policy, ReservationRequest(COMMAND, earlier=held), held.due)[1].may_send
+
+    def test_the_longest_of_several_cool_downs_counts(self):
+        state, answer = self.rejected(20.0)
+        state = cool_down(state, self.policy, 5.0, answer.epoch, 1.0)
+        assert state.cool_until == 20.0
+        assert cool_down(state, self.policy, 50.0, answer.epoch, 1.0).cool_until == 51.0
+
+    def test_requests_sent_before_the_cool_down_do_not_let_it_grow(self):
+        state, answer = self.rejected()
+        later = cool_down(state, self.policy, None, answer.epoch, state.cool_until + 5)
+        assert later.consecutive_429 == state.consecutive_429
+
+    def test_one_probe_goes_first(self):
+        state, _ = self.rejected()
+        state, probe = reserve(state, self.policy, ReservationRequest(POLL), state.cool_until)
+        state, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at)
+        assert (probe.may_send, probe.probe) == (True, True)
+        assert not other.may_send
+
+    def test_all_follow_once_the_probe_is_accepted(self):
+        state, _ = self.rejected()
+        state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
+        state = settle(state, probe.epoch)
+        _, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at)
+        assert (other.may_send, other.probe) == (True, False)
+
+    def test_the_cool_down_grows_when_the_probe_is_rejected(self):
+        state, _ = self.rejected()
+        cool_downs = [state.cool_until]
+        for _ in range(5):
+            state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
+            state = cool_down(state, self.policy, None, probe.epoch, state.updated_at)
+            cool_downs.append(state.cool_until - state.updated_at)
+        assert cool_downs == [5, 10, 10, 10, 10, 10]
+
+    def test_a_short_retry_after_does_not_keep_it_from_growing(self):
+        state, _ = self.rejected(0.0)
+        state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
+        state = cool_down(state, self.policy, 0.0, probe.epoch, state.updated_at)
+        assert state.cool_until - state.updated_at == 5.0
+
+    def test_a_probe_without_a_response_is_given_up(self):
+        state, _ = self.rejected()
+        state, _probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
+        state, other = reserve(
+            state, self.policy, ReservationRequest(COMMAND), state.updated_at + self.policy.probe_seconds
+        )
+        assert (other.may_send, other.probe) == (True, True)
+
+    def test_90_seconds_of_429_cost_at_most_10_requests(self):
+        state, sent = GcraState.full(self.policy, 0.0), 0
+        queue: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
+        while queue[0][0] < 90:
+            now, caller, earlier = heapq.heappop(queue)
+            state, answer = reserve(state, self.policy, ReservationRequest(COMMAND, earlier=earlier), now)
+            if answer.may_send:
+                sent += 1
+                state = cool_down(state, self.policy, None, answer.epoch, now + 0.05)
+            heapq.heappush(queue, (now + max(answer.wait_seconds, 0.1), caller, None if answer.may_send else answer))
+        assert sent <= 10
+
+
+@pytest.mark.parametrize("limit", [*range(2, 30), 100, 1000])
+@pytest.mark.parametrize("burst", [1, 2, 6, 40])
+def test_a_rate_is_the_fastest_whose_windows_never_hold_more_than_the_limit(limit, burst):
+    rate = Rate.within(limit, 60.0, burst)
+    most = rate.burst + (60.0 + JITTER_SECONDS) / rate.interval_seconds
+    assert limit - 0.05 < most < limit
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 1), (2, 1), (3, 1), (4, 2), (11, 5), (12, 6), (100, 6)])
+def test_a_burst_leaves_half_of_the_limit_to_the_steady_rate_and_is_one_at_least(limit, kept):
+    assert Rate.within(limit, 60.0, 6).burst == kept
+
+
+def test_a_limit_of_one_allows_a_request_a_minute():
+    assert Rate.within(1, 60.0, 6).interval_seconds == pytest.approx(61.501)
+
+
+def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
+    rate = Rate(6, 2.0)
+    assert (rate.tolerance(), rate.tolerance(1), rate.tolerance(3)) == (10.0, 0.0, 4.0)
+    assert Policy(rate).exhausted_seconds == 12.0
+
+
+@pytest.mark.parametrize(("burst", "part"), [(1, 1), (2, 1), (3, 2), (6, 3), (7, 4)])
+def test_polls_may_use_half_of_the_burst_and_one_at_least(burst, part):
+    assert Rate(burst, 1.0).polls_burst == part
+
+
+def test_polls_get_a_fifth_of_the_rate_when_commands_want_it_all():
+    assert WHOLE.poll_share == 0.2
+    assert WHOLE.poll_interval_seconds == pytest.approx(5 * WHOLE.rate.interval_seconds)
+
+
+def test_cool_downs_grow_from_five_seconds_to_ten_and_last_at_least_a_second():
+    cool_downs = (WHOLE.first_cool_down_seconds, WHOLE.longest_cool_down_seconds, WHOLE.shortest_cool_down_seconds)
+    assert cool_downs == (5.0, 10.0, 1.0)
+
+
+def test_a_slot_is_missed_after_a_second_and_a_probe_given_up_after_half_a_minute():
+    assert (WHOLE.late_seconds, WHOLE.probe_seconds) == (1.0, 30.0)
+    assert Policy(WHOLE.rate) == WHOLE
+
+
+def test_a_shorter_minute_makes_every_time_shorter_alike():
+    tenth = Policy.of(100, 6, 6.0)
+    for name in (
+        "late",
+        "first_cool_down",
+        "longest_cool_down",
+        "shortest_cool_down",
+        "probe",
+        "poll_interval",
+        "exhausted",
+    ):
+        whole = getattr(WHOLE, f"{name}_seconds")
+        assert math.isclose(getattr(tenth, f"{name}_seconds"), whole / 10, rel_tol=1e-3)
+    assert (tenth.rate.burst, tenth.poll_share) == (WHOLE.rate.burst, WHOLE.poll_share)
