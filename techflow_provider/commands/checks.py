@@ -59,7 +59,7 @@ def response(diagnosis: Diagnosis | None, workflows: int, seconds: float) -> Fin
     if diagnosis is None:
         message = f"the API key can access {counted(workflows, 'workflow')}; response time {seconds:.2f} s"
         return Finding("techflow", Severity.OK, message)
-    return Finding("techflow", Severity.PROBLEM, f"{diagnosis.trouble}: {diagnosis.said}", diagnosis.remedy)
+    return Finding("techflow", Severity.PROBLEM, f"{diagnosis.cause}: {diagnosis.message}", diagnosis.remedy)
 
 
 def clock_skew(server: datetime | None, local: datetime) -> Finding:

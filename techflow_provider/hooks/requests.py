@@ -1,4 +1,4 @@
-"""What `HttpHook.run` takes, as a call and settings of ours; what can't be honoured is refused and never ignored."""
+"""The arguments of `HttpHook.run` as a call and settings; options that aren't supported are rejected, never ignored."""
 
 from __future__ import annotations
 
@@ -16,27 +16,19 @@ from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.settings import Settings
 
 METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
-# HttpHook's options that mean the same as what happens here anyway.
-USUAL: dict[str, object] = {"stream": False, "allow_redirects": False}
-# Its other options, and where else the wish can be met.
-ELSEWHERE = {
-    "stream": "no streaming: an answer is read whole, within a bound",
-    "allow_redirects": "no redirects: they could carry the key elsewhere; set the final URL as the connection's host",
-    "max_redirects": "no redirects: they could carry the key elsewhere; set the final URL as the connection's host",
-    "proxies": "the connection's extra proxy in its place",
-    "proxy": "the connection's extra proxy in its place",
-    "trust_env": "the connection's extra proxy in its place",
-    "cert": "no client certificate: TechFlow knows a caller by the API key",
-}
+SUPPORTED = ("timeout", "verify", "check_response")
+EXPECTED = "timeout, verify or check_response (proxies are a matter of the connection, and redirects aren't followed)"
+# Further options of HttpHook that describe what happens here anyway.
+NO_EFFECT: dict[str, object] = {"stream": False, "allow_redirects": False}
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """The extra options of a request.
 
-    :param timeout: seconds, None as in the connection
-    :param verify: as in the connection when None
-    :param check_response: whether an answer that is no 2xx is an error
+    :param timeout: seconds; the connection's when None
+    :param verify: as in the connection's extra; the connection's when None
+    :param check_response: whether a response other than a 2xx is an error
     """
 
     timeout: float | None = None
@@ -47,22 +39,19 @@ class RunOptions:
     def read(cls, options: Mapping[str, Any]) -> RunOptions:
         """Read extra options; those that are None count as not given.
 
-        :raises InvalidParameterError: an option can't be honoured
+        :raises InvalidParameterError: an option isn't supported, or has an invalid value
         """
         given = {name: value for name, value in options.items() if value is not None}
-        for name, value in given.items():
-            if name in ELSEWHERE and (name not in USUAL or value != USUAL[name]):
-                raise InvalidParameterError(f"extra_options[{name!r}]", quote(value), ELSEWHERE[name])
-        unknown = sorted(set(given) - set(ELSEWHERE) - {"timeout", "verify", "check_response"})
-        if unknown:
-            raise InvalidParameterError("extra_options", f"the key {unknown[0]!r}", "timeout, verify or check_response")
+        unsupported = sorted(name for name in given if name not in SUPPORTED and given[name] != NO_EFFECT.get(name))
+        if unsupported:
+            raise InvalidParameterError("extra_options", f"the key {unsupported[0]!r}", EXPECTED)
         check_response = given.get("check_response", True)
         if not isinstance(check_response, bool):
             raise InvalidParameterError("extra_options['check_response']", quote(check_response), "True or False")
         return cls(given.get("timeout"), _verify(given.get("verify")), check_response)
 
     def change(self, settings: Settings) -> Settings:
-        """Return a connection's settings with these options in force."""
+        """Return a connection's settings with these options applied."""
         timeout = settings.timeout_seconds if self.timeout is None else self.timeout
         verify = settings.verify if self.verify is None else self.verify
         return replace(settings, timeout_seconds=timeout, verify=verify)
@@ -87,7 +76,7 @@ def raw_call(
 
     :param data: for GET the query, else the body: a dict is sent as a form
     :param body: a body to send as JSON
-    :param any_status: whether an answer that is no 2xx is returned as well
+    :param any_status: whether a response other than a 2xx is returned as well
     :raises InvalidParameterError: the method is unknown, or a value is of a type that can't be sent
     """
     known = next((each for each in METHODS if each == str(method).upper()), None)
@@ -101,7 +90,7 @@ def raw_call(
 
 
 def _pairs(data: object) -> tuple[tuple[str, str], ...]:
-    """Return a query's names and values; a list stands for its items under one name, and None for nothing."""
+    """Return a query's names and values; a list repeats its name for each item, and None is left out."""
     if not data:
         return ()
     if isinstance(data, str | bytes):

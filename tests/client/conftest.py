@@ -1,4 +1,4 @@
-"""One client asked in four ways: synchronous and asynchronous, in-process and over a socket; no test really waits."""
+"""Clients of the sandbox: a synchronous one in-process, or each of four kinds where they can differ; none waits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from techflow_provider.state.budget import Budget, LocalBudget
 
 Ask = Callable[[Callable[[Any], Any]], Any]
 Connect = Callable[..., Ask]
-Answer = Callable[[httpx.Request], httpx.Response]
+Respond = Callable[[httpx.Request], httpx.Response]
 
 
 class Connector:
     """Makes clients of one kind, and closes them.
 
-    :param way: `sync` or `async`, with `-socket` when the sandbox is reached over one
+    :param kind: `sync` or `async`, with `-socket` when the sandbox is reached over one
     """
 
-    def __init__(self, way: str, sandbox: Sandbox, clock: ManualClock, api_key: str, stack: ExitStack) -> None:
-        self._way = way
+    def __init__(self, kind: str, sandbox: Sandbox, clock: ManualClock, api_key: str, stack: ExitStack) -> None:
+        self._kind = kind
         self._sandbox = sandbox
         self._clock = clock
         self._api_key = api_key
@@ -35,22 +35,22 @@ class Connector:
     def __call__(
         self,
         *,
-        answer: Answer | None = None,
+        respond: Respond | None = None,
         base_url: str | None = None,
         budget: Budget | None = None,
         retry: RetryPolicy | None = None,
         **settings: Any,
     ) -> Ask:
-        """Return what asks a new client.
+        """Return what runs an operation with a new client.
 
-        :param answer: answers in place of the sandbox
-        :param base_url: reached over a socket in place of the sandbox
+        :param respond: responds instead of the sandbox
+        :param base_url: reached over a socket instead of the sandbox
         """
         transport: httpx.MockTransport | None
-        if answer:
-            transport = httpx.MockTransport(answer)
+        if respond:
+            transport = httpx.MockTransport(respond)
         else:
-            transport = None if base_url or self._way.endswith("socket") else self._sandbox.transport()
+            transport = None if base_url or self._kind.endswith("socket") else self._sandbox.transport()
         if base_url is None:
             served = transport is None
             base_url = self._stack.enter_context(self._sandbox.serve()) if served else self._sandbox.base_url
@@ -62,7 +62,7 @@ class Connector:
             "transport": transport,
             "clock": self._clock.monotonic,
         }
-        return self._async(options) if self._way.startswith("async") else self._sync(options)
+        return self._async(options) if self._kind.startswith("async") else self._sync(options)
 
     def _sync(self, options: dict[str, Any]) -> Ask:
         client = self._stack.enter_context(Client(sleep=self._clock.advance, **options))
@@ -86,24 +86,27 @@ class Connector:
         return ask
 
 
-@pytest.fixture(params=["sync", "async"])
-def near(request, sandbox: Sandbox, clock: ManualClock, api_key: str) -> Iterator[Connect]:
-    """Make clients of the sandbox in-process; a test that asks for it runs with both kinds of client."""
+KINDS = ("sync", "async", "sync-socket", "async-socket")
+
+
+@pytest.fixture
+def connect(sandbox: Sandbox, clock: ManualClock, api_key: str) -> Iterator[Connect]:
+    """Make synchronous clients of the sandbox in-process."""
     with ExitStack() as stack:
-        yield Connector(request.param, sandbox, clock, api_key, stack)
+        yield Connector("sync", sandbox, clock, api_key, stack)
 
 
-@pytest.fixture(params=["sync", "async", "sync-socket", "async-socket"])
-def connect(request, sandbox: Sandbox, clock: ManualClock, api_key: str) -> Iterator[Connect]:
-    """Make clients of the sandbox, in-process and over a socket."""
+@pytest.fixture(params=KINDS)
+def connect_each(request, sandbox: Sandbox, clock: ManualClock, api_key: str) -> Iterator[Connect]:
+    """Make clients of one kind; a test that requests it runs with each kind."""
     with ExitStack() as stack:
         yield Connector(request.param, sandbox, clock, api_key, stack)
 
 
 @pytest.fixture
-def ask(near: Connect) -> Ask:
-    """Ask a client of the sandbox in-process."""
-    return near()
+def ask(connect: Connect) -> Ask:
+    """Run an operation with a synchronous client of the sandbox in-process."""
+    return connect()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How long a start waits for its slot in the rate budget, and what is certain when it does not get one in time."""
+"""How long a start waits for its slot in the rate budget, and what is certain when it gets none in time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def start(client):
     return client.workflows.execute("wf_1", within_seconds=3.0)
 
 
-def test_a_start_without_a_slot_in_time_is_not_sent(near, sandbox, clock, workflow_id):
-    ask = near(budget=LocalBudget(10, 1, clock.monotonic))
+def test_a_start_without_a_slot_in_time_is_not_sent(connect, sandbox, clock, workflow_id):
+    ask = connect(budget=LocalBudget(10, 1, clock.monotonic))
     ask(lambda client: client.workflows.list())
     with pytest.raises(BudgetTimeoutError) as caught:
         ask(start)
@@ -23,22 +23,24 @@ def test_a_start_without_a_slot_in_time_is_not_sent(near, sandbox, clock, workfl
     assert sandbox.count(method="POST") == 0
 
 
-def test_a_start_that_is_refused_with_a_long_pause_gives_up_without_an_execution(near, sandbox, workflow_id):
+def test_a_start_that_gets_a_429_with_a_long_cool_down_gives_up_without_an_execution(connect, sandbox, workflow_id):
     sandbox.faults.add(Fault("status", path="/workflows/*/execute", status=429, retry_after="60"))
     with pytest.raises(RateLimitError):
-        near()(start)
+        connect()(start)
     assert not sandbox.executions
     assert sandbox.count(method="POST") == 1
 
 
-def test_a_start_that_was_sent_is_looked_for_however_long_the_next_slots_take(near, sandbox, clock, workflow_id):
+def test_the_execution_of_a_start_is_searched_for_however_long_the_next_slots_take(
+    connect, sandbox, clock, workflow_id
+):
     sandbox.execute_response = "empty"
     budget = LocalBudget(10, 1, clock.monotonic)
-    execution = near(budget=budget)(start)
+    execution = connect(budget=budget)(start)
     assert [each.id for each in sandbox.executions] == [execution.id]
 
 
-def test_a_slot_that_others_push_back_is_not_waited_for_beyond_the_time(near, sandbox, clock, workflow_id):
+def test_a_slot_that_others_push_back_is_not_waited_for_beyond_the_time(connect, sandbox, clock, workflow_id):
     class Pushed(LocalBudget):
         """A budget in which a slot is always two seconds away."""
 
@@ -47,6 +49,6 @@ def test_a_slot_that_others_push_back_is_not_waited_for_beyond_the_time(near, sa
 
     began = clock.monotonic()
     with pytest.raises(BudgetTimeoutError):
-        near(budget=Pushed())(start)
+        connect(budget=Pushed())(start)
     assert clock.monotonic() - began <= 3
     assert not sandbox.executions

@@ -1,4 +1,4 @@
-"""A long list that is decoded item by item is the list that `json.loads` sees, and is refused where that refuses."""
+"""A list that is decoded item by item equals what `json.loads` returns, and is rejected where that fails."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WRITTEN = st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 2}, {"ensu
 
 @settings(max_examples=40, deadline=None)
 @given(VALUES, WRITTEN, st.sampled_from(["utf-8", "utf-16", "utf-32", "utf-8-sig"]))
-def test_every_value_is_what_json_loads_makes_of_it(value: Json, written: dict[str, object], encoding: str) -> None:
+def test_every_value_equals_what_json_loads_returns(value: Json, written: dict[str, object], encoding: str) -> None:
     content = json.dumps(value, **written).encode(encoding, "surrogatepass")  # type: ignore[arg-type]  # of dumps
     assert parse_list(content) == json.loads(content)
 
 
 @settings(max_examples=60, deadline=None)
 @given(VALUES, st.data())
-def test_what_json_loads_refuses_is_refused(value: Json, data: st.DataObject) -> None:
+def test_what_json_loads_rejects_is_rejected(value: Json, data: st.DataObject) -> None:
     text = json.dumps([value, value])
     at = data.draw(st.integers(0, len(text)))
     cut = data.draw(st.integers(at, len(text)))
@@ -40,7 +40,7 @@ def test_what_json_loads_refuses_is_refused(value: Json, data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_items_that_are_skipped_are_left_out_of_the_outer_lists_alone(wrapped: bool) -> None:
+def test_skipped_items_are_left_out_of_the_outer_list_alone(wrapped: bool) -> None:
     items = [1, 2, [1, 2], {"a": [1]}]
     content = json.dumps({"n": 1, "items": items} if wrapped else items).encode()
     kept = parse_list(content, lambda item: item == 1)

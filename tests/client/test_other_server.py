@@ -1,4 +1,4 @@
-"""The client against a server of other choices than the sandbox's, written by hand and reached over a real socket."""
+"""The clients against a server that differs from the sandbox wherever it may, over a real socket."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from techflow_provider.client import AsyncClient, Client, ExecutionState, NotFou
 from techflow_provider.client.history import ExecutionSelector
 
 KEY = "other-key-0123456789"
-FINISH_AFTER_LOOKS = 3
+FINISH_AFTER_POLLS = 3
 AN_HOUR = 3600
 
 
 class OtherServer(ThreadingHTTPServer):
-    """Bare lists, whole numbers as ids, camel case, epoch times, loud words, empty answers, pages by a `next` URL."""
+    """Bare lists, integer ids, camel case, epoch times, upper-case words, empty bodies, pages by a `next` URL."""
 
     daemon_threads = True
 
@@ -34,23 +34,23 @@ class OtherServer(ThreadingHTTPServer):
         self.runs: list[dict[str, Any]] = []
         self.calls: list[str] = []
 
-    def start(self, flow: str, begun: float, state: str, looks: int = 0) -> None:
-        self.runs.append({"run": 900 + len(self.runs), "flow": flow, "begun": begun, "state": state, "looks": looks})
+    def start(self, flow: str, begun: float, state: str, polls: int = 0) -> None:
+        self.runs.append({"run": 900 + len(self.runs), "flow": flow, "begun": begun, "state": state, "polls": polls})
 
-    def look(self, number: int) -> list[dict[str, Any]]:
-        """Show all runs, newest first; each ends after some looks at the first page."""
+    def poll(self, number: int) -> list[dict[str, Any]]:
+        """Show all runs, newest first; each ends after some polls of the first page."""
         shown = []
         for run in reversed(self.runs):
-            run["looks"] += number == 1
-            over = run["looks"] > FINISH_AFTER_LOOKS
+            run["polls"] += number == 1
+            ended = run["polls"] > FINISH_AFTER_POLLS
             shown.append(
                 {
                     "execution_id": run["run"],
                     "workflow": {"id": int(run["flow"]), "title": "nested"},
-                    "state": run["state"] if over else "IN PROGRESS",
+                    "state": run["state"] if ended else "IN PROGRESS",
                     "startTime": int(run["begun"]),
-                    "endTime": int(run["begun"] * 1000) + 5000 if over else None,
-                    "failure_reason": {"message": "out of memory"} if over and run["state"] == "ABORTED" else None,
+                    "endTime": int(run["begun"] * 1000) + 5000 if ended else None,
+                    "failure_reason": {"message": "out of memory"} if ended and run["state"] == "ABORTED" else None,
                     "node": 7,
                 }
             )
@@ -61,14 +61,14 @@ class OtherHandler(BaseHTTPRequestHandler):
     """HTTP/1.1 with keep-alive."""
 
     protocol_version = "HTTP/1.1"
-    # Head and body leave together.
+    # Head and body are sent together.
     wbufsize = -1
     server: OtherServer
 
     def log_message(self, *_: object) -> None:
         """Stay quiet."""
 
-    def answer(self, status: int, value: Any = None) -> None:
+    def respond(self, status: int, value: Any = None) -> None:
         body = b"" if value is None else json.dumps(value, indent=1).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -80,7 +80,7 @@ class OtherHandler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         parts = url.path.strip("/").split("/")[1:]
         if self.headers["authorization"] != f"Bearer {KEY}":
-            return self.answer(401, "who are you?")
+            return self.respond(401, "who are you?")
         with self.server.lock:
             self.server.calls.append(f"{self.command} {url.path}")
             if parts == ["executions"]:
@@ -90,30 +90,30 @@ class OtherHandler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = dispatch  # noqa: N815  # the names that http.server calls
 
     def page(self, number: int) -> None:
-        runs = self.server.look(number)
+        runs = self.server.poll(number)
         last = number * 2 >= len(runs)
         value: dict[str, Any] = {"results": runs[number * 2 - 2 : number * 2]}
-        self.answer(200, value if last else {**value, "next": f"/api/executions?page={number + 1}"})
+        self.respond(200, value if last else {**value, "next": f"/api/executions?page={number + 1}"})
 
     def workflow(self, parts: list[str], body: Any) -> None:
         flows = self.server.flows
         if not parts and self.command == "GET":
-            return self.answer(200, list(flows.values()))
+            return self.respond(200, list(flows.values()))
         if not parts:
             new = str(40 + len(flows))
             flows[new] = {"workflowId": int(new), **body, "state": "ENABLED", "secretly": {"kept": True}}
-            return self.answer(201, {"data": flows[new]})
+            return self.respond(201, {"data": flows[new]})
         if parts[0] not in flows:
-            return self.answer(404, {"errors": [], "detail": "there is nothing here"})
+            return self.respond(404, {"errors": [], "detail": "there is nothing here"})
         if self.command == "GET":
-            return self.answer(200, {"workflow": flows[parts[0]]})
+            return self.respond(200, {"workflow": flows[parts[0]]})
         if self.command == "POST":
             self.server.start(parts[0], time.time(), (body or {}).get("end", "SUCCEEDED"))
         elif self.command == "DELETE":
             del flows[parts[0]]
         else:
             flows[parts[0]] = body
-        return self.answer(202 if self.command == "POST" else 204)
+        return self.respond(202 if self.command == "POST" else 204)
 
 
 @contextmanager
@@ -137,9 +137,9 @@ def server() -> Iterator[OtherServer]:
 
 
 @pytest.fixture
-def other(connect, server):
-    """Ask a client of the server."""
-    return connect(base_url=server.url, api_key=KEY)
+def other(connect_each, server):
+    """Run an operation with a client of the server."""
+    return connect_each(base_url=server.url, api_key=KEY)
 
 
 def test_a_workflow_is_created_changed_read_and_deleted(other, server):
@@ -147,11 +147,11 @@ def test_a_workflow_is_created_changed_read_and_deleted(other, server):
     assert (created.id, created.name, created.status) == ("40", "First", "ENABLED")
     assert [each.id for each in other(lambda client: client.workflows.list())] == ["40"]
 
-    changed = other(lambda client: client.workflows.update("40", description="told"))
-    assert (changed.name, changed.description) == ("First", "told")
+    changed = other(lambda client: client.workflows.update("40", description="changed"))
+    assert (changed.name, changed.description) == ("First", "changed")
     assert server.flows["40"]["triggers"] == ["manual", {"cron": "@daily"}]
     assert server.flows["40"]["secretly"] == {"kept": True}
-    assert other(lambda client: client.workflows.get("40")).description == "told"
+    assert other(lambda client: client.workflows.get("40")).description == "changed"
 
     assert other(lambda client: client.workflows.delete("40")) is None
     with pytest.raises(NotFoundError, match="there is nothing here"):
@@ -165,7 +165,7 @@ def test_a_workflow_is_created_changed_read_and_deleted(other, server):
 def test_an_execution_is_started_found_and_awaited(other, server, end, state, error):
     other(lambda client: client.workflows.create("First"))
     for age in range(1, 6):
-        server.start("40", time.time() - age * AN_HOUR, "SUCCEEDED", looks=99)
+        server.start("40", time.time() - age * AN_HOUR, "SUCCEEDED", polls=99)
 
     started = other(lambda client: client.workflows.execute("40", {"end": end}))
     assert (started.id, started.workflow_id, started.state) == ("905", "40", ExecutionState.RUNNING)
@@ -178,9 +178,9 @@ def test_an_execution_is_started_found_and_awaited(other, server, end, state, er
     assert [each.id for each in other(lambda client: client.executions.list(status="succeeded"))][-1] == "900"
 
 
-def test_another_key_is_refused(connect, server):
+def test_another_key_is_rejected(connect_each, server):
     with pytest.raises(UnauthorizedError, match=r"who are you\?"):
-        connect(base_url=server.url, api_key="wrong")(lambda client: client.workflows.list())
+        connect_each(base_url=server.url, api_key="wrong")(lambda client: client.workflows.list())
     assert server.calls == []
 
 

@@ -1,4 +1,4 @@
-"""Starting an execution and waiting for it, with a history that lags, lies about or fails."""
+"""Starting an execution and waiting for it, with a history that lags, contradicts itself or fails."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def started(sandbox, workflow_id):
     return sandbox.start(workflow_id).id
 
 
-def test_an_execution_is_awaited_until_it_completes(connect, sandbox, workflow_id, clock):
+def test_an_execution_is_awaited_until_it_completes(connect_each, sandbox, workflow_id, clock):
     sandbox.plan(workflow_id, seconds=23)
-    ask = connect()
+    ask = connect_each()
     begun = ask(execute)
     assert not begun.ended
     ended = ask(wait(begun.id))
@@ -59,19 +59,19 @@ def test_an_execution_that_fails_is_returned_with_its_reason(connect, sandbox, w
     assert (ended.state, ended.error) == (ExecutionState.FAILED, "out of memory")
 
 
-def test_a_wait_looks_at_once(ask, sandbox, started, clock):
+def test_a_wait_polls_at_once(ask, sandbox, started, clock):
     sandbox.finish(started)
     assert ask(wait(started)).ended
     assert (clock.monotonic(), sandbox.count()) == (0, 1)
 
 
-def test_a_wait_with_a_time_out_of_nothing_looks_once(ask, sandbox, started):
+def test_a_wait_with_a_timeout_of_zero_polls_once(ask, sandbox, started):
     with pytest.raises(ExecutionTimeoutError):
         ask(wait(started, timeout=0))
     assert sandbox.count() == 1
 
 
-def test_an_execution_that_outlasts_the_time_out_goes_on_and_is_told(ask, sandbox, workflow_id, clock):
+def test_an_execution_that_outlasts_the_timeout_keeps_running_and_is_reported(ask, sandbox, workflow_id, clock):
     sandbox.plan(workflow_id, seconds=math.inf)
     started = sandbox.start(workflow_id).id
     with pytest.raises(
@@ -81,7 +81,7 @@ def test_an_execution_that_outlasts_the_time_out_goes_on_and_is_told(ask, sandbo
     assert caught.value.waited_seconds == clock.monotonic() == 62
 
 
-def test_a_word_that_is_not_known_is_told_once_and_taken_as_running(ask, sandbox, workflow_id, caplog):
+def test_an_unknown_status_word_is_logged_once_and_counts_as_running(ask, sandbox, workflow_id, caplog):
     sandbox.status_words = {"running": "hibernating"}
     sandbox.plan(workflow_id, seconds=math.inf)
     started = sandbox.start(workflow_id).id
@@ -102,7 +102,7 @@ def test_an_execution_that_appears_late_is_awaited(connect, sandbox, workflow_id
     assert ask(wait(ask(execute).id)).state is ExecutionState.COMPLETED
 
 
-def test_an_execution_that_disappears_is_awaited_until_the_time_out(ask, sandbox, started):
+def test_an_execution_that_disappears_is_awaited_until_the_timeout(ask, sandbox, started):
     sandbox.faults.add(Fault(status=200, body=json.dumps([{"id": started, "status": "running"}]), times=1))
     sandbox.faults.add(Fault(status=200, body="[]"))
     with pytest.raises(ExecutionTimeoutError, match="last seen with status 'running'"):
@@ -118,14 +118,14 @@ def test_an_execution_that_disappears_is_awaited_until_the_time_out(ask, sandbox
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.retry_after}",
 )
-def test_looks_that_fail_do_not_end_a_wait(connect, sandbox, started, caplog, fault):
+def test_polls_that_fail_do_not_end_a_wait(connect, sandbox, started, caplog, fault):
     sandbox.faults.add(fault)
     sandbox.on_request = lambda _: sandbox.faults.clear() if sandbox.count() >= 9 else None
     assert connect()(wait(started)).state is ExecutionState.COMPLETED
     assert "failed and is retried" in caplog.text or fault.status == 429
 
 
-def test_a_wait_whose_looks_all_fail_ends_at_its_time_out_and_does_not_flood(ask, sandbox, started, clock):
+def test_a_wait_whose_polls_all_fail_ends_at_its_timeout_and_does_not_flood(ask, sandbox, started, clock):
     sandbox.faults.add(Fault("html"))
     with pytest.raises(ExecutionTimeoutError, match="the history has not been read yet"):
         ask(wait(started, interval=1.0, timeout=600))
@@ -133,14 +133,14 @@ def test_a_wait_whose_looks_all_fail_ends_at_its_time_out_and_does_not_flood(ask
     assert sandbox.count() < 30
 
 
-def test_looks_that_hang_end_with_their_time_out(ask, sandbox, started, clock):
+def test_polls_that_hang_end_with_their_timeout(ask, sandbox, started, clock):
     sandbox.faults.add(Fault("hang", times=5))
     assert ask(wait(started)).ended
     assert clock.monotonic() > 5 * 30
 
 
 @pytest.mark.parametrize(("status", "error"), [(401, UnauthorizedError), (404, NotFoundError)])
-def test_a_refusal_that_no_further_look_would_change_ends_a_wait(connect, sandbox, started, status, error):
+def test_a_refusal_that_no_retry_would_change_ends_a_wait(connect, sandbox, started, status, error):
     sandbox.faults.add(Fault(status=status))
     with pytest.raises(error):
         connect()(wait(started))
@@ -157,34 +157,34 @@ def test_a_workflows_first_execution_since_an_instant_is_awaited(ask, sandbox, w
     first = sandbox.start(workflow_id).id
     clock.advance(1)
     sandbox.start(workflow_id)
-    target = ExecutionSelector(workflow_id=workflow_id, started_after=since)
-    assert ask(lambda client: client.executions.wait(target)).id == first
+    selector = ExecutionSelector(workflow_id=workflow_id, started_after=since)
+    assert ask(lambda client: client.executions.wait(selector)).id == first
 
 
-def test_a_workflow_that_is_not_started_yet_is_awaited_beyond_the_grace_time(ask, sandbox, workflow_id, clock):
-    target = ExecutionSelector(workflow_id=workflow_id, started_after=clock.now())
+def test_a_workflow_that_has_not_started_yet_is_awaited_beyond_the_grace_period(ask, sandbox, workflow_id, clock):
+    selector = ExecutionSelector(workflow_id=workflow_id, started_after=clock.now())
     with pytest.raises(ExecutionTimeoutError, match="it is not in the execution history"):
-        ask(lambda client: client.executions.wait(target, 5.0, 3600.0))
+        ask(lambda client: client.executions.wait(selector, 5.0, 3600.0))
     begun: list[str] = []
-    target = ExecutionSelector(workflow_id=workflow_id, started_after=clock.now())
+    selector = ExecutionSelector(workflow_id=workflow_id, started_after=clock.now())
 
     def start_late(_):
         if not begun and sandbox.count(**HISTORY) > 800:
             begun.append(sandbox.start(workflow_id).id)
 
     sandbox.on_request = start_late
-    assert ask(lambda client: client.executions.wait(target)).id == begun[0]
+    assert ask(lambda client: client.executions.wait(selector)).id == begun[0]
 
 
 @pytest.mark.parametrize("interval", [0, -1, math.nan, math.inf])
-def test_an_interval_that_would_flood_or_never_look_again_is_refused(ask, sandbox, started, interval):
+def test_an_interval_that_would_flood_or_never_poll_again_is_rejected(ask, sandbox, started, interval):
     with pytest.raises(InvalidParameterError, match="interval_seconds: expected a number above 0"):
         ask(wait(started, interval=interval))
     assert sandbox.count() == 0
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan])
-def test_a_time_out_that_is_no_time_is_refused(ask, sandbox, started, timeout):
+def test_an_invalid_timeout_is_rejected(ask, sandbox, started, timeout):
     with pytest.raises(InvalidParameterError, match="timeout_seconds: expected a number from 0, or None"):
         ask(wait(started, timeout=timeout))
     assert sandbox.count() == 0
@@ -215,7 +215,7 @@ def test_the_history_is_listed_by_workflow_and_by_status(connect, sandbox, workf
 
 @pytest.mark.parametrize("lag", [0, 5])
 @pytest.mark.parametrize("times", ["iso", "iso_seconds", "epoch"])
-def test_an_execution_without_an_id_in_the_answer_is_found_in_the_history(
+def test_an_execution_without_an_id_in_the_response_is_found_in_the_history(
     connect, sandbox, workflow_id, clock, *, lag, times
 ):
     sandbox.start(workflow_id)
@@ -227,7 +227,7 @@ def test_an_execution_without_an_id_in_the_answer_is_found_in_the_history(
     assert sandbox.count("POST") == 1
 
 
-def test_two_executions_that_could_be_meant_are_ambiguous(ask, sandbox, workflow_id):
+def test_two_candidate_executions_are_ambiguous(ask, sandbox, workflow_id):
     sandbox.execute_response = "empty"
     theirs = sandbox.start(workflow_id).id
     with pytest.raises(AmbiguousExecutionError, match="2 executions began since") as caught:
@@ -236,14 +236,14 @@ def test_two_executions_that_could_be_meant_are_ambiguous(ask, sandbox, workflow
     assert sandbox.count("POST") == 1
 
 
-def test_a_second_execution_that_appears_a_look_later_is_ambiguous(ask, sandbox, workflow_id):
+def test_a_second_execution_that_appears_a_poll_later_is_ambiguous(ask, sandbox, workflow_id):
     sandbox.execute_response, sandbox.history_lag_seconds = "empty", 3
 
-    def start_at_the_second_look(_):
+    def start_at_the_second_poll(_):
         if sandbox.count(**HISTORY) == 2:
             sandbox.start(workflow_id)
 
-    sandbox.on_request = start_at_the_second_look
+    sandbox.on_request = start_at_the_second_poll
     with pytest.raises(AmbiguousExecutionError, match="2 executions began since"):
         ask(execute)
 

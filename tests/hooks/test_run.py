@@ -61,11 +61,11 @@ def test_timeout_and_verify_can_be_changed(hook):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allow_redirects": True}, "no redirects: they could carry the key elsewhere"),
-        ({"max_redirects": 3}, "no redirects"),
-        ({"stream": True}, "no streaming"),
-        ({"proxies": {"https": "http://p"}}, "the connection's extra proxy"),
-        ({"cert": "a.pem"}, "no client certificate"),
+        ({"allow_redirects": True}, "expected timeout, verify or check_response"),
+        ({"max_redirects": 3}, "the key 'max_redirects'"),
+        ({"stream": True}, "the key 'stream'"),
+        ({"proxies": {"https": "http://p"}}, "the key 'proxies'"),
+        ({"cert": "a.pem"}, "the key 'cert'"),
         ({"verify": 3}, "expected True, False or a file"),
         ({"check_response": "no"}, "expected True or False"),
         ({"timeout": -1}, "timeout_seconds: expected a number above 0"),

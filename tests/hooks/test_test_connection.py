@@ -109,7 +109,7 @@ def test_success_reports_the_number_of_workflows(tested, served):
 def test_a_wrong_key_is_diagnosed(tested, served):
     ok, message = tested(served.base_url, password="another-key-4711")
     assert not ok
-    assert message.startswith("The trouble is the API key. GET /workflows returned 401")
+    assert message.startswith("The problem is the API key. GET /workflows returned 401")
     assert "copy it anew" in message
     assert "check the API key" not in message
 
@@ -117,27 +117,27 @@ def test_a_wrong_key_is_diagnosed(tested, served):
 def test_a_wrong_path_is_diagnosed(tested, served):
     ok, message = tested(served.base_url.removesuffix("/v2") + "/v9")
     assert not ok
-    assert message.startswith("The trouble is the host. GET /workflows returned 404")
+    assert message.startswith("The problem is the host. GET /workflows returned 404")
 
 
 def test_a_web_page_instead_of_the_api_is_diagnosed(tested, served):
     served.faults.add(Fault("html"))
     ok, message = tested(served.base_url)
     assert not ok
-    assert message.startswith("The trouble is the host. GET /workflows returned 200: expected JSON")
+    assert message.startswith("The problem is the host. GET /workflows returned 200: expected JSON")
 
 
 def test_a_closed_port_is_diagnosed(tested):
     ok, message = tested(f"http://127.0.0.1:{free_port()}/v2")
     assert not ok
-    assert message.startswith("The trouble is the network. GET /workflows: no connection")
+    assert message.startswith("The problem is the network. GET /workflows: no connection")
     assert "name and port" in message
 
 
 def test_an_unknown_host_is_diagnosed(tested):
     ok, message = tested("http://no-such-host.invalid/v2")
     assert not ok
-    assert message.startswith("The trouble is the network.")
+    assert message.startswith("The problem is the network.")
     assert "not known to this machine" in message
 
 
@@ -145,7 +145,7 @@ def test_a_proxy_that_rejects_the_request_is_diagnosed(tested):
     with gateway() as port:
         ok, message = tested("https://api.techflow.invalid/v2", proxy=f"http://me:proxy-password@127.0.0.1:{port}")
     assert not ok
-    assert message.startswith("The trouble is the proxy.")
+    assert message.startswith("The problem is the proxy.")
     assert "proxy-password" not in message
 
 
@@ -157,28 +157,28 @@ def test_an_unreachable_proxy_is_diagnosed(tested, monkeypatch, given):
         monkeypatch.setenv("http_proxy", proxy)
     ok, message = tested("http://api.techflow.invalid/v2", **({"proxy": proxy} if given == "connection" else {}))
     assert not ok
-    assert message.startswith("The trouble is the proxy.")
+    assert message.startswith("The problem is the proxy.")
 
 
 def test_a_403_from_a_gateway_is_diagnosed(tested):
     with gateway(status=403) as port:
         ok, message = tested(f"http://127.0.0.1:{port}/v2")
     assert not ok
-    assert message.startswith("The trouble is the proxy. GET /workflows returned 403")
+    assert message.startswith("The problem is the proxy. GET /workflows returned 403")
 
 
 def test_an_untrusted_certificate_is_diagnosed(tested, own_certificate):
     with gateway(own_certificate) as port:
         ok, message = tested(f"https://localhost:{port}/v2")
     assert not ok
-    assert message.startswith("The trouble is TLS.")
+    assert message.startswith("The problem is TLS.")
     assert "extra verify" in message
 
 
 def test_a_host_without_tls_is_diagnosed(tested, served):
     ok, message = tested(served.base_url.replace("http://", "https://"))
     assert not ok
-    assert message.startswith("The trouble is TLS.")
+    assert message.startswith("The problem is TLS.")
     assert "speaks TLS" in message
 
 
@@ -186,18 +186,18 @@ def test_a_429_is_diagnosed(tested, served):
     served.faults.add(Fault("status", status=429, retry_after="60"))
     ok, message = tested(served.base_url)
     assert not ok
-    assert message.startswith("The trouble is the rate limit. GET /workflows returned 429")
+    assert message.startswith("The problem is the rate limit. GET /workflows returned 429")
 
 
 def test_a_server_error_is_diagnosed_after_one_request(tested, served):
     served.faults.add(Fault("status", status=503))
     ok, message = tested(served.base_url)
     assert not ok
-    assert message.startswith("The trouble is TechFlow itself. GET /workflows returned 503")
+    assert message.startswith("The problem is TechFlow itself. GET /workflows returned 503")
     assert served.count() == 1
 
 
 def test_an_invalid_field_is_diagnosed(tested):
     ok, message = tested("ftp://api.techflow.com")
     assert not ok
-    assert message.startswith("The trouble is a field of the connection. host (the base URL): expected")
+    assert message.startswith("The problem is a field of the connection. host (the base URL): expected")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.client.conftest import ask, near, workflow_id
+from tests.client.conftest import ask, connect, workflow_id
 
-__all__ = ["ask", "near", "workflow_id"]
+__all__ = ["ask", "connect", "workflow_id"]
