@@ -194,7 +194,8 @@ def test_a_base_url_keeps_its_path_and_loses_its_last_slash(url):
 
 @pytest.mark.parametrize("name", ["timeout_seconds", "response_seconds", "max_response_bytes", "deadline_seconds"])
 def test_a_limit_that_is_not_a_number_above_zero_is_rejected(name):
-    for value in (0, -1, math.nan, math.inf, True, "5", None):
+    invalid: tuple[Any, ...] = (0, -1, math.nan, math.inf, True, "5", None)
+    for value in invalid:
         with pytest.raises(InvalidParameterError, match=rf"^{name}: expected a number above 0"):
             Settings("key", **{name: value})
 

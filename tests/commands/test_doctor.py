@@ -52,7 +52,7 @@ def test_a_wrong_key_is_a_problem(served, connect, techflow):
     done = techflow("doctor", "--output", "json")
     assert (done.code, severities(done)["techflow"]) == (1, "problem")
     assert finding(done, "techflow")["message"].startswith("the API key: GET /workflows returned 401")
-    assert "copy it anew" in finding(done, "techflow")["remedy"]
+    assert "copy it again" in finding(done, "techflow")["remedy"]
     assert "another-key-4711" not in done.out
 
 

@@ -110,7 +110,7 @@ def test_a_wrong_key_is_diagnosed(tested, served):
     ok, message = tested(served.base_url, password="another-key-4711")
     assert not ok
     assert message.startswith("The problem is the API key. GET /workflows returned 401")
-    assert "copy it anew" in message
+    assert "copy it again" in message
     assert "check the API key" not in message
 
 
@@ -138,7 +138,7 @@ def test_an_unknown_host_is_diagnosed(tested):
     ok, message = tested("http://no-such-host.invalid/v2")
     assert not ok
     assert message.startswith("The problem is the network.")
-    assert "not known to this machine" in message
+    assert "can't resolve the name" in message
 
 
 def test_a_proxy_that_rejects_the_request_is_diagnosed(tested):

@@ -42,7 +42,7 @@ def test_the_connections_test_says_that_the_key_is_wrong_and_does_not_show_it(
     wrong = {"conn_type": "techflow", "host": served.base_url, "password": "wrong-key-4711"}
     monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(wrong))
     done = airflow("connections", "test", "techflow_default")
-    assert "copy it anew from TechFlow" in done.stdout + done.stderr
+    assert "copy it again from TechFlow" in done.stdout + done.stderr
     assert "wrong-key-4711" not in done.stdout + done.stderr
 
 
