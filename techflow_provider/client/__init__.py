@@ -42,35 +42,13 @@ _MODULES = {
     **dict.fromkeys(("DEFAULT_BASE_URL", "Settings"), "settings"),
 }
 
-__all__ = [
-    "DEFAULT_BASE_URL",
-    "AmbiguousExecutionError",
-    "AmbiguousWorkflowError",
-    "AsyncClient",
-    "BadRequestError",
-    "BudgetTimeoutError",
-    "Client",
-    "Execution",
-    "ExecutionFailedError",
-    "ExecutionNotFoundError",
-    "ExecutionState",
-    "ExecutionTimeoutError",
-    "InvalidParameterError",
-    "NotFoundError",
-    "RateLimitError",
-    "ResponseError",
-    "ResponseSizeError",
-    "RetryPolicy",
-    "ServerError",
-    "Settings",
-    "StateUnavailableError",
-    "SupersededError",
-    "TechFlowError",
-    "TransportError",
-    "UnauthorizedError",
-    "UnexpectedResponseError",
-    "Workflow",
-]
+__all__ = ["DEFAULT_BASE_URL", "AsyncClient", "Client", "Execution", "ExecutionState", "RetryPolicy", "Settings"]
+__all__ += ["Workflow"]
+__all__ += ["AmbiguousExecutionError", "AmbiguousWorkflowError", "BadRequestError", "BudgetTimeoutError"]
+__all__ += ["ExecutionFailedError", "ExecutionNotFoundError", "ExecutionTimeoutError", "InvalidParameterError"]
+__all__ += ["NotFoundError", "RateLimitError", "ResponseError", "ResponseSizeError", "ServerError"]
+__all__ += ["StateUnavailableError", "SupersededError", "TechFlowError", "TransportError", "UnauthorizedError"]
+__all__ += ["UnexpectedResponseError"]
 
 
 def __getattr__(name: str) -> Any:

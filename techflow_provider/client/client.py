@@ -20,11 +20,11 @@ from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.operations import DEFAULT_POLL_INTERVAL_SECONDS, AsyncExecutions, AsyncWorkflows
-from techflow_provider.client.paging import ConditionalCache, Page, collect
+from techflow_provider.client.paging import ConditionalCache
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
-from techflow_provider.client.transport import Body, transport_error
+from techflow_provider.client.transport import SEND_ERRORS, Body, transport_error
 from techflow_provider.state.budget import Budget, LocalBudget
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ class _SyncIO:
                     body.add(chunk)
             finally:
                 response.close()
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        except SEND_ERRORS as error:
             return transport_error(str(call), error)
         return body.complete(response)
 
@@ -173,7 +173,7 @@ class _AsyncIO:
                     body.add(chunk)
             finally:
                 await response.aclose()
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        except SEND_ERRORS as error:
             return transport_error(str(call), error)
         return body.complete(response)
 
@@ -233,13 +233,6 @@ class Client:
         :raises TechFlowError: every way in which it can fail
         """
         return self.run(exchange(call, self.context))
-
-    def collect(self, call: Call[Page[T]]) -> list[T]:
-        """Carry out a call that lists, with all its pages.
-
-        :raises TechFlowError: every way in which it can fail
-        """
-        return self.run(collect(call, self.context))
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow and return its result."""
@@ -309,13 +302,6 @@ class AsyncClient:
         :raises TechFlowError: every way in which it can fail
         """
         return await self.run(exchange(call, self.context))
-
-    async def collect(self, call: Call[Page[T]]) -> list[T]:
-        """Carry out a call that lists, with all its pages.
-
-        :raises TechFlowError: every way in which it can fail
-        """
-        return await self.run(collect(call, self.context))
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow and return its result."""

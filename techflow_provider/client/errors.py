@@ -45,8 +45,8 @@ class TechFlowError(Exception):
     """Whether the next poll may succeed although this one failed."""
 
     def __post_init__(self) -> None:
-        # Pickles, copies and trigger events rebuild an error from its class and these.
-        self.args = tuple(getattr(self, each.name) for each in fields(self))  # type: ignore[arg-type]  # every subclass is one
+        # Pickles, copies and trigger events rebuild an error from its class and arguments.
+        super().__init__(*(getattr(self, each.name) for each in fields(self)))  # type: ignore[arg-type]  # all subclasses are
 
     @property
     def had_no_effect(self) -> bool:
@@ -204,6 +204,10 @@ class UnexpectedResponseError(ResponseError):
     """The response is neither one that the reference describes nor one that is accepted in its place."""
 
     is_transient = True
+
+
+ERRORS_BY_STATUS: dict[int, type[ResponseError]] = dict.fromkeys(range(500, 600), ServerError)
+ERRORS_BY_STATUS |= {400: BadRequestError, 401: UnauthorizedError, 404: NotFoundError, 429: RateLimitError}
 
 
 @dataclass(eq=False)

@@ -17,17 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 import httpx
 
 from techflow_provider import __version__
-from techflow_provider.client.errors import (
-    BadRequestError,
-    BudgetTimeoutError,
-    NotFoundError,
-    RateLimitError,
-    ResponseError,
-    ServerError,
-    TechFlowError,
-    UnauthorizedError,
-    UnexpectedResponseError,
-)
+from techflow_provider.client.errors import ERRORS_BY_STATUS, BudgetTimeoutError, TechFlowError, UnexpectedResponseError
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.parsing import DecodeError, get_first, parse_json, quote, shorten
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
@@ -52,12 +42,6 @@ STANDARD_HEADERS = {
     "accept": "application/json",
     "accept-encoding": "gzip, deflate",
     "user-agent": f"airflow-provider-techflow/{__version__}",
-}
-ERRORS: dict[int, type[ResponseError]] = {
-    400: BadRequestError,
-    401: UnauthorizedError,
-    404: NotFoundError,
-    429: RateLimitError,
 }
 
 
@@ -223,7 +207,7 @@ async def _result(call: Call[T], outcome: Outcome, sent: int, context: FlowConte
 def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> TechFlowError:
     if not isinstance(outcome, httpx.Response):
         return outcome
-    kind = ERRORS.get(outcome.status_code, ServerError if outcome.is_server_error else UnexpectedResponseError)
+    kind = ERRORS_BY_STATUS.get(outcome.status_code, UnexpectedResponseError)
     message = _server_message(outcome)
     source = outcome.content + b"\n" + outcome.headers.get("location", "").encode()
     return kind(str(call), outcome.status_code, without_key(message, message, source, settings), sent)

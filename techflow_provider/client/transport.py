@@ -27,12 +27,16 @@ EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-class ResponseLimitError(httpx.HTTPError):
+class ResponseLimitError(Exception):
     """A response is slower than the settings allow."""
 
 
 class ResponseSizeLimitError(ResponseLimitError):
     """A response is larger than the settings allow."""
+
+
+# All that reading a response can raise.
+SEND_ERRORS: tuple[type[Exception], ...] = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ResponseLimitError)
 
 
 class Body:

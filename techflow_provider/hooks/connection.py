@@ -49,7 +49,7 @@ class ConnectionFieldError(InvalidParameterError):
     def __init__(self, conn_id: str, field: str, received: str, expected: str) -> None:
         super().__init__(f"connection {conn_id!r}, {field}", received, expected)
         # A copy or pickle is rebuilt from these.
-        self.args = (conn_id, field, received, expected)
+        Exception.__init__(self, conn_id, field, received, expected)
         self.conn_id = conn_id
         self.field = field
 

@@ -18,7 +18,7 @@ import httpx
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
 from techflow_provider.client.calls import list_workflows
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
-from techflow_provider.client.paging import ConditionalCache
+from techflow_provider.client.paging import ConditionalCache, collect
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
 from techflow_provider.polling.schedule import PollSchedule
 from techflow_provider.state.budget import Budget, RequestClass
@@ -193,7 +193,7 @@ class _PollLoop:
         # The workflows first: when they can't be read, no part of the history may count as received.
         workflows = None
         if history_filter.wants_workflows:
-            workflows = tuple(await self._client.collect(list_workflows(RequestClass.POLL)))
+            workflows = tuple(await collect(list_workflows(RequestClass.POLL), self._client.context))
         if not history_filter.wants_executions:
             return History((), workflows)
         history = await self._client.executions.poll(POLL_DEADLINE_SECONDS, history_filter, self._pages)

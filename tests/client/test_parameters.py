@@ -44,9 +44,10 @@ NOT_JSON_IDS = ["nan", "inf", "-inf", "set", "bytes", "datetime", "object", "sur
 
 @pytest.mark.parametrize("value", ["", " ", ".", "..", " .. ", None, 5, b"wf_1", ["wf_1"], "a\ud800b"], ids=ascii)
 def test_an_invalid_workflow_id_is_rejected_before_anything_is_sent(ask, sandbox, value):
-    for call in BY_ID.values():
+    operations: list[Any] = list(BY_ID.values())
+    for operation in operations:
         with pytest.raises(InvalidParameterError, match=r"^workflow_id: expected "):
-            ask(call(value))
+            ask(operation(value))
     assert sandbox.count() == 0
 
 
