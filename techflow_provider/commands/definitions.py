@@ -103,9 +103,7 @@ WORKFLOW_COMMANDS = (
         "create",
         "Create a workflow",
         "resources:create_workflow",
-        _arg("name", help="the workflow's name"),
-        DESCRIPTION,
-        TRIGGER,
+        *(_arg("name", help="the workflow's name"), DESCRIPTION, TRIGGER),
     ),
     _command(
         "update",

@@ -8,15 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from techflow_provider.client.webhooks import Delivery
-from techflow_provider.webhooks.receiver import (
-    BODY_TIMEOUT_SECONDS,
-    BUSY,
-    MAX_BODY_BYTES,
-    TOO_LARGE,
-    TOO_SLOW,
-    Receiver,
-    WebhookResponse,
-)
+from techflow_provider.webhooks.receiver import BODY_TIMEOUT_SECONDS, MAX_BODY_BYTES, Receiver, WebhookResponse
 
 # A separate pool, so that a flood of webhooks can't exhaust the threads of Airflow's API.
 THREADS = 2
@@ -35,15 +27,15 @@ def create_app(receiver: Receiver) -> FastAPI:
     async def receive(conn_id: str, request: Request) -> Response:
         nonlocal concurrent
         if concurrent >= MAX_CONCURRENT_DELIVERIES:
-            return _response(BUSY)
+            return _response(WebhookResponse.BUSY)
         concurrent += 1
         try:
-            body = await _read_body(request)
-            if isinstance(body, WebhookResponse):
-                return _response(body)
-            delivery = Delivery(dict(request.headers), body, request.query_params.get("token"))
-            loop = asyncio.get_running_loop()
-            return _response(await loop.run_in_executor(threads, receiver.handle, conn_id, delivery))
+            response = await _read_body(request)
+            if isinstance(response, bytes):
+                delivery = Delivery(dict(request.headers), response, request.query_params.get("token"))
+                loop = asyncio.get_running_loop()
+                response = await loop.run_in_executor(threads, receiver.handle, conn_id, delivery)
+            return _response(response)
         finally:
             concurrent -= 1
 
@@ -53,23 +45,21 @@ def create_app(receiver: Receiver) -> FastAPI:
 async def _read_body(request: Request) -> bytes | WebhookResponse:
     length = request.headers.get("content-length", "")
     if length.isdigit() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
-        return TOO_LARGE
+        return WebhookResponse.TOO_LARGE
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
-                    return TOO_LARGE
+                    return WebhookResponse.TOO_LARGE
     except (TimeoutError, ClientDisconnect):
-        return TOO_SLOW
+        return WebhookResponse.TOO_SLOW
     return bytes(body)
 
 
 def _response(response: WebhookResponse) -> Response:
-    # A connection can't be reused while a part of a body is unread.
-    headers = {"connection": "close"} if response in (TOO_LARGE, TOO_SLOW, BUSY) else {}
-    return JSONResponse({"status": response.status}, response.status_code, headers)
+    return JSONResponse(response.body, response.status_code, response.headers)
 
 
 app = create_app(Receiver())

@@ -7,18 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from techflow_provider.client.webhooks import Delivery
-from techflow_provider.webhooks.receiver import (
-    BODY_TIMEOUT_SECONDS,
-    MAX_BODY_BYTES,
-    TOO_LARGE,
-    TOO_SLOW,
-    Receiver,
-    WebhookResponse,
-)
+from techflow_provider.webhooks.receiver import BODY_TIMEOUT_SECONDS, MAX_BODY_BYTES, Receiver, WebhookResponse
 
 # Where the web servers keep the socket of a request.
 SOCKETS = ("gunicorn.socket", "werkzeug.socket")
@@ -29,12 +22,12 @@ def create_blueprint(receiver: Receiver) -> Blueprint:
     blueprint = Blueprint("techflow_webhooks", __name__, url_prefix="/techflow")
 
     @blueprint.post("/webhooks/<path:conn_id>")  # type: ignore[untyped-decorator]  # Flask isn't installed with Airflow 3
-    def receive(conn_id: str) -> Response:
-        body = _read_body()
-        if isinstance(body, WebhookResponse):
-            return _response(body)
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        return _response(receiver.handle(conn_id, Delivery(headers, body, request.args.get("token"))))
+    def receive(conn_id: str) -> tuple[dict[str, str], int, dict[str, str]]:
+        response = _read_body()
+        if isinstance(response, bytes):
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            response = receiver.handle(conn_id, Delivery(headers, response, request.args.get("token")))
+        return response.body, response.status_code, response.headers
 
     return blueprint
 
@@ -50,19 +43,19 @@ def airflow_blueprint() -> Blueprint:
 
 def _read_body() -> bytes | WebhookResponse:
     if (request.content_length or 0) > MAX_BODY_BYTES:
-        return TOO_LARGE
+        return WebhookResponse.TOO_LARGE
     body = b""
     try:
         with _deadline() as expired:
             while len(body) <= MAX_BODY_BYTES and (chunk := request.stream.read(MAX_BODY_BYTES + 1)):
                 body += chunk
     except RequestEntityTooLarge:
-        return TOO_LARGE
+        return WebhookResponse.TOO_LARGE
     except (ClientDisconnected, OSError):
-        return TOO_SLOW
+        return WebhookResponse.TOO_SLOW
     if expired.is_set():
-        return TOO_SLOW
-    return TOO_LARGE if len(body) > MAX_BODY_BYTES else body
+        return WebhookResponse.TOO_SLOW
+    return WebhookResponse.TOO_LARGE if len(body) > MAX_BODY_BYTES else body
 
 
 @contextmanager
@@ -84,12 +77,3 @@ def _deadline() -> Iterator[threading.Event]:
         yield expired
     finally:
         timer.cancel()
-
-
-def _response(response: WebhookResponse) -> Response:
-    result = jsonify({"status": response.status})
-    result.status_code = response.status_code
-    if response in (TOO_LARGE, TOO_SLOW):
-        # A connection can't be reused while a part of a body is unread.
-        result.headers["connection"] = "close"
-    return result

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
@@ -39,25 +40,22 @@ MAX_UNKNOWN_NAMES = 1000
 UNKNOWN_LOOKUPS_PER_SECOND = 20
 
 
-@dataclass(frozen=True, slots=True)
-class WebhookResponse:
-    """The response to a delivery.
+class WebhookResponse(Enum):
+    """The responses to a delivery: the HTTP status code, and the `status` in the JSON body."""
 
-    :param status_code: HTTP status code
-    :param status: the `status` in its JSON body
-    """
+    ACCEPTED = (200, "accepted")
+    DUPLICATE = (200, "duplicate")
+    UNAUTHORIZED = (401, "unauthorized")
+    DISABLED = (404, "disabled")
+    TOO_SLOW = (408, "too slow")
+    TOO_LARGE = (413, "too large")
+    BUSY = (503, "busy")
 
-    status_code: int
-    status: str
-
-
-ACCEPTED = WebhookResponse(200, "accepted")
-DUPLICATE = WebhookResponse(200, "duplicate")
-UNAUTHORIZED = WebhookResponse(401, "unauthorized")
-DISABLED = WebhookResponse(404, "disabled")
-TOO_SLOW = WebhookResponse(408, "too slow")
-TOO_LARGE = WebhookResponse(413, "too large")
-BUSY = WebhookResponse(503, "busy")
+    def __init__(self, status_code: int, status: str) -> None:
+        self.status_code = status_code
+        self.body = {"status": status}
+        # A connection can't be reused while a part of a body may be unread.
+        self.headers = {"connection": "close"} if status_code in (408, 413, 503) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +113,24 @@ class Receiver:
         subscriber = self._subscribers.get(conn_id)
         secret = self._decoy if subscriber is None else subscriber.secret
         if secret is None:
-            return DISABLED
+            return WebhookResponse.DISABLED
         genuine = secret.verify(delivery, self._now())
-        return _notify(conn_id, subscriber.records, delivery) if genuine and subscriber is not None else UNAUTHORIZED
+        if subscriber is None or not genuine:
+            return WebhookResponse.UNAUTHORIZED
+        return _notify(conn_id, subscriber.records, delivery)
 
 
 def _notify(conn_id: str, records: Records, delivery: Delivery) -> WebhookResponse:
     delivery_id = delivery.id
     try:
         if delivery_id is not None and not records.see_delivery(f"{conn_id} {delivery_id}"):
-            return DUPLICATE
+            return WebhookResponse.DUPLICATE
         records.notify()
     except StoreError as error:
         log.warning("A webhook for connection %s could not wake its waits: %s", conn_id, error)
-        return BUSY
+        return WebhookResponse.BUSY
     log.info("Received a webhook for connection %s: %s", conn_id, Hint.read(delivery.body))
-    return ACCEPTED
+    return WebhookResponse.ACCEPTED
 
 
 class _SubscriberCache:

@@ -11,7 +11,7 @@ from techflow_provider.client.webhooks import Delivery, WebhookSecret
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StoreError
-from techflow_provider.webhooks.receiver import Receiver, Subscriber, WebhookResponse
+from techflow_provider.webhooks.receiver import Receiver, Subscriber
 
 SECRET = WebhookSecret("secret-of-the-connection")
 CHANGED = WebhookSecret("another-secret-0123456789")
@@ -19,9 +19,9 @@ GENUINE = Delivery(body=b"{}", token=SECRET.text)
 FORGED = Delivery(body=b"{}", token="forged-forged-forged")
 ENDED = b'{"event": "execution.completed", "execution_id": "exec_1"}'
 NOW = 1_700_000_000.0
-ACCEPTED, DUPLICATE = WebhookResponse(200, "accepted"), WebhookResponse(200, "duplicate")
-UNAUTHORIZED, DISABLED = WebhookResponse(401, "unauthorized"), WebhookResponse(404, "disabled")
-BUSY = WebhookResponse(503, "busy")
+ACCEPTED, DUPLICATE = (200, "accepted"), (200, "duplicate")
+UNAUTHORIZED, DISABLED = (401, "unauthorized"), (404, "disabled")
+BUSY = (503, "busy")
 
 
 class BrokenStore(MemoryStore):
@@ -46,8 +46,9 @@ class Scene:
         known = conn_id in self.secrets
         return Subscriber(self.secrets[conn_id], Records(self.store, conn_id)) if known else None
 
-    def handle(self, conn_id: str = "one", delivery: Delivery = GENUINE) -> WebhookResponse:
-        return self.receiver.handle(conn_id, delivery)
+    def handle(self, conn_id: str = "one", delivery: Delivery = GENUINE) -> tuple[int, str]:
+        response = self.receiver.handle(conn_id, delivery)
+        return response.status_code, response.body["status"]
 
     def wakeups(self, conn_id: str = "one") -> int:
         return Records(self.store, conn_id).wakeups()
