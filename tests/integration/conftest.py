@@ -197,3 +197,28 @@ def connection_to(base_url: str, **extra: int) -> str:
 def run_dag(airflow_home: Path, airflow_process: AirflowProcess) -> Callable[..., Run]:
     """Run a DAG in the real Airflow."""
     return airflow_process.run_dag
+
+
+@pytest.fixture
+def open_page(airflow_home: Path, served: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Request the page as a user with a role, or without one."""
+    monkeypatch.setenv(
+        "AIRFLOW__API_AUTH__JWT_SECRET", "secret-of-the-page-tests-0123456789-0123456789-0123456789-01234"
+    )
+    from airflow.api_fastapi.app import create_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from fastapi.testclient import TestClient
+
+    from techflow_provider.plugin import TechFlowPlugin
+
+    manager: Any = create_auth_manager()
+    (mounted,) = (each for each in TechFlowPlugin().fastapi_apps if each["url_prefix"] == "/techflow-page")
+    with TestClient(mounted["app"]) as client:
+
+        def ask(role: str | None, path: str = "/") -> Any:
+            if role is None:
+                return client.get(path)
+            token = manager.generate_jwt(SimpleAuthManagerUser(username="me", role=role))
+            return client.get(path, headers={"authorization": f"Bearer {token}"})
+
+        yield ask

@@ -1,4 +1,4 @@
-"""The operators and the sensor in the installed Airflow, against the sandbox over a socket."""
+"""The installed Airflow runs the operators, the sensor and the examples in DAGs, and its commands know the package."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import json
 import os
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.plugins_manager import AirflowPlugin
 
-from techflow_provider.sandbox import Sandbox
+from techflow_provider import __version__
+from techflow_provider.cli import main
+from techflow_provider.sandbox import Record, Sandbox
+from tests.integration.conftest import AirflowProcess, Finished, finish_running
 
-pytestmark = pytest.mark.airflow
+pytestmark = [
+    pytest.mark.airflow,
+    # Airflow warns about itself when it is imported; ours would still fail the test.
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.filterwarnings("error:::techflow_provider"),
+]
 RunDag = Callable[..., Any]
+Command = Callable[..., Finished]
 
 
 def change_connection(monkeypatch: pytest.MonkeyPatch, **extra: object) -> None:
@@ -119,3 +130,112 @@ def test_a_task_that_fails_starts_the_workflow_of_its_callback_once(served: Sand
     assert run_dag("notifier").state == "failed"
     (execution,) = served.executions
     assert str((execution.payload or {})["run"]).startswith("manual__")
+
+
+@pytest.mark.skipif(not hasattr(AirflowPlugin, "external_views"), reason="this Airflow has no external views")
+def test_the_page_shows_the_executions_of_visible_dags(
+    served: Sandbox, run_dag: RunDag, open_page: Callable[..., Any]
+) -> None:
+    for number in (1, 2):
+        served.add_workflow(f"Workflow {number}", id=f"wf_{number}")
+    run = run_dag("links")
+    html = open_page("admin").text
+    assert run.returned["both"] in html
+    assert "links / start [1]" in html
+    assert "completed" in html
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "started"),
+    [
+        ("techflow_create_trigger_wait", 1),
+        ("techflow_trigger_and_wait", 1),
+        ("techflow_mapped", 2),
+        ("techflow_branch_on_status", 1),
+        ("techflow_hook_in_python", 0),
+        ("techflow_clean_up", 0),
+    ],
+)
+def test_an_example_succeeds_and_starts_as_many_executions_as_it_should(
+    dag_id: str, started: int, served: Sandbox, run_dag: RunDag
+) -> None:
+    served.add_workflow("first", id="wf_123")
+    served.add_workflow("second", id="wf_124")
+    run = run_dag(dag_id)
+    assert run.state == "success", run.log[-6000:]
+    assert "failed" not in run.tasks.values()
+    assert len(served.executions) == started
+
+
+def test_the_example_that_waits_for_the_next_execution_finds_one_started_elsewhere(
+    served: Sandbox, run_dag: RunDag
+) -> None:
+    served.add_workflow("first", id="wf_123")
+    earlier = served.start("wf_123")
+    served.finish(earlier.id)
+
+    def start_and_finish(_: Record) -> None:
+        # After the response to the first poll, and in the second.
+        if len(served.executions) == 1:
+            served.start("wf_123")
+        else:
+            finish_running(served)
+
+    served.on_request = start_and_finish
+    run = run_dag("techflow_next_execution")
+    assert run.state == "success"
+    assert run.returned["wait_for_next"]["id"] in {each.id for each in served.executions} - {earlier.id}
+
+
+@pytest.fixture
+def airflow(airflow_home: Path, airflow_process: AirflowProcess) -> Command:
+    """Run Airflow's command line."""
+    return airflow_process.command
+
+
+def test_airflow_knows_the_provider(airflow: Command) -> None:
+    done = airflow("providers", "get", "airflow-provider-techflow", "--full", "--output", "json")
+    assert done.returncode == 0, done.stderr
+    assert __version__ in done.stdout
+    assert "techflow_provider.hooks.techflow.TechFlowHook" in done.stdout
+
+
+def test_the_connections_test_succeeds_with_the_right_key(served: Sandbox, airflow: Command) -> None:
+    done = airflow("connections", "test", "techflow_default")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Connection success!" in done.stdout
+
+
+def test_the_connections_test_says_that_the_key_is_wrong_and_does_not_show_it(
+    served: Sandbox, airflow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"conn_type": "techflow", "host": served.base_url, "password": "wrong-key-4711"}
+    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(wrong))
+    done = airflow("connections", "test", "techflow_default")
+    assert "copy it again from TechFlow" in done.stdout + done.stderr
+    assert "wrong-key-4711" not in done.stdout + done.stderr
+
+
+def test_all_dags_are_imported_without_an_error(airflow: Command) -> None:
+    done = airflow("dags", "list-import-errors", "--output", "json")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "techflow" not in done.stdout.lower(), done.stdout
+
+
+def test_doctor_knows_whether_a_triggerer_runs(
+    served: Sandbox, airflow_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from airflow.jobs.job import Job
+    from airflow.utils.session import create_session
+
+    assert main(["doctor"]) == 0
+    assert "no triggerer is running" in capsys.readouterr().out
+    with create_session() as session:
+        session.add(Job(job_type="TriggererJob", state="running"))  # type: ignore[no-untyped-call]
+    try:
+        assert main(["doctor"]) == 0
+        assert "a triggerer is running" in capsys.readouterr().out
+    finally:
+        # Airflow 2.11's `dag.test()` leaves deferred tasks to a triggerer that seems to run.
+        with create_session() as session:
+            session.query(Job).filter_by(job_type="TriggererJob").delete()
