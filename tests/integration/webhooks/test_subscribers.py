@@ -34,7 +34,7 @@ def test_a_connection_with_a_secret_receives() -> None:
     assert found.secret.text == SECRET
 
 
-def test_connections_with_one_api_key_share_a_bell() -> None:
+def test_connections_with_one_api_key_share_a_wakeup_counter() -> None:
     good, same = find_subscriber("good"), find_subscriber("same_key")
     assert good is not None
     assert same is not None
@@ -48,5 +48,5 @@ def test_a_connection_without_a_secret_is_off() -> None:
 
 
 @pytest.mark.parametrize("conn_id", ["http", "broken", "unknown"])
-def test_another_type_a_broken_and_an_unknown_connection_are_strangers(conn_id: str) -> None:
+def test_another_type_a_broken_and_an_unknown_connection_are_foreign(conn_id: str) -> None:
     assert find_subscriber(conn_id) is None
