@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from itertools import chain
 
 from techflow_provider.state.gcra import (
     MINUTE_SECONDS,
@@ -30,7 +29,7 @@ SLICE_SECONDS = 10
 BUDGET_TTL_SECONDS = 7 * 24 * 3600.0
 FIELDS = tuple(GcraState.__dataclass_fields__)
 
-# The second, and how many commands and polls were sent in it; older ones are merged into slices around their middle.
+# A second, and how many commands and polls were sent in it; older ones are merged into slices around their middle.
 GrantCount = tuple[int, int, int]
 
 
@@ -39,11 +38,12 @@ class BudgetState:
     """What a store knows of one key's budget.
 
     :param gcra: the state of the rate limit
-    :param grants: requests sent in the last ten minutes, by time
+    :param grants: the counts of requests sent in the last ten minutes, by time, as "second:commands:polls second:…";
+        a text, since it is parsed once a second at most, but read and written with every change
     """
 
     gcra: GcraState
-    grants: tuple[GrantCount, ...] = ()
+    grants: str = ""
 
     def to_text(self) -> str:
         """Return the text that a store keeps."""
@@ -55,25 +55,38 @@ class BudgetState:
         """Read what a store keeps; None where it isn't a budget's state of finite numbers."""
         try:
             value = json.loads(text)
-            gcra = [value[name] for name in FIELDS]
-            grants = tuple((at, commands, polls) for at, commands, polls in value["grants"])
+            gcra, grants = [value[name] for name in FIELDS], value["grants"]
             finite = all(type(each) in (int, float) and math.isfinite(each) for each in gcra)
-            if not finite or any(type(each) is not int for each in chain.from_iterable(grants)):
-                return None
-            return cls(GcraState(*map(float, gcra)), grants)
+            return cls(GcraState(*map(float, gcra)), grants) if finite and isinstance(grants, str) else None
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+
+    @property
+    def counts(self) -> list[GrantCount]:
+        """The counts of requests sent; none where they can't be read."""
+        try:
+            parts = (each.split(":") for each in self.grants.split())
+            return [(int(at), int(commands), int(polls)) for at, commands, polls in parts]
+        except ValueError:
+            return []
 
     def with_grant(self, at: float, request_class: RequestClass) -> BudgetState:
         """Return the state with one more request sent."""
         second, is_command = math.floor(at + 0.5), request_class is RequestClass.COMMAND
         grant = (second, int(is_command), int(not is_command))
-        if self.grants and self.grants[-1][0] == second:
-            return BudgetState(self.gcra, (*self.grants[:-1], _sum(self.grants[-1], grant)))
-        return BudgetState(self.gcra, _compact((*self.grants, grant), second))
+        earlier, space, last = self.grants.rpartition(" ")
+        if last.startswith(f"{second}:"):
+            (present,) = BudgetState(self.gcra, last).counts or [(second, 0, 0)]
+            return BudgetState(self.gcra, f"{earlier}{space}{_format(_sum(present, grant))}")
+        return BudgetState(self.gcra, " ".join(map(_format, _compact([*self.counts, grant], second))))
 
 
-def _compact(grants: tuple[GrantCount, ...], now: int) -> tuple[GrantCount, ...]:
+def _format(grant: GrantCount) -> str:
+    at, commands, polls = grant
+    return f"{at}:{commands}:{polls}"
+
+
+def _compact(grants: list[GrantCount], now: int) -> list[GrantCount]:
     """Merge the slices that lie entirely before the last minute, and leave out what is too old or in the future."""
     merged: list[GrantCount] = []
     for at, commands, polls in grants:
@@ -85,7 +98,7 @@ def _compact(grants: tuple[GrantCount, ...], now: int) -> tuple[GrantCount, ...]
             merged[-1] = _sum(merged[-1], grant)
         else:
             merged.append(grant)
-    return tuple(merged)
+    return merged
 
 
 def _sum(first: GrantCount, second: GrantCount) -> GrantCount:
@@ -156,3 +169,6 @@ class Settle:
             return None, None
         settled = BudgetState(settle(state.gcra, self.epoch), state.grants)
         return Write(settled.to_text(), BUDGET_TTL_SECONDS), None
+
+
+BudgetChange = Reserve | CoolDown | Settle

@@ -1,14 +1,15 @@
 -- The changes of budget_state.py with the arithmetic of gcra.py, for Redis.
--- KEYS: the namespace's entries, and when each expires. ARGV: the change as a JSON object; without `now` in it, the
--- server's clock counts. Returns the result as a JSON object. Numbers are written with 17 digits, which keeps them exact.
+-- KEYS: the namespace's entries, and when each expires. ARGV: the change's class, the entry's name, the time as JSON
+-- (null: the server's clock counts), the entry's time to live, and the change as a JSON object. Returns the result as a
+-- JSON object. Numbers are written with 17 digits, which keeps them exact.
 
 local FIELDS = {'updated_at', 'tat', 'admission_tat', 'pushback_seconds', 'pushed_at', 'polled_at', 'cool_until',
   'probe_until', 'consecutive_429', 'epoch'}
 local MINUTE_SECONDS, HISTORY_SECONDS, SLICE_SECONDS, SHORTEST_WAIT_SECONDS, JUMPS = 60, 600, 10, 0.001, 3
 
-local change = cjson.decode(ARGV[1])
+local operation, name, clock, ttl_seconds = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local change = cjson.decode(ARGV[5])
 local policy = change.policy
-local clock = change.now
 if not clock then
   local time = redis.call('TIME')
   clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -18,8 +19,8 @@ local function number(value) return string.format('%.17g', value) end
 
 local function object(fields)
   local parts = {}
-  for name, value in pairs(fields) do
-    parts[#parts + 1] = string.format('"%s":%s', name, type(value) == 'number' and number(value) or cjson.encode(value))
+  for field, value in pairs(fields) do
+    parts[#parts + 1] = string.format('"%s":%s', field, type(value) == 'number' and number(value) or cjson.encode(value))
   end
   return '{' .. table.concat(parts, ',') .. '}'
 end
@@ -31,22 +32,16 @@ local function is_finite(value)
 end
 
 local function is_state(value)
-  if type(value) ~= 'table' or type(value.grants) ~= 'table' then return false end
+  if type(value) ~= 'table' or type(value.grants) ~= 'string' then return false end
   for _, field in ipairs(FIELDS) do
     if not is_finite(value[field]) then return false end
-  end
-  for _, grant in pairs(value.grants) do
-    if type(grant) ~= 'table' or #grant ~= 3 then return false end
-    for _, count in ipairs(grant) do
-      if not is_finite(count) or count ~= math.floor(count) then return false end
-    end
   end
   return true
 end
 
 -- Returns the present state, and whether one that can't be read was found.
 local function read()
-  local kept = redis.call('HGET', KEYS[1], change.name)
+  local kept = redis.call('HGET', KEYS[1], name)
   if not kept then return nil, false end
   local _, expires, text = string.match(kept, '^(%S+) (%S+) (.*)$')
   if tonumber(expires) and tonumber(expires) <= clock then return nil, false end
@@ -56,15 +51,14 @@ local function read()
 end
 
 local function keep(state)
-  local parts, grants, expires = {}, {}, clock + change.ttl_seconds
+  local parts, expires = {}, clock + ttl_seconds
   for index, field in ipairs(FIELDS) do parts[index] = string.format('"%s":%s', field, number(state[field])) end
-  for index, grant in ipairs(state.grants) do grants[index] = string.format('[%.0f,%.0f,%.0f]', unpack(grant)) end
-  local text = '{' .. table.concat(parts, ',') .. ',"grants":[' .. table.concat(grants, ',') .. ']}'
-  redis.call('HSET', KEYS[1], change.name, number(clock) .. ' ' .. number(expires) .. ' ' .. text)
-  redis.call('ZADD', KEYS[2], number(expires), change.name)
+  local text = '{' .. table.concat(parts, ',') .. ',"grants":' .. cjson.encode(state.grants) .. '}'
+  redis.call('HSET', KEYS[1], name, number(clock) .. ' ' .. number(expires) .. ' ' .. text)
+  redis.call('ZADD', KEYS[2], number(expires), name)
   for index = 1, 2 do
-    if redis.call('PTTL', KEYS[index]) < change.ttl_seconds * 1000 then
-      redis.call('PEXPIRE', KEYS[index], math.ceil(change.ttl_seconds * 1000))
+    if redis.call('PTTL', KEYS[index]) < ttl_seconds * 1000 then
+      redis.call('PEXPIRE', KEYS[index], math.ceil(ttl_seconds * 1000))
     end
   end
 end
@@ -72,30 +66,32 @@ end
 local function count(grants, at, class)
   local now = math.floor(at + 0.5)
   local merged = {}
-  local function add(grant)
+  local function add(second, commands, polls)
     local last = merged[#merged]
-    if last and last[1] == grant[1] then
-      last[2], last[3] = last[2] + grant[2], last[3] + grant[3]
+    if last and last[1] == second then
+      last[2], last[3] = last[2] + commands, last[3] + polls
     else
-      merged[#merged + 1] = grant
+      merged[#merged + 1] = {second, commands, polls}
     end
   end
-  for _, grant in ipairs(grants) do
-    local slice_end = grant[1] - grant[1] % SLICE_SECONDS + SLICE_SECONDS
-    if now - HISTORY_SECONDS <= grant[1] and grant[1] <= now then
-      if slice_end <= now - MINUTE_SECONDS then grant[1] = slice_end - SLICE_SECONDS / 2 end
-      add(grant)
+  for second, commands, polls in string.gmatch(grants, '(%-?%d+):(%d+):(%d+)') do
+    second = tonumber(second)
+    local slice_end = second - second % SLICE_SECONDS + SLICE_SECONDS
+    if now - HISTORY_SECONDS <= second and second <= now then
+      if slice_end <= now - MINUTE_SECONDS then second = slice_end - SLICE_SECONDS / 2 end
+      add(second, tonumber(commands), tonumber(polls))
     end
   end
-  add({now, class == 'command' and 1 or 0, class == 'command' and 0 or 1})
-  return merged
+  add(now, class == 'command' and 1 or 0, class == 'command' and 0 or 1)
+  for index, grant in ipairs(merged) do merged[index] = string.format('%.0f:%.0f:%.0f', unpack(grant)) end
+  return table.concat(merged, ' ')
 end
 
 -- The arithmetic.
 
 local found, discarded = read()
 
-if change.operation == 'settle' then
+if operation == 'Settle' then
   if found and found.epoch == change.epoch then
     found.consecutive_429, found.probe_until = 0, found.updated_at
     keep(found)
@@ -103,12 +99,12 @@ if change.operation == 'settle' then
   return '{}'
 end
 
-local interval, burst = policy.interval_seconds, policy.burst
+local interval, burst = policy.rate.interval_seconds, policy.rate.burst
 local tolerance = (burst - 1) * interval
 local exhausted = tolerance + interval
 local state = found or {updated_at = clock, tat = clock + exhausted, admission_tat = clock, pushback_seconds = 0,
   pushed_at = clock, polled_at = clock - interval / policy.poll_share, cool_until = clock, probe_until = clock,
-  consecutive_429 = 0, epoch = clock, grants = {}}
+  consecutive_429 = 0, epoch = clock, grants = ''}
 
 local function void()
   state.tat = math.min(state.tat, state.updated_at + exhausted)
@@ -132,16 +128,23 @@ local function move_to(now, expected)
   void()
 end
 
-move_to(clock, change.expected)
+-- JSON's null is a value of its own in Lua.
+local function given(value)
+  if value ~= cjson.null then return value end
+end
+
+local request = change.request or {}
+move_to(clock, given(request.expected))
 local now = state.updated_at
 
-if change.operation == 'cool_down' then
-  local requested = change.seconds or 0
+if operation == 'CoolDown' then
+  local seconds = given(change.seconds)
+  local requested = seconds or 0
   if state.consecutive_429 > 0 and (now < state.cool_until or change.epoch < state.epoch) then
     state.cool_until = math.max(state.cool_until, now + requested)
   else
     state.consecutive_429 = state.consecutive_429 + 1
-    local doublings, grown = state.consecutive_429 - (change.seconds and 2 or 1), 0
+    local doublings, grown = state.consecutive_429 - (seconds and 2 or 1), 0
     if doublings >= 0 then grown = policy.first_cool_down_seconds * 2 ^ math.min(doublings, 16) end
     void()
     state.cool_until = now + math.max(requested, policy.shortest_cool_down_seconds,
@@ -152,7 +155,7 @@ if change.operation == 'cool_down' then
   return object({seconds = state.cool_until - now, discarded = discarded})
 end
 
-local class, held, within = change.request_class, change.held, change.within_seconds or math.huge
+local class, earlier, within = request.request_class, given(request.earlier), request.within_seconds
 
 local function reservation(due, reason, is_held, is_probe)
   local wait = due - now
@@ -169,9 +172,9 @@ local function reservation(due, reason, is_held, is_probe)
 end
 
 local function held_slot()
-  if not held or held.epoch ~= state.epoch then return nil end
-  local due, pushed = held.due, 0
-  if class == 'command' then pushed = state.pushback_seconds - held.pushback_seconds end
+  if not (earlier and earlier.held and earlier.granted) or earlier.epoch ~= state.epoch then return nil end
+  local due, pushed = earlier.due, 0
+  if class == 'command' then pushed = state.pushback_seconds - earlier.pushback_seconds end
   if pushed > 0 then
     due = due + pushed
     if state.pushed_at >= due - interval then due = due - interval end
@@ -201,7 +204,7 @@ local function place()
   return due, after
 end
 
-if change.assume_spent then state.tat = math.max(state.tat, now + exhausted) end
+if request.assume_spent then state.tat = math.max(state.tat, now + exhausted) end
 local slot = held_slot()
 if slot then return reservation(slot, 'LIMIT', true, false) end
 if now < state.cool_until then return reservation(state.cool_until, 'COOL_DOWN', false, false) end

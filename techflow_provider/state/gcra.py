@@ -32,6 +32,7 @@ MARGIN_SECONDS = 0.001
 SHORTEST_WAIT_SECONDS = 0.001
 # A clock that is this many times the lateness ahead was set; less may be a slow store or a busy host.
 JUMPS = 3
+MOVING_FIELDS = ("tat", "admission_tat", "pushed_at", "polled_at", "cool_until", "probe_until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,17 +253,8 @@ def _at_time(state: GcraState, policy: Policy, now: float, expected: float | Non
     if now >= state.updated_at and not jumped_ahead:
         return replace(state, updated_at=now)
     by = now - (expected if expected is not None and now >= state.updated_at else state.updated_at)
-    moved = replace(
-        state,
-        updated_at=now,
-        tat=state.tat + by,
-        admission_tat=state.admission_tat + by,
-        pushed_at=state.pushed_at + by,
-        polled_at=state.polled_at + by,
-        cool_until=state.cool_until + by,
-        probe_until=state.probe_until + by,
-    )
-    return _voided(moved, policy)
+    moved = {field: getattr(state, field) + by for field in MOVING_FIELDS}
+    return _voided(replace(state, updated_at=now, **moved), policy)
 
 
 def _voided(state: GcraState, policy: Policy) -> GcraState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -37,6 +36,9 @@ class _Kept:
     written: float
     expires: float
 
+    def entry(self, name: str, now: float) -> Entry:
+        return Entry(name, self.value, now - self.written)
+
 
 class MemoryStore:
     """What the threads of one process share; a forked child continues with a copy.
@@ -50,44 +52,28 @@ class MemoryStore:
         self._clock = clock
         self._lock = _ProcessLock()
         self._kept: dict[str, dict[str, _Kept]] = {}
-        # No entry expires before this time.
-        self._next_expiry = math.inf
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
         with self._lock:
             now = self._clock()
-            self._prune(now)
-            kept = self._kept.get(namespace, {}).get(name)
-            write, result = change(None if kept is None else _entry(name, kept, now), now)
+            kept = self._kept[namespace] = self._live(namespace, now)
+            write, result = change(kept[name].entry(name, now) if name in kept else None, now)
             if write is not None and write.value is not None:
-                expires = now + write.ttl_seconds
-                self._kept.setdefault(namespace, {})[name] = _Kept(write.value, now, expires)
-                self._next_expiry = min(self._next_expiry, expires)
+                kept[name] = _Kept(write.value, now, now + write.ttl_seconds)
             elif write is not None:
-                self._kept.get(namespace, {}).pop(name, None)
+                kept.pop(name, None)
             return result
-
-    def _prune(self, now: float) -> None:
-        if now < self._next_expiry:
-            return
-        for namespace, entries in list(self._kept.items()):
-            self._kept[namespace] = {name: kept for name, kept in entries.items() if kept.expires > now}
-        self._next_expiry = min(
-            (kept.expires for entries in self._kept.values() for kept in entries.values()), default=math.inf
-        )
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
         with self._lock:
             now = self._clock()
-            self._prune(now)
-            found = sorted(self._kept.get(namespace, {}).items())
-            return [_entry(name, kept, now) for name, kept in found if name.startswith(prefix)]
+            live = sorted(self._live(namespace, now).items())
+            return [kept.entry(name, now) for name, kept in live if name.startswith(prefix)]
+
+    def _live(self, namespace: str, now: float) -> dict[str, _Kept]:
+        return {name: kept for name, kept in self._kept.get(namespace, {}).items() if kept.expires > now}
 
     def close(self) -> None:
         """Keep everything: there is no connection."""
-
-
-def _entry(name: str, kept: _Kept, now: float) -> Entry:
-    return Entry(name, kept.value, now - kept.written)

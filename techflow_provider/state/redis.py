@@ -14,13 +14,14 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, CoolDown, Reserve, Settle
-from techflow_provider.state.gcra import Policy, Reason, Reservation
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetChange, CoolDown, Settle
+from techflow_provider.state.gcra import Reason, Reservation
 from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, Change, Entry, StateUrlError, StoreError, Write
 
 if TYPE_CHECKING:
@@ -56,25 +57,6 @@ return 1
 """
 
 
-class _Kept(NamedTuple):
-    """An entry as Redis holds it: "when it was written, when it expires, its text"."""
-
-    written: float
-    expires: float
-    value: str
-
-    @classmethod
-    def read(cls, text: str) -> _Kept:
-        written, expires, value = text.split(" ", 2)
-        return cls(float(written), float(expires), value)
-
-    def entry(self, name: str, now: float) -> Entry | None:
-        return Entry(name, self.value, now - self.written) if self.expires > now else None
-
-    def __str__(self) -> str:
-        return f"{self.written!r} {self.expires!r} {self.value}"
-
-
 class RedisStore:
     """What processes on several hosts share.
 
@@ -91,13 +73,13 @@ class RedisStore:
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
-        if isinstance(change, Reserve | CoolDown | Settle):
-            arguments = {"name": name, "now": self._now(), "ttl_seconds": BUDGET_TTL_SECONDS, **_arguments(change)}
-            reply = json.loads(self._run(_gcra_script(), namespace, json.dumps(_without_none(arguments))))
-            return cast("T", _result(change, reply))
+        if isinstance(change, BudgetChange):
+            settings = (type(change).__name__, name, json.dumps(self._now()), str(BUDGET_TTL_SECONDS))
+            reply = self._run(_gcra_script(), namespace, *settings, json.dumps(asdict(change)))
+            return cast("T", _result(change, json.loads(reply)))
         for _ in range(MAX_UPDATE_ATTEMPTS):
             text, now = self._read(lambda pipeline: pipeline.hget(_keys(namespace)[0], name))
-            entry = None if text is None else self._kept(text).entry(name, now)
+            entry = None if text is None else self._entry(name, text, now)
             write, result = change(entry, now)
             if write is None or self._write(namespace, name, text or "", write, now):
                 return result
@@ -106,13 +88,13 @@ class RedisStore:
 
     def _write(self, namespace: str, name: str, found: str, write: Write, now: float) -> bool:
         expires, ttl = now + write.ttl_seconds, math.ceil(write.ttl_seconds * 1000)
-        text = "" if write.value is None else str(_Kept(now, expires, write.value))
+        text = "" if write.value is None else f"{now!r} {expires!r} {write.value}"
         return bool(self._run(COMPARE_AND_SET, namespace, name, found, text, repr(now), repr(expires), str(ttl)))
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
         texts, now = self._read(lambda pipeline: pipeline.hgetall(_keys(namespace)[0]))
-        found = (self._kept(text).entry(name, now) for name, text in sorted(texts.items()) if name.startswith(prefix))
+        found = (self._entry(name, text, now) for name, text in sorted(texts.items()) if name.startswith(prefix))
         return [entry for entry in found if entry is not None]
 
     def close(self) -> None:
@@ -124,9 +106,11 @@ class RedisStore:
     def _now(self) -> float | None:
         return None if self._clock is None else self._clock()
 
-    def _kept(self, text: str) -> _Kept:
+    def _entry(self, name: str, text: str, now: float) -> Entry | None:
+        """Read an entry as Redis holds it: when it was written, when it expires, and its text."""
         try:
-            return _Kept.read(text)
+            written, expires, value = text.split(" ", 2)
+            return Entry(name, value, now - float(written)) if float(expires) > now else None
         except ValueError:
             raise StoreError(f"{self.location}: expected an entry with its times, got {text[:200]!r}") from None
 
@@ -145,7 +129,7 @@ class RedisStore:
 
     def _run(self, script: str, namespace: str, *arguments: str) -> Any:
         """Run a script by its hash, or by its text where the server doesn't know it yet."""
-        return self._on_server(lambda connection: connection.script(script)(keys=_keys(namespace), args=arguments))
+        return self._on_server(lambda connection: connection.scripts[script](keys=_keys(namespace), args=arguments))
 
     def _on_server(self, act: Callable[[_Connection], T]) -> T:
         import redis
@@ -160,25 +144,18 @@ class RedisStore:
 
     def _connected(self) -> _Connection:
         connection = self._connection
+        # A connection is never shared with a child.
         if connection is None or connection.process_id != os.getpid():
-            connection = self._connection = _Connection(self._url)
+            client = _connect(self._url)
+            scripts = {text: client.register_script(text) for text in (COMPARE_AND_SET, _gcra_script())}
+            connection = self._connection = _Connection(os.getpid(), client, scripts)
         return connection
 
 
-class _Connection:
-    """A client, which is never shared with a child, and the scripts that it has registered."""
-
-    def __init__(self, url: str) -> None:
-        self.process_id = os.getpid()
-        self.client = _connect(url)
-        self._scripts: dict[str, Script] = {}
-
-    def script(self, text: str) -> Script:
-        """Return what runs a script."""
-        found = self._scripts.get(text)
-        if found is None:
-            found = self._scripts[text] = self.client.register_script(text)
-        return found
+class _Connection(NamedTuple):
+    process_id: int
+    client: Redis
+    scripts: dict[str, Script]
 
 
 def _connect(url: str) -> Redis:
@@ -202,48 +179,14 @@ def _gcra_script() -> str:
     return (files("techflow_provider.state") / "gcra.lua").read_text(encoding="utf-8")
 
 
-def _arguments(change: Reserve | CoolDown | Settle) -> dict[str, object]:
-    """Return a change as the script expects it."""
-    if isinstance(change, Settle):
-        return {"operation": "settle", "epoch": change.epoch}
-    policy = _policy(change.policy)
-    if isinstance(change, CoolDown):
-        return {"operation": "cool_down", "policy": policy, "seconds": change.seconds, "epoch": change.epoch}
-    request, held = change.request, change.request.earlier
-    return {
-        "operation": "reserve",
-        "policy": policy,
-        "request_class": request.request_class.value,
-        "within_seconds": request.within_seconds if math.isfinite(request.within_seconds) else None,
-        "assume_spent": request.assume_spent,
-        "expected": request.expected,
-        "held": _fields(held, ("due", "pushback_seconds", "epoch")) if held and held.held and held.granted else None,
-    }
-
-
-def _policy(policy: Policy) -> dict[str, object]:
-    lengths = (f"{each}_cool_down_seconds" for each in ("first", "longest", "shortest"))
-    named = _fields(policy, ("poll_share", "late_seconds", "probe_seconds", *lengths))
-    return {**named, "interval_seconds": policy.rate.interval_seconds, "burst": policy.rate.burst}
-
-
-def _fields(value: object, names: Iterable[str]) -> dict[str, object]:
-    return {name: getattr(value, name) for name in names}
-
-
-def _without_none(fields: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _result(change: Reserve | CoolDown | Settle, reply: dict[str, Any]) -> object:
+def _result(change: BudgetChange, reply: dict[str, Any]) -> object:
     """Return a change's result from what the script replied."""
     if isinstance(change, Settle):
         return None
     discarded = reply.pop("discarded")
     if isinstance(change, CoolDown):
-        return float(reply["seconds"]), discarded
-    reason = Reason[reply.pop("reason")]
-    return Reservation(**reply, reason=reason), discarded
+        return reply["seconds"], discarded
+    return Reservation(**{**reply, "reason": Reason[reply["reason"]]}), discarded
 
 
 def _location(url: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from techflow_provider.state.budget_state import HISTORY_SECONDS, SLICE_SECONDS, BudgetState, GrantCount
@@ -74,7 +74,7 @@ def snapshot_of(
     return Snapshot(
         requests_per_minute=requests_per_minute,
         burst=policy.rate.burst,
-        used=_count(grant for grant in state.grants if -1 <= now - grant[0] < MINUTE_SECONDS),
+        used=_count([grant for grant in state.counts if -1 <= now - grant[0] < MINUTE_SECONDS]),
         free=min(policy.rate.burst, math.floor(-behind / interval + ROUNDING) + 1) if open_now else 0,
         next_slot_seconds=waits,
         cooldown_seconds=max(0.0, gcra.cool_until - now),
@@ -89,16 +89,13 @@ def _wait(gcra: GcraState, policy: Policy, request_class: RequestClass, now: flo
     return reserve(gcra, policy, ReservationRequest(request_class), now)[1].wait_seconds
 
 
-def _count(grants: Iterable[GrantCount]) -> dict[RequestClass, int]:
-    commands = polls = 0
-    for _, more_commands, more_polls in grants:
-        commands, polls = commands + more_commands, polls + more_polls
-    return {RequestClass.COMMAND: commands, RequestClass.POLL: polls}
+def _count(grants: list[GrantCount]) -> dict[RequestClass, int]:
+    return {RequestClass.COMMAND: sum(each[1] for each in grants), RequestClass.POLL: sum(each[2] for each in grants)}
 
 
 def _history(state: BudgetState, now: float) -> tuple[Slice, ...]:
     slices: list[list[GrantCount]] = [[] for _ in range(HISTORY_SECONDS // SLICE_SECONDS)]
-    for grant in state.grants:
+    for grant in state.counts:
         age = now - grant[0]
         if -1 <= age < HISTORY_SECONDS:
             slices[int(max(0.0, age) / SLICE_SECONDS)].append(grant)
