@@ -57,21 +57,19 @@ class TechFlowNotifier(BaseNotifier):
 
         hook = self._hook()
         with hook.get_conn():
-            started = ExecutionStarter(hook, self._identity(context)).fire(self.workflow_id, self.payload)
-        self._tell(started.execution.id)
+            started = ExecutionStarter(hook, self._identity(context)).start(self.workflow_id, self.payload)
+        self._log_start(started.execution.id)
 
     async def async_notify(self, context: Context) -> None:
         """Start the execution in the triggerer, as a deadline's callback."""
         from techflow_provider.submission.airflow import ExecutionStarter
-        from techflow_provider.submission.start import mark_done
 
         hook = self._hook()
         connection = await hook.aget_techflow_connection()
-        submission = ExecutionStarter(hook, self._identity(context), connection=connection)
+        starter = ExecutionStarter(hook, self._identity(context), connection=connection)
         async with await hook.aget_conn() as client:
-            started = await submission.astart(client, self.workflow_id, self.payload)
-            await client.run(mark_done(client.context, submission.task, started.execution.id))
-        self._tell(started.execution.id)
+            started = await starter.astart(client, self.workflow_id, self.payload)
+        self._log_start(started.execution.id)
 
     def _hook(self) -> TechFlowHook:
         from techflow_provider.hooks.techflow import TechFlowHook
@@ -82,7 +80,7 @@ class TechFlowNotifier(BaseNotifier):
         text = json.dumps([self.workflow_id, self.payload, self.name], sort_keys=True, default=str)
         return identity_of(context, f"notifier {hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
-    def _tell(self, execution_id: str) -> None:
+    def _log_start(self, execution_id: str) -> None:
         log.info("Started execution %s of workflow %s", execution_id, self.workflow_id)
 
 

@@ -108,7 +108,7 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
     """Create a workflow (Create Workflow) and return its id.
 
     Names need not be unique in TechFlow, so a DAG that runs daily with the default leaves a workflow a day. When the
-    answer is lost, the workflow is the one of this name that the list did not show before; nothing is sent twice.
+    response is lost, the workflow is the one of this name that the list did not show before; nothing is sent twice.
 
     :param name: the workflow's name
     :param description: its description
@@ -252,27 +252,29 @@ class TechFlowListExecutionsOperator(TechFlowOperator):
 
 
 class TechFlowTriggerWorkflowOperator(TechFlowOperator):
-    """Start an execution of a workflow (Trigger Execution), wait for its end if asked to, and return its id.
+    """Start an execution of a workflow (Trigger Execution), wait for its completion if asked to, and return its id.
 
     The id is returned in every mode. TechFlow documents no call to cancel an execution: when the task is killed, the
-    log says which one goes on. A task gets one execution, whatever is lost on the way: a retry joins the one that
-    an earlier try has started, and starts another when that failed. How it came to its execution stands in the log and
-    in the XCom `techflow_start`.
+    log names the one that keeps running. A task gets one execution, whatever is lost on the way: a retry joins the one
+    that an earlier attempt has started, and starts another when that failed. The log and the XCom `techflow_start` show
+    how the task got its execution. `TechFlowTriggerWorkflowOperator(task_id="report", workflow_id="wf_123",
+    wait_for_completion=True, deferrable=True)` waits without a worker slot.
 
     :param workflow_id: the workflow's id
     :param payload: a dict to send as JSON; the reference shows no body
-    :param wait_for_completion: whether the task lasts until the execution has ended, and fails when that failed
-    :param deferrable: whether that wait takes place in the triggerer instead of a worker slot, and so does the one for
-        a slot in the rate budget that is more than 5 seconds away
-    :param poll_interval: seconds between two looks; None takes `[techflow] poll_interval`
-    :param timeout: timedelta or seconds to wait at most, for a slot in the rate budget in the triggerer as for the end;
-        the execution goes on after it
-    :param on_ambiguous: what to do when it is unknown whether a request started an execution, because its answer is
-        lost or the worker was killed: `adopt` it from the execution history, and start one when it is not there;
-        `fail`; or `resubmit` at once, rather twice than not at all
-    :param reattach: whether a retry, or the task when it is cleared, joins an execution that still goes on
+    :param wait_for_completion: whether the task lasts until the execution is over, and fails when that failed
+    :param deferrable: whether that wait takes place in the triggerer instead of a worker slot, as does the wait for a
+        slot in the rate budget that is more than 5 seconds away
+    :param poll_interval: seconds between two polls; None takes `[techflow] poll_interval`
+    :param timeout: timedelta or seconds to wait at most, for completion and for a slot in the rate budget in the
+        triggerer; the execution keeps running after it
+    :param on_ambiguous: what to do when it is unknown whether a request started an execution, because its response is
+        lost or the worker was killed: `adopt` it from the execution history, and start one when it isn't there; or
+        `fail`
+    :param reattach: whether a retry, or the task when it is cleared, joins an execution that is still running
     :raises TechFlowError: `ExecutionFailedError` when the execution failed, `ExecutionTimeoutError` when it took
-        longer than `timeout`, `AmbiguousExecutionError` when it can't be told what was started, or what the call raises
+        longer than `timeout`, `AmbiguousExecutionError` when it cannot be determined what was started, or what the
+        call raises
     """
 
     template_fields = ("workflow_id", "payload", *TechFlowOperator.template_fields)
@@ -301,71 +303,65 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.timeout = timeout
-        self._started: Execution | None = None
+        self._execution: Execution | None = None
 
     def execute(self, context: Context) -> str:
-        """Start the execution, and wait for it if asked to."""
-        self._checked()
-        submission = self._submission(context)
-        known = submission.resolve(self.workflow_id, self.payload)
-        if known is None and self.deferrable and not self.hook.is_admitted(ADMISSION_SECONDS):
-            self._defer_admission("others are waiting")
-        return self._run(context, submission, known)
+        """Start the execution, and wait for its completion if asked to."""
+        return self._run(context, is_admitted=False)
 
     def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
         """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
         check_admitted(event)
-        submission = self._submission(context)
-        return self._run(context, submission, submission.resolve(self.workflow_id, self.payload))
+        return self._run(context, is_admitted=True)
 
-    def _submission(self, context: Context) -> ExecutionStarter:
+    def _run(self, context: Context, *, is_admitted: bool) -> str:
+        timeout, interval = self._bounds()
+        starter = self._starter(context)
+        known = starter.resolve(self.workflow_id, self.payload)
+        submission = known or self._send(starter, timeout, is_admitted=is_admitted)
+        self._execution = execution = submission.execution
+        context["ti"].xcom_push(key=starter.xcom_key, value=submission.to_dict())
+        keep_link(self.hook, execution.id, self.workflow_id, execution.status)
+        if not self.wait_for_completion:
+            return execution.id
+        if not execution.ended:
+            if self.deferrable:
+                self._defer_completion(execution.id, timeout, interval)
+            execution = self.hook.wait_for_execution(execution.id, interval, timeout.total_seconds())
+        return self._complete(starter, execution)
+
+    def _bounds(self) -> tuple[timedelta, float]:
+        interval = default_poll_interval() if self.poll_interval is None else self.poll_interval
+        return as_timedelta("timeout", self.timeout), as_timedelta("poll_interval", interval).total_seconds()
+
+    def _starter(self, context: Context) -> ExecutionStarter:
         from techflow_provider.submission.airflow import ExecutionStarter, Identity, history_lag
         from techflow_provider.submission.model import SubmissionPolicy
 
-        rules = SubmissionPolicy(self.on_ambiguous, self.reattach, self.wait_for_completion, history_lag())
-        return ExecutionStarter(self.hook, Identity.of(context), rules, context)
+        policy = SubmissionPolicy(self.on_ambiguous, self.reattach, self.wait_for_completion, history_lag())
+        return ExecutionStarter(self.hook, Identity.of(context), policy, context)
 
-    def _run(self, context: Context, submission: ExecutionStarter, known: Submission | None) -> str:
-        timeout, interval = self._checked()
-        got = known or self._start(submission)
-        self._started = started = got.execution
-        _tell_start(context, got.to_dict())
-        keep_link(self.hook, started.id, self.workflow_id, started.status)
-        if not self.wait_for_completion:
-            submission.mark_done(started.id)
-            return started.id
-        if started.ended:
-            return self._finish(submission, started)
-        if self.deferrable:
-            self._defer(started.id, timeout, interval)
-        return self._finish(submission, self.hook.wait_for_execution(started.id, interval, timeout.total_seconds()))
-
-    def _start(self, submission: ExecutionStarter) -> Submission:
+    def _send(self, starter: ExecutionStarter, timeout: timedelta, *, is_admitted: bool) -> Submission:
         if not self.deferrable:
-            return submission.send(self.workflow_id, self.payload)
+            return starter.send(self.workflow_id, self.payload)
+        if not is_admitted and not self.hook.is_admitted(ADMISSION_SECONDS):
+            self._defer_admission(timeout, "others are waiting")
         try:
-            return submission.send(self.workflow_id, self.payload, ADMISSION_SECONDS)
+            return starter.send(self.workflow_id, self.payload, ADMISSION_SECONDS)
         except (BudgetTimeoutError, RateLimitError) as error:
-            # Neither was carried out, so going for a slot again starts nothing twice.
-            self._defer_admission(str(error))
+            # Neither was carried out, so waiting for a slot again starts nothing twice.
+            self._defer_admission(timeout, str(error))
             raise
 
-    def _defer_admission(self, reason: str) -> None:
+    def _defer_admission(self, timeout: timedelta, reason: str) -> None:
         from techflow_provider.triggers.admission import TechFlowAdmissionTrigger
 
-        timeout = shorter(self._checked()[0], self.execution_timeout)
+        bound = shorter(timeout, self.execution_timeout)
         self.log.info("Waiting in the triggerer for a slot in the rate budget, not in this worker: %s", reason)
-        trigger = TechFlowAdmissionTrigger(self.techflow_conn_id, deadline=deadline_after(timeout))
-        self.defer(trigger=trigger, method_name="execute_admitted", timeout=timeout + DEFERRAL_GRACE)
+        trigger = TechFlowAdmissionTrigger(self.techflow_conn_id, deadline=deadline_after(bound))
+        self.defer(trigger=trigger, method_name="execute_admitted", timeout=bound + DEFERRAL_GRACE)
 
-    def _checked(self) -> tuple[timedelta, float]:
-        interval = default_poll_interval() if self.poll_interval is None else self.poll_interval
-        return (
-            as_timedelta("timeout", self.timeout),
-            as_timedelta("poll_interval", interval).total_seconds(),
-        )
-
-    def _defer(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
+    def _defer_completion(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
         from techflow_provider.client.history import ExecutionSelector
 
         defer_until_ended(
@@ -374,40 +370,34 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""
-        timeout, _ = self._checked()
-        return self._finish(self._submission(context), ended_execution(self, event, timeout, _timeout_error), context)
+        timeout, _ = self._bounds()
+        return self._complete(self._starter(context), ended_execution(self, event, timeout, _timeout_error), context)
 
-    def _finish(self, submission: ExecutionStarter, execution: Execution, resumed: Context | None = None) -> str:
-        self._started = execution
+    def _complete(self, starter: ExecutionStarter, execution: Execution, resumed: Context | None = None) -> str:
+        self._execution = execution
         keep_link(self.hook, execution.id, self.workflow_id, execution.status)
         try:
             check_ended(execution)
         except ExecutionFailedError:
-            submission.discard(execution.id)
+            starter.discard(execution.id)
             raise
-        told = submission.mark_done(execution.id)
-        if resumed is not None and told is not None:
+        report = starter.mark_done(execution.id)
+        if resumed is not None and report is not None:
             # Airflow deletes a task's XComs when it resumes it.
-            _tell_start(resumed, told)
+            resumed["ti"].xcom_push(key=starter.xcom_key, value=dict(report))
         self.log.info("Execution %s completed", execution.id)
         return execution.id
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
-        """Return what OpenLineage is told about the execution."""
+        """Return the execution's facet for OpenLineage."""
         from techflow_provider.lineage import execution_lineage
 
-        return execution_lineage(self.hook, self._started)
+        return execution_lineage(self.hook, self._execution)
 
     def on_kill(self) -> None:
-        """Say which execution goes on."""
-        if self._started is not None:
-            self.log.warning("Execution %s goes on in TechFlow, which has no call to cancel it", self._started.id)
-
-
-def _tell_start(context: Context, told: Mapping[str, Any]) -> None:
-    from techflow_provider.submission.airflow import START_KEY
-
-    context["ti"].xcom_push(key=START_KEY, value=dict(told))
+        """Log which execution keeps running."""
+        if self._execution is not None:
+            self.log.warning("Execution %s keeps running: TechFlow has no call to cancel it", self._execution.id)
 
 
 def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> ExecutionTimeoutError:

@@ -1,108 +1,282 @@
-"""What a task writes down for its own later tries: that it is about to start an execution, which one it got, the end.
+"""The record of an attempt to start an execution: what later attempts and other tasks have to know about it.
 
-A note outlives the process that wrote it. Where it is kept is the caller's matter: in the state that processes share,
-or where Airflow keeps a task's own state.
+Each submitter has one record in the shared state, from right before its request is sent. Other tasks read it as a
+competing intent as long as it names no execution. A claim beside the records says which submission an execution
+belongs to.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from techflow_provider.state.records import drop_entry, get_entry, put_entry
-from techflow_provider.state.store import Store, StoreError
+from techflow_provider.client.flow import FlowContext
+from techflow_provider.state.store import Entry, Store, StoreError, Write
+from techflow_provider.submission import legacy
 
-# A note without an end is needed as long as its task may be tried again.
-NOTE_TTL_SECONDS = 30 * 24 * 3600.0
-# After the end it matters only to a try that comes because Airflow never heard of the success.
-ENDED_TTL_SECONDS = 2 * 24 * 3600.0
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+STATE_RETRY_DELAYS = (0.1, 0.4, 1.5, 4.0)
+# A record is needed as long as its task may be retried or cleared.
+RECORD_TTL_SECONDS = 30 * 24 * 3600.0
+# After completion it matters only to an attempt that is made because Airflow did not notice the success.
+DONE_TTL_SECONDS = 2 * 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """What a task knows of the execution that it wants.
+    """What is known about the execution that a submitter has requested.
 
-    :param account: names the API key and base URL that it is started with
+    :param account: names the API key and base URL that it is requested with
     :param workflow_id: the workflow
-    :param ticket: names the one execution that is wanted
-    :param round: names the tries among which one execution is enough; clearing a finished task begins another
-    :param noted_at: when the note was begun, by its host's clock
-    :param payload_digest: what tells its payload from another, None without a payload
+    :param submission_id: names the one execution that is wanted
+    :param generation: names the attempts among which one execution is enough; clearing a finished task begins another
+    :param attempt_id: names the attempt that wrote the record last
+    :param sent_at: when the request was sent, by its host's clock
+    :param response_seconds: how long after that a response may still come
+    :param payload_digest: what distinguishes its payload from others, None without a payload
+    :param sent_seconds: how long before the record was written the request was sent, by the store's clock
+    :param lost: whether nobody waits for the response any more, so that the history has to show the execution
     :param execution_id: the execution, once it is known
-    :param told: how that came about, as it was told in the log and the XCom
-    :param ended: whether the task has got from the execution what it wanted, and only its success is left to report
+    :param report: how that came about, as the log and the XCom show it
+    :param done: whether the submitter has got from the execution what it wanted, and only has to report its success
+    :param age_seconds: time since the record was written, by the store's clock; not stored
+    :param is_restored: whether the shared state lacks the record, and Airflow's state of the task has it; not stored
     """
 
     account: str
     workflow_id: str
-    ticket: str
-    round: str
-    noted_at: datetime
+    submission_id: str
+    generation: str
+    attempt_id: str
+    sent_at: datetime
+    response_seconds: float
     payload_digest: str | None = None
+    sent_seconds: float = 0.0
+    lost: bool = False
     execution_id: str | None = None
-    told: Mapping[str, Any] | None = None
-    ended: bool = False
+    report: Mapping[str, Any] | None = None
+    done: bool = False
+    age_seconds: float = 0.0
+    is_restored: bool = False
+
+    @property
+    def since_sent(self) -> float:
+        """Seconds since the request was sent; too few after a reboot of the host that keeps the record."""
+        return self.sent_seconds + self.age_seconds
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a response may still come, so that an unclaimed execution may belong to this submission."""
+        return self.execution_id is None and not self.lost and self.since_sent < self.response_seconds
+
+    def longest_since_sent(self, now: datetime) -> float:
+        """Return the seconds since the request was sent, by the clock that shows more of them.
+
+        The store's clock knows nothing of the time before a reboot, and a host's may have been set back.
+        """
+        return max(self.since_sent, (now - self.sent_at).total_seconds())
+
+    def taken_over(self, attempt_id: str) -> AttemptRecord:
+        """Return the record of an attempt that expects no response and searches the history for the execution."""
+        return replace(self, attempt_id=attempt_id, lost=True, sent_seconds=self.since_sent, age_seconds=0.0)
+
+    def is_same(self, other: AttemptRecord) -> bool:
+        """Whether another record is this one, apart from its age."""
+        return (self.attempt_id, self.submission_id, self.execution_id) == (
+            other.attempt_id,
+            other.submission_id,
+            other.execution_id,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the note as JSON."""
-        return {**asdict(self), "noted_at": self.noted_at.isoformat()}
+        """Return the record as JSON."""
+        return {name: getattr(self, name) for name in STORED_FIELDS} | {"sent_at": self.sent_at.isoformat()}
 
     @classmethod
-    def read(cls, value: Any) -> AttemptRecord:
-        """Read a note; it may come from another version of this package, so it is checked.
+    def read(cls, value: Any, age_seconds: float = 0.0) -> AttemptRecord:
+        """Read a record; another version of this package may have written it, so it is checked.
 
-        :raises StoreError: it is none
+        :raises StoreError: it isn't a record
         """
         try:
-            return cls(**{**value, "noted_at": datetime.fromisoformat(value["noted_at"])})
+            return cls(**{**value, "sent_at": datetime.fromisoformat(value["sent_at"]), "age_seconds": age_seconds})
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"expected a task's note about its execution, got {str(value)[:200]!r}") from error
+            raise StoreError(f"expected the record of an attempt, got {str(value)[:200]!r}") from error
 
 
-class AttemptStore(Protocol):
-    """Where the note of one task is kept. Every method may raise `StoreError`."""
+STORED_FIELDS = tuple(field.name for field in fields(AttemptRecord) if field.name not in ("age_seconds", "is_restored"))
+# Given the record that is stored, returns the one to store: the same object changes nothing, None deletes the record.
+Decide = Callable[[AttemptRecord | None], AttemptRecord | None]
 
-    def read(self) -> AttemptRecord | None:
-        """Return the note, or None when there is none."""
 
-    def write(self, note: AttemptRecord) -> None:
-        """Write the note, whatever was there."""
+class TaskState(Protocol):
+    """What Airflow keeps for one task beside the shared state. Every method may raise `StoreError`."""
+
+    def read(self) -> Any:
+        """Return the value, or None when there is none."""
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Write a value in place of the present one."""
 
     def drop(self) -> None:
-        """Delete the note, if there is one."""
+        """Delete the value, if there is one."""
 
 
-class SharedAttemptStore:
-    """A task's note in the state that processes share.
+class AttemptStore:
+    """The record of one submitter, and what others have written for all to see. Every method may raise `StoreError`.
 
-    :param store: where it is kept
+    :param store: where they are kept
     :param account: the name of the API key's budget (see `budget_key`)
-    :param task: the task's identity
+    :param submitter: the submitter's identity
+    :param task_state: where Airflow keeps the task's own state; there the record survives the loss of `store`
     """
 
-    def __init__(self, store: Store, account: str, task: str) -> None:
+    def __init__(self, store: Store, account: str, submitter: str, task_state: TaskState | None = None) -> None:
+        self._task_state = task_state
         self._store = store
-        self._space = f"{account}/notes"
-        self._task = task
+        self._account = account
+        self._submitter = submitter
+        self._unreadable: set[str] = set()
+
+    def update(self, decide: Decide) -> AttemptRecord | None:
+        """Decide in one atomic step what the shared state keeps, and return that."""
+
+        def change(entry: Entry | None, _: float) -> tuple[Write | None, AttemptRecord | None]:
+            present = None if entry is None else _record_of(entry)
+            following = decide(present)
+            if following is present:
+                return None, present
+            if following is None:
+                return Write(None), None
+            text = json.dumps(following.to_dict(), sort_keys=True)
+            return Write(text, DONE_TTL_SECONDS if following.done else RECORD_TTL_SECONDS), following
+
+        return self._store.update(f"{self._account}/attempts", self._submitter, change)
 
     def read(self) -> AttemptRecord | None:
-        """Return the note, or None when there is none."""
-        entry = get_entry(self._store, self._space, self._task)
-        if entry is None:
+        """Return the record, from whichever of the two states knows more about it."""
+        shared = self.update(lambda present: present)
+        own = self._read_task_state()
+        if own is None or (
+            shared is not None and shared.submission_id == own.submission_id and not _is_ahead(own, shared)
+        ):
+            return shared
+        return own
+
+    def _read_task_state(self) -> AttemptRecord | None:
+        """Return the record that Airflow keeps; its age is unknown, and nobody waits for a response to it any more."""
+        value = None if self._task_state is None else self._task_state.read()
+        if value is None:
             return None
+        record = AttemptRecord.read(legacy.read_note(value) if legacy.is_note(value) else value)
+        return replace(record, lost=True, sent_seconds=0.0, is_restored=True)
+
+    def write_task_state(self, record: AttemptRecord) -> None:
+        """Let Airflow keep the record as well, where it keeps a task's own state."""
+        if self._task_state is not None:
+            self._task_state.write(record.to_dict())
+
+    def drop(self, record: AttemptRecord) -> AttemptRecord | None:
+        """Delete a record where it is unchanged, and return what the shared state keeps then."""
+        present = self.update(lambda present: None if present is None or present.is_same(record) else present)
+        own = self._read_task_state()
+        if self._task_state is not None and own is not None and own.submission_id == record.submission_id:
+            self._task_state.drop()
+        return present
+
+    def amend(self, execution_id: str, change: Callable[[AttemptRecord], AttemptRecord | None]) -> AttemptRecord | None:
+        """Change the record that names an execution wherever it is kept, and return it as it was, if it was there."""
+        found: AttemptRecord | None = None
+
+        def decide(present: AttemptRecord | None) -> AttemptRecord | None:
+            nonlocal found
+            found = present if present is not None and present.execution_id == execution_id else None
+            return present if found is None else change(found)
+
+        if self.update(decide) is None and found is None and self.migrate() is not None:
+            self.update(decide)
+        own = self._read_task_state()
+        if self._task_state is None or own is None or own.execution_id != execution_id:
+            return found
+        amended = change(own)
+        if amended is None:
+            self._task_state.drop()
+        else:
+            self.write_task_state(amended)
+        return found or own
+
+    def migrate(self) -> AttemptRecord | None:
+        """Replace what version 0.1.0 wrote for the submitter by a record, and return that."""
         try:
-            return AttemptRecord.read(json.loads(entry.value))
-        except ValueError as error:
-            raise StoreError(f"expected a task's note about its execution, got {entry.value[:200]!r}") from error
+            value = legacy.read_start(self._store, self._account, self._submitter)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"what version 0.1.0 wrote for {self._submitter} can't be read: {error!r}") from error
+        record = None if value is None else AttemptRecord.read(value)
+        present = self.update(lambda present: present or record)
+        legacy.drop_start(self._store, self._account, self._submitter)
+        return present
 
-    def write(self, note: AttemptRecord) -> None:
-        """Write the note, whatever was there."""
-        ttl = ENDED_TTL_SECONDS if note.ended else NOTE_TTL_SECONDS
-        put_entry(self._store, self._space, self._task, json.dumps(note.to_dict()), ttl)
+    def pending(self, workflow_id: str) -> list[AttemptRecord]:
+        """Return the records for a workflow that name no execution yet, of all submitters."""
+        entries = self._store.entries(f"{self._account}/attempts")
+        # Most of them are done, and parsing thousands would take longer than a search may be held up.
+        found = [self._readable(entry, json.loads) for entry in entries if '"done": true' not in entry.value]
+        intents = self._store.entries(f"{self._account}/intents")
+        found += [self._readable(each, legacy.read_intent) for each in intents if '"sent_at": null' not in each.value]
+        return [each for each in found if each and each.workflow_id == workflow_id and each.execution_id is None]
 
-    def drop(self) -> None:
-        """Delete the note, if there is one."""
-        drop_entry(self._store, self._space, self._task)
+    def _readable(self, entry: Entry, parse: Callable[[str], Any]) -> AttemptRecord | None:
+        try:
+            return _record_of(entry, parse)
+        except StoreError as error:
+            if entry.name not in self._unreadable:
+                log.warning("The record of %s is ignored: %s", entry.name, error)
+            self._unreadable.add(entry.name)
+            return None
+
+    def claim(self, execution_id: str, submission_id: str) -> str:
+        """Claim an execution for a submission unless it is claimed, and return the submission that holds it now."""
+
+        def change(entry: Entry | None, _: float) -> tuple[Write | None, str]:
+            if entry is None:
+                return Write(submission_id, RECORD_TTL_SECONDS), submission_id
+            return None, entry.value
+
+        return self._store.update(f"{self._account}/claims", execution_id, change)
+
+    def holders(self, execution_ids: Iterable[str]) -> dict[str, str]:
+        """Return the submissions that hold executions, by execution; those that nobody claims are left out."""
+        namespace = f"{self._account}/claims"
+        held = {each: self._store.update(namespace, each, lambda entry, _: (None, entry)) for each in execution_ids}
+        return {name: entry.value for name, entry in held.items() if entry is not None}
+
+
+def _record_of(entry: Entry, parse: Callable[[str], Any] = json.loads) -> AttemptRecord:
+    try:
+        return AttemptRecord.read(parse(entry.value), entry.age_seconds)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"expected the record of an attempt, got {entry.value[:200]!r}") from error
+
+
+def _is_ahead(record: AttemptRecord, other: AttemptRecord) -> bool:
+    return (record.execution_id is not None, record.done) > (other.execution_id is not None, other.done)
+
+
+async def use_state(context: FlowContext, act: Callable[[], T]) -> T:
+    """Run an operation on the records, and retry it when it fails.
+
+    :raises StoreError: it still fails
+    """
+    for delay in STATE_RETRY_DELAYS:
+        try:
+            return await context.io.use_state(act)
+        except StoreError:
+            await context.io.sleep(delay)
+    return await context.io.use_state(act)

@@ -1,8 +1,8 @@
-"""Decide which execution of the history is the one that a task started and knows nothing of; pure.
+"""Decide which execution of the history belongs to a submission whose response is lost; pure.
 
-An execution can be a task's when it began while a request of the task may have been under way, and nobody claims it.
-Executions without a payload are interchangeable among tasks, so that only their number matters; with one they are not.
-An execution that began while another task's answer was on the way may be that task's, and is left to it.
+An execution can belong to a submission when it began while one of its requests may have been under way, and nobody
+claims it. Executions without a payload are interchangeable among tasks, so that only their number matters; with a
+payload they are not. An execution that the pending response of another task may name is left to that task.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from techflow_provider.client.models import Execution
-from techflow_provider.state.records import Intent
+from techflow_provider.submission.attempts import AttemptRecord
 
-# An HTTP date has no fractions, a history may cut them off its times, too, and a request takes its time.
+# An HTTP date has no fractions, a history may cut them off its times as well, and a request takes its time.
 TOLERANCE = timedelta(seconds=5)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
 LONGEST_SECONDS = 10 * 365 * 86400.0
 
 
@@ -27,8 +25,8 @@ class HistorySnapshot:
     """The execution history, and when it was read.
 
     :param executions: what it lists
-    :param at: the server's clock when it began to answer
-    :param now: this host's clock some time later, when the intents were read
+    :param at: the server's clock when it began to respond
+    :param now: this host's clock some time later, when the records were read
     :param age_seconds: the time in between, or more
     """
 
@@ -50,15 +48,15 @@ class Window:
     until: datetime
 
     @classmethod
-    def of(cls, intent: Intent, reading: HistorySnapshot, effect_seconds: float) -> Window:
-        """Return the window of an intent's requests, the intent having been read after the history.
+    def of(cls, record: AttemptRecord, snapshot: HistorySnapshot, effect_seconds: float) -> Window:
+        """Return the window of a record's requests, where the record was read after the history.
 
-        Only times that have passed are taken from our clocks, so it does not matter what these show.
+        Only elapsed times are taken from our clocks, so it doesn't matter what they show.
 
-        :param effect_seconds: how long after a request has left the server may act on it
+        :param effect_seconds: how long after a request was sent the server may act on it
         """
-        until = reading.at + _passed(reading.age_seconds - intent.since_sent + effect_seconds)
-        return cls(reading.at - _passed(intent.longest_since_sent(reading.now)) - TOLERANCE, until + TOLERANCE)
+        until = snapshot.at + _elapsed(snapshot.age_seconds - record.since_sent + effect_seconds)
+        return cls(snapshot.at - _elapsed(record.longest_since_sent(snapshot.now)) - TOLERANCE, until + TOLERANCE)
 
     def covers(self, execution: Execution) -> bool:
         """Whether an execution began in the window; one without a time may have."""
@@ -68,70 +66,65 @@ class Window:
         return f"{self.since.isoformat(timespec='seconds')} to {self.until.isoformat(timespec='seconds')}"
 
 
-def _passed(seconds: float) -> timedelta:
+def _elapsed(seconds: float) -> timedelta:
     # A clock may be wrong by millennia, which no date can hold.
     return timedelta(seconds=max(-LONGEST_SECONDS, min(seconds, LONGEST_SECONDS)))
 
 
 @dataclass(frozen=True, slots=True)
 class CompetingIntent:
-    """Another task that does not know its execution of the workflow yet.
+    """Another task that has requested an execution of the workflow and doesn't know it yet.
 
-    :param intent: its intent
+    :param record: its record
     :param window: its window
     """
 
-    intent: Intent
+    record: AttemptRecord
     window: Window
 
 
 @dataclass(frozen=True, slots=True)
 class MatchInput:
-    """All that is known when a task looks for its execution.
+    """All that is known when a submission's execution is searched for.
 
-    :param intent: the task's intent
+    :param record: the submission's record
     :param window: its window
-    :param executions: the history, read before the rivals and the holders
-    :param rivals: the other tasks that look for an execution of the workflow or wait for an answer
-    :param holders: the tickets that claimed executions, by execution
+    :param executions: the history, read before the competing intents and the claims
+    :param competing: the other tasks that search for an execution of the workflow or wait for a response
+    :param holders: the submissions that claimed executions, by execution
     """
 
-    intent: Intent
+    record: AttemptRecord
     window: Window
     executions: tuple[Execution, ...]
-    rivals: tuple[CompetingIntent, ...]
+    competing: tuple[CompetingIntent, ...]
     holders: Mapping[str, str]
 
     def candidates(self) -> list[Execution]:
-        """Return the executions that can be the task's and that nobody claims, the earliest first."""
-        free = [each for each in self.executions if each.id not in self.holders and possible(each, self)]
-        return sorted(free, key=_start)
+        """Return the executions that can belong to the submission and that nobody claims, the earliest first."""
+        free = [each for each in self.executions if each.id not in self.holders and self.is_possible(each)]
+        return sorted(free, key=lambda execution: (execution.started_at or LONG_AGO, execution.id))
+
+    def is_possible(self, execution: Execution) -> bool:
+        """Whether an execution can belong to the submission; what the history leaves out may fit."""
+        return execution.workflow_id in (None, self.record.workflow_id) and self.window.covers(execution)
 
     def claimed(self) -> Execution | None:
-        """Return the execution that the task has claimed before, which is its own without a doubt."""
-        return next((each for each in self.executions if self.holders.get(each.id) == self.intent.ticket), None)
-
-
-def possible(execution: Execution, search: MatchInput) -> bool:
-    """Whether an execution can be the task's; what the history does not tell may fit."""
-    of_workflow = execution.workflow_id in (None, search.intent.workflow_id)
-    return of_workflow and search.window.covers(execution)
-
-
-def _start(execution: Execution) -> tuple[datetime, str]:
-    return execution.started_at or LONG_AGO, execution.id
+        """Return the execution that was claimed for the submission before, which is certainly its own."""
+        held = (each for each in self.executions if self.holders.get(each.id) == self.record.submission_id)
+        return next(held, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The execution is the task's, or is as good as its own.
+    """The execution belongs to the submission, or serves it as well as its own.
 
     :param execution: the execution
-    :param facts: what says so, and what doubt is left, in words
+    :param reason: the evidence, and the doubt that remains
     """
 
     execution: Execution
-    facts: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +134,9 @@ class NoMatch:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """It can't be told yet.
+    """It cannot be determined yet.
 
-    :param reason: what is waited for, in words
+    :param reason: what is missing
     """
 
     reason: str
@@ -151,19 +144,19 @@ class Undecided:
 
 @dataclass(frozen=True, slots=True)
 class Ambiguous:
-    """It can't be told, now or later.
+    """It cannot be determined, now or later.
 
-    :param facts: what is known, in words
+    :param reason: what is known
     """
 
-    facts: str
+    reason: str
 
 
 MatchResult = Match | NoMatch | Undecided | Ambiguous
 
 
-def match_execution(search: MatchInput, *, early: bool) -> MatchResult:
-    """Decide.
+def match(search: MatchInput, *, early: bool) -> MatchResult:
+    """Decide which execution belongs to a submission.
 
     :param early: whether the history may still lack what the request has started
     """
@@ -175,33 +168,35 @@ def match_execution(search: MatchInput, *, early: bool) -> MatchResult:
         return Undecided("the history may lag") if early else NoMatch()
     dated = [each for each in candidates if each.started_at is not None and each.workflow_id is not None]
     if len(dated) < len(candidates):
-        return Ambiguous(f"the history does not tell when {_ids(candidates)} began, or of which workflow")
-    if search.intent.payload_digest is None:
-        return _any_of(dated, search, early=early)
-    return _only_one_of(dated, search, early=early)
+        return Ambiguous(f"the history doesn't show when {_ids(candidates)} began, or of which workflow")
+    if search.record.payload_digest is None:
+        return _match_any(dated, search, early=early)
+    return _match_only(dated, search, early=early)
 
 
-def _any_of(candidates: list[Execution], search: MatchInput, *, early: bool) -> MatchResult:
-    """Decide for a task without a payload, which may take any that can't be another task's with a payload.
+def _match_any(candidates: list[Execution], search: MatchInput, *, early: bool) -> MatchResult:
+    """Decide for a submission without a payload, which may take any that can't belong to one with a payload.
 
-    Of several it takes one that leaves as many of the others as possible with one that began in their own time.
+    Of several it takes one that leaves as many of the others as possible with one that began in their own window.
     """
-    settled = [each for each in candidates if not _answers_to_come(each, search.rivals)]
-    free = [each for each in settled if not _strangers(each, search)]
+    settled = [each for each in candidates if not _may_be_named(each, search.competing)]
+    free = [each for each in settled if not _may_be_foreign(each, search)]
     if free:
-        # None of these is in the window of a rival that has a payload or gets an answer.
-        others = [each.window for each in search.rivals]
-        best = _served([search.window, *others], free)
+        # None of these is in the window of a competing intent that has a payload or gets a response.
+        windows = [search.window, *(each.window for each in search.competing)]
+        best = _count_served(windows, free)
         chosen = next(
-            each for each in free if _served(others, [other for other in free if other is not each]) + 1 == best
+            each
+            for each in free
+            if _count_served(windows[1:], [other for other in free if other is not each]) + 1 == best
         )
         return Match(chosen, f"nobody claims this execution, and it began in the time from {search.window}")
     if len(settled) < len(candidates):
-        return Undecided(f"an answer to another task may name {_ids(candidates)}")
-    return _later_or(early, f"{_ids(candidates)} may be another task's, which has another payload")
+        return Undecided(f"the response to another task may name {_ids(candidates)}")
+    return _undecided_or_ambiguous(early, f"{_ids(candidates)} may belong to another task with another payload")
 
 
-def _served(windows: list[Window], executions: list[Execution]) -> int:
+def _count_served(windows: list[Window], executions: list[Execution]) -> int:
     """Return how many windows can have an execution of their own.
 
     Each execution, in the order of their starts, goes to the window that ends first of those that it lies in.
@@ -215,33 +210,32 @@ def _served(windows: list[Window], executions: list[Execution]) -> int:
     return served
 
 
-def _only_one_of(candidates: list[Execution], search: MatchInput, *, early: bool) -> MatchResult:
-    """Decide for a task with a payload, which takes an execution only when there is no other and no other taker."""
-    if any(_answers_to_come(each, search.rivals) for each in candidates):
-        return Undecided(f"an answer to another task may name {_ids(candidates)}")
+def _match_only(candidates: list[Execution], search: MatchInput, *, early: bool) -> MatchResult:
+    """Decide for a submission with a payload, which takes an execution only when no other execution or task fits."""
+    if any(_may_be_named(each, search.competing) for each in candidates):
+        return Undecided(f"the response to another task may name {_ids(candidates)}")
     if len(candidates) > 1:
-        return _later_or(early, f"any of {_ids(candidates)} may be the one with this task's payload")
-    if _strangers(candidates[0], search):
-        return _later_or(early, f"{_ids(candidates)} may be another task's, which has another payload")
+        return _undecided_or_ambiguous(early, f"any of {_ids(candidates)} may be the one with this task's payload")
+    if _may_be_foreign(candidates[0], search):
+        return _undecided_or_ambiguous(early, f"{_ids(candidates)} may belong to another task with another payload")
     if early:
-        return Undecided(f"{_ids(candidates)} may not stay the only one")
+        return Undecided(f"{_ids(candidates)} may not remain the only one")
     return Match(candidates[0], f"nobody claims this execution, and no other began in the time from {search.window}")
 
 
-def _later_or(early: bool, facts: str) -> MatchResult:
-    return Undecided(facts) if early else Ambiguous(facts)
+def _undecided_or_ambiguous(early: bool, reason: str) -> MatchResult:
+    return Undecided(reason) if early else Ambiguous(reason)
 
 
-def _answers_to_come(execution: Execution, rivals: Iterable[CompetingIntent]) -> bool:
-    return any(rival.intent.in_flight and rival.window.covers(execution) for rival in rivals)
+def _may_be_named(execution: Execution, competing: Iterable[CompetingIntent]) -> bool:
+    """Whether a response that another task waits for may name an execution."""
+    return any(each.record.in_flight and each.window.covers(execution) for each in competing)
 
 
-def _strangers(execution: Execution, search: MatchInput) -> bool:
-    """Whether an execution may have been started with another payload, by a task that does not know it yet."""
-    return any(
-        rival.intent.payload_digest != search.intent.payload_digest and rival.window.covers(execution)
-        for rival in search.rivals
-    )
+def _may_be_foreign(execution: Execution, search: MatchInput) -> bool:
+    """Whether an execution may have been started with another payload, by a task that doesn't know it yet."""
+    digest = search.record.payload_digest
+    return any(each.record.payload_digest != digest and each.window.covers(execution) for each in search.competing)
 
 
 def _ids(executions: list[Execution]) -> str:

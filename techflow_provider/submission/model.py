@@ -1,26 +1,28 @@
-"""A start as values: who starts, what it wants when something is lost, and what came of it."""
+"""A start as values: who submits it, what it wants when something is lost, and what came of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
+from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.models import Execution, ExecutionState
-from techflow_provider.client.settings import Settings
-from techflow_provider.state.records import Records
-from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
+from techflow_provider.client.parsing import Json
+from techflow_provider.submission.attempts import AttemptRecord, AttemptStore, use_state
 
-OnAmbiguous = Literal["adopt", "fail", "resubmit"]
+T = TypeVar("T")
+
+OnAmbiguous = Literal["adopt", "fail"]
 
 
 class Origin(StrEnum):
-    """How a task came to its execution."""
+    """How a task got its execution."""
 
     STARTED = "started"
     ADOPTED = "adopted after a lost answer"
@@ -29,97 +31,122 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SubmissionPolicy:
-    """What a task wants when something is lost.
+    """What a submitter wants when something is lost.
 
     :param on_ambiguous: what to do when it is unknown whether a request started an execution: `adopt` it from the
-        history, and send again when it is not there; `fail`; or `resubmit` at once, rather twice than not at all
-    :param reattach: whether a later try goes on with the execution of an earlier one
-    :param until_end: whether the task lasts until the execution has ended, so that one that failed is of no use to it
+        history, and send the request again when it isn't there; or `fail`
+    :param reattach: whether a later attempt continues with the execution of an earlier one
+    :param wait_for_completion: whether the task lasts until the execution is over, so that one that failed is of no use
     :param history_lag_seconds: how long a started execution may be missing from the history (assumption)
     """
 
     on_ambiguous: OnAmbiguous = "adopt"
     reattach: bool = True
-    until_end: bool = False
+    wait_for_completion: bool = False
     history_lag_seconds: float = DEFAULT_APPEAR_SECONDS
-
-    def effect_seconds(self, settings: Settings) -> float:
-        """Return how long after a request has left it may still bring an execution into the history."""
-        return settings.timeout_seconds + self.history_lag_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Who starts an execution, and where it writes things down.
+    """Who starts an execution, and where its attempts are recorded.
 
-    :param name: the task's identity, the same in all its tries
-    :param round: names the tries among which one execution is enough; clearing a finished task begins another
+    :param name: the identity, the same in all attempts of a task
+    :param generation: names the attempts among which one execution is enough; clearing a finished task begins another
     :param account: the name of the API key's budget (see `budget_key`)
-    :param records: what is written for others
-    :param notebook: what is written for later tries
-    :param author: names this try
+    :param attempts: the records
+    :param is_retry: whether an earlier attempt may have been made, also by version 0.1.0
+    :param attempt_id: names this attempt
     """
 
     name: str
-    round: str
+    generation: str
     account: str
-    records: Records = field(repr=False)
     attempts: AttemptStore = field(repr=False)
-    author: str = field(default_factory=lambda: uuid4().hex[:12])
+    is_retry: bool = True
+    attempt_id: str = field(default_factory=lambda: uuid4().hex[:12])
 
-    def new_ticket(self) -> str:
-        """Return a name for one execution that is wanted, which nobody else has."""
-        return f"{self.name}#{uuid4().hex[:12]}"
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a submitter to get an execution.
+
+    :param context: what its flows run with
+    :param submitter: who makes it
+    :param policy: what the submitter wants
+    :param workflow_id: the workflow
+    :param payload: what is sent as JSON, nothing when it is None
+    """
+
+    context: FlowContext
+    submitter: Submitter
+    policy: SubmissionPolicy
+    workflow_id: str
+    payload: Mapping[str, Json] | None = None
+
+    @property
+    def effect_seconds(self) -> float:
+        """How long after a request was sent it may still bring an execution into the history."""
+        return self.context.settings.timeout_seconds + self.policy.history_lag_seconds
+
+    def payload_digest(self) -> str | None:
+        """Return what distinguishes the payload from others, None without one."""
+        if self.payload is None:
+            return None
+        text = json.dumps(self.payload, sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+    async def use_records(self, act: Callable[[AttemptStore], T]) -> T:
+        """Run an operation on the submitter's records, and retry it when it fails.
+
+        :raises StoreError: it still fails
+        """
+        return await use_state(self.context, lambda: act(self.submitter.attempts))
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A task's execution.
 
-    :param execution: the execution as it was last seen; of one that only a note names, all but the id is unknown
-    :param decision: how the task came to it
-    :param facts: what that rests on, in words
-    :param times: the instants it rests on, by name, in ISO 8601
+    :param execution: the execution as it was last read; of one that only a record names, all but the id is unknown
+    :param origin: how the task got it
+    :param reason: the evidence
+    :param times: the instants that it rests on, by name, in ISO 8601
     """
 
     execution: Execution
-    decision: Origin
-    facts: str
+    origin: Origin
+    reason: str
     times: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the log and the XCom tell."""
+        """Return what the log and the XCom show."""
         at = self.execution.started_at
         return {
-            "decision": self.decision.value,
+            "decision": self.origin.value,
             "execution_id": self.execution.id,
             "workflow_id": self.execution.workflow_id,
-            "facts": self.facts,
+            "facts": self.reason,
             "started_at": at.isoformat() if at else None,
             **self.times,
         }
 
     def __str__(self) -> str:
         of = f" of workflow {self.execution.workflow_id}" if self.execution.workflow_id else ""
-        return f"Execution {self.execution.id}{of}, {self.decision.value}: {self.facts}"
+        return f"Execution {self.execution.id}{of}, {self.origin.value}: {self.reason}"
 
 
-def from_record(note: AttemptRecord, facts: str) -> Submission:
-    """Return the execution that a note names; nobody has looked at it."""
-    execution = Execution(note.execution_id or "", note.workflow_id, None, None, None, None, {})
-    return Submission(execution, Origin.REATTACHED, facts, {"noted_at": note.noted_at.isoformat()})
+def from_record(record: AttemptRecord, reason: str, execution: Execution | None = None) -> Submission:
+    """Return the execution that a record names.
+
+    :param execution: the execution as the history shows it, when it was read
+    """
+    named = execution or Execution(record.execution_id or "", record.workflow_id, None, None, None, None, {})
+    return Submission(named, Origin.REATTACHED, reason, {"sent_at": record.sent_at.isoformat()})
 
 
-def is_reusable(execution: Execution, note: AttemptRecord, task: Submitter, rules: SubmissionPolicy) -> bool:
-    """Whether the execution of an earlier try is what the task needs now, or it needs a new one."""
+def is_reusable(execution: Execution, record: AttemptRecord, attempt: Attempt) -> bool:
+    """Whether the execution of an earlier attempt is what the submitter needs now, and not a new one."""
     if not execution.ended:
         return True
-    return note.round == task.round and not (rules.until_end and execution.state is ExecutionState.FAILED)
-
-
-def payload_digest_of(payload: object) -> str | None:
-    """Return what tells a payload from another, None without one."""
-    if payload is None:
-        return None
-    text = json.dumps(payload, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+    failed = attempt.policy.wait_for_completion and execution.state is ExecutionState.FAILED
+    return record.generation == attempt.submitter.generation and not failed

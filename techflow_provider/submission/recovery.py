@@ -1,12 +1,10 @@
-"""Look for the execution of a task whose answer is lost, until it can be told; a conversation, without I/O."""
+"""Search the history for the execution of a submission whose response is lost, until it can be determined."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TypeVar
 
 from techflow_provider.client import calls
 from techflow_provider.client.errors import (
@@ -14,12 +12,11 @@ from techflow_provider.client.errors import (
     SupersededError,
     TechFlowError,
 )
-from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import read_pages
 from techflow_provider.client.retry import backoff_seconds
-from techflow_provider.state.records import Intent
 from techflow_provider.state.store import StoreError
+from techflow_provider.submission.attempts import AttemptRecord
 from techflow_provider.submission.matching import (
     Ambiguous,
     CompetingIntent,
@@ -29,118 +26,136 @@ from techflow_provider.submission.matching import (
     NoMatch,
     Undecided,
     Window,
-    match_execution,
-    possible,
+    match,
 )
-from techflow_provider.submission.model import Origin, Submission, SubmissionPolicy, Submitter
-
-T = TypeVar("T")
+from techflow_provider.submission.model import Attempt, Origin, Submission
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 15.0
-# A history that can't be read is tried for so long.
+FIRST_DELAY_SECONDS = 1.0
+LONGEST_DELAY_SECONDS = 15.0
+# How long an unreadable history is read again.
 UNREADABLE_SECONDS = 600.0
-# Who is held up longer than this between two steps that belong together begins with the first of them again. It is far
-# more than they take, and far less than others wait.
+# A process that is held up longer than this between two steps that belong together repeats the first of them. It is
+# far more than they take, and far less than others wait.
 HELD_UP_SECONDS = 5.0
-# State that can't be used is tried again after these seconds.
-STATE_PAUSES = (0.1, 0.4, 1.5, 4.0)
 
 
 @dataclass(frozen=True, slots=True)
 class LostResponse:
-    """Why a task does not know its execution.
+    """Why a submission's execution is unknown.
 
-    :param facts: what happened, in words
-    :param accepted: whether the server has surely started one
+    :param reason: what happened
+    :param accepted: whether the server has certainly started one
     """
 
-    facts: str
+    reason: str
     accepted: bool = False
 
 
-async def ask(context: FlowContext, act: Callable[[], T]) -> T:
-    """Carry out an operation on the shared state, again when it fails in passing.
+class OtherAttemptError(Exception):
+    """Another attempt of the submitter has a record where this one expected its own, or none.
 
-    :raises StoreError: it fails still
+    :param record: the other attempt's record
     """
-    for pause in STATE_PAUSES:
-        try:
-            return await context.io.use_state(act)
-        except StoreError:
-            await context.io.sleep(pause)
-    return await context.io.use_state(act)
+
+    def __init__(self, record: AttemptRecord) -> None:
+        super().__init__(record)
+        self.record = record
 
 
-async def find(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, intent: Intent, loss: LostResponse
-) -> Submission | None:
-    """Return the execution that the task's request started, claimed for it, or None when it started none.
+async def take_over(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
+    """Make a record without an execution this attempt's, so that the one that wrote it sends nothing more.
 
-    :param intent: the task's intent, as `Intent.looking` has it
-    :raises TechFlowError: `AmbiguousExecutionError` when it can't be told, `SupersededError` when another try looks for
-        it, or what reading the history raises
+    :raises OtherAttemptError: it names an execution by now, or another submission has taken its place
+    """
+    attempt_id = attempt.submitter.attempt_id
+
+    def decide(present: AttemptRecord | None) -> AttemptRecord:
+        is_other = present is not None and present.submission_id != record.submission_id
+        if present is None or (is_other and record.is_restored):
+            return record.taken_over(attempt_id)
+        return present if is_other or present.execution_id is not None else present.taken_over(attempt_id)
+
+    present = await attempt.use_records(lambda attempts: attempts.update(decide))
+    if present is not None and present.attempt_id == attempt_id:
+        return present
+    raise OtherAttemptError(present or record)
+
+
+async def find(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> Submission | None:
+    """Return the execution that a submission's request started, claimed for it, or None when it started none.
+
+    :param record: the submission's record, as `take_over` returns it
+    :raises TechFlowError: `AmbiguousExecutionError` when it cannot be determined, `SupersededError` when another
+        attempt searches for it, or what reading the history raises
+    :raises OtherAttemptError: another attempt has learnt which execution it is
     """
     try:
-        return await _find(context, task, rules, intent, loss)
+        return await _find(attempt, record, loss)
     except StoreError as error:
-        facts = f"{loss.facts}, and the shared state can't be used: {error}"
-        raise AmbiguousExecutionError(intent.workflow_id, facts) from error
+        reason = f"{loss.reason}, and the shared state can't be used: {error}"
+        raise AmbiguousExecutionError(record.workflow_id, reason) from error
 
 
-async def _find(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, intent: Intent, loss: LostResponse
-) -> Submission | None:
-    effect_seconds = rules.effect_seconds(context.settings)
-    log.warning("%s: looking for the execution of workflow %s in the history", loss.facts, intent.workflow_id)
-    pauses, told = 0, ""
+async def _find(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> Submission | None:
+    context, effect_seconds = attempt.context, attempt.effect_seconds
+    log.warning("%s: searching the history for the execution of workflow %s", loss.reason, record.workflow_id)
+    polls, logged = 0, ""
     while True:
-        own = await _own_intent(context, task, intent)
+        own = await _own_record(attempt, record)
         early = own.since_sent < effect_seconds
         began = context.clock()
-        executions, at = await _read_history(context, intent.workflow_id, loss)
+        executions, at = await _read_history(context, record.workflow_id, loss)
         arrived = context.clock()
-        intents = await ask(context, lambda: task.records.intents(intent.workflow_id))
+        pending = await attempt.use_records(lambda attempts: attempts.pending(record.workflow_id))
         if context.clock() - arrived > HELD_UP_SECONDS:
             continue
-        reading = HistorySnapshot(executions, at, context.now(), context.clock() - began)
-        search = await _search(context, task, intent, intents, reading, effect_seconds)
-        verdict = match_execution(search, early=early)
-        match verdict:
+        snapshot = HistorySnapshot(executions, at, context.now(), context.clock() - began)
+        search = await _match_input(attempt, record, pending, snapshot)
+        if search is None:
+            continue
+        result = match(search, early=early)
+        match result:
             case Match(execution):
-                if await _claimed(context, task, intent, execution):
-                    return _started(verdict, search, loss, at)
+                if await _claim(attempt, record, execution):
+                    return _submission(result, search, loss, at)
             case NoMatch():
-                _tell_nothing(search, loss, effect_seconds)
+                _conclude_none(search, loss, effect_seconds)
                 return None
-            case Ambiguous(facts):
-                raise AmbiguousExecutionError(intent.workflow_id, f"{loss.facts}, and {facts}")
+            case Ambiguous(reason):
+                raise AmbiguousExecutionError(record.workflow_id, f"{loss.reason}, and {reason}")
             case Undecided(reason):
-                if reason != told:
-                    log.info("It can't be told yet: %s", reason)
-                told = reason
-                await context.io.sleep(min(FIRST_PAUSE_SECONDS * 2.0 ** min(pauses, 10), LONGEST_PAUSE_SECONDS))
-                pauses += 1
+                if reason != logged:
+                    log.info("The execution cannot be determined yet: %s", reason)
+                logged = reason
+                await context.io.sleep(min(FIRST_DELAY_SECONDS * 2.0 ** min(polls, 10), LONGEST_DELAY_SECONDS))
+                polls += 1
 
 
-async def _claimed(context: FlowContext, task: Submitter, intent: Intent, execution: Execution) -> bool:
-    holder = await ask(context, lambda: task.records.claim(execution.id, intent.ticket))
-    return holder == intent.ticket
+async def _claim(attempt: Attempt, record: AttemptRecord, execution: Execution) -> bool:
+    holder = await attempt.use_records(lambda attempts: attempts.claim(execution.id, record.submission_id))
+    return holder == record.submission_id
 
 
-async def _own_intent(context: FlowContext, task: Submitter, intent: Intent) -> Intent:
-    own = await ask(context, lambda: task.records.intent(task.name))
-    if own is None or own.author != task.author:
-        raise SupersededError(intent.workflow_id, task.name)
-    return own
+async def _own_record(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
+    """Return the submission's record as it is stored now.
+
+    :raises OtherAttemptError: another attempt has learnt which execution it is
+    :raises SupersededError: another attempt searches for it, or has given it up
+    """
+    own = await attempt.use_records(lambda attempts: attempts.update(lambda present: present))
+    if own is not None and own.attempt_id == attempt.submitter.attempt_id:
+        return own
+    if own is not None and own.submission_id == record.submission_id and own.execution_id is not None:
+        raise OtherAttemptError(own)
+    raise SupersededError(record.workflow_id, attempt.submitter.name)
 
 
 async def _read_history(
     context: FlowContext, workflow_id: str, loss: LostResponse
 ) -> tuple[tuple[Execution, ...], datetime]:
-    """Return the history, for which it may take a while, and the server's clock when it began to answer.
+    """Return the history, however long that takes, and the server's clock when it began to respond.
 
     :raises TechFlowError: `AmbiguousExecutionError` when it can't be read, or why it never will be
     """
@@ -152,58 +167,51 @@ async def _read_history(
             if not error.is_transient:
                 raise
             if context.clock() > deadline:
-                facts = f"{loss.facts}, and the history can't be read: {error}"
-                raise AmbiguousExecutionError(workflow_id, facts) from error
+                reason = f"{loss.reason}, and the history can't be read: {error}"
+                raise AmbiguousExecutionError(workflow_id, reason) from error
             log.warning("Polling the execution history failed and is retried: %s", error)
             failures += 1
-            await context.io.sleep(backoff_seconds(FIRST_PAUSE_SECONDS, failures))
+            await context.io.sleep(backoff_seconds(FIRST_DELAY_SECONDS, failures))
         else:
             return tuple(item for page in read for item in page.items), read[0].server_time
 
 
-async def _search(
-    context: FlowContext,
-    task: Submitter,
-    intent: Intent,
-    intents: list[Intent],
-    reading: HistorySnapshot,
-    effect_seconds: float,
-) -> MatchInput:
-    """Return all that is known once the claims are read, too.
+async def _match_input(
+    attempt: Attempt, record: AttemptRecord, pending: list[AttemptRecord], snapshot: HistorySnapshot
+) -> MatchInput | None:
+    """Return all that is known once the claims are read as well; None when the submission's record has changed.
 
-    The intents were read after the history, since whoever started what it shows has written one before; the claims come
-    last, since an intent is dropped only after its execution was claimed.
+    The records were read after the history, since whoever started what it shows has written one before; the claims come
+    last, since a record names its execution only after that was claimed.
     """
-    windows = [(each, Window.of(each, reading, effect_seconds)) for each in intents if each.maybe_sent]
-    own = next((each for each in windows if each[0].task == task.name), None)
+    intents = [CompetingIntent(each, Window.of(each, snapshot, attempt.effect_seconds)) for each in pending]
+    own = next((each for each in intents if each.record.submission_id == record.submission_id), None)
     if own is None:
-        raise SupersededError(intent.workflow_id, task.name)
-    rivals = tuple(CompetingIntent(*each) for each in windows if each is not own)
-    bare = MatchInput(*own, reading.executions, rivals, {})
-    names = [each.id for each in reading.executions if possible(each, bare)]
-    holders = await ask(context, lambda: {name: task.records.holder(name) for name in names})
-    return replace(bare, holders={name: holder for name, holder in holders.items() if holder is not None})
+        return None
+    competing = tuple(each for each in intents if each.record.submission_id != record.submission_id)
+    search = MatchInput(own.record, own.window, snapshot.executions, competing, {})
+    possible = [each.id for each in snapshot.executions if search.is_possible(each)]
+    return replace(search, holders=await attempt.use_records(lambda attempts: attempts.holders(possible)))
 
 
-def _started(found: Match, search: MatchInput, loss: LostResponse, at: datetime) -> Submission:
+def _submission(found: Match, search: MatchInput, loss: LostResponse, at: datetime) -> Submission:
     known = search.claimed() is not None
-    decision = Origin.REATTACHED if known else Origin.STARTED if loss.accepted else Origin.ADOPTED
-    doubt = "" if known else "; a run that somebody else started then can't be told from it"
+    origin = Origin.REATTACHED if known else Origin.STARTED if loss.accepted else Origin.ADOPTED
+    doubt = "" if known else "; an execution that somebody else started then can't be distinguished from it"
     times = {
         "looked_from": search.window.since.isoformat(),
         "looked_until": search.window.until.isoformat(),
         "looked_at": at.isoformat(),
     }
-    return Submission(found.execution, decision, f"{loss.facts}; {found.facts}{doubt}", times)
+    return Submission(found.execution, origin, f"{loss.reason}; {found.reason}{doubt}", times)
 
 
-def _tell_nothing(search: MatchInput, loss: LostResponse, effect_seconds: float) -> None:
-    window = f"none that nobody claims appeared in the history within {effect_seconds:.0f} s, from {search.window}"
+def _conclude_none(search: MatchInput, loss: LostResponse, effect_seconds: float) -> None:
+    """Log that the request had no effect.
+
+    :raises AmbiguousExecutionError: it certainly had one
+    """
+    none = f"no unclaimed one appeared in the history within {effect_seconds:.0f} s, from {search.window}"
     if loss.accepted:
-        raise AmbiguousExecutionError(search.intent.workflow_id, f"{loss.facts}, and {window}")
-    log.warning("%s, and %s: it started none", loss.facts, window)
-
-
-def lease_seconds(context: FlowContext) -> float:
-    """Return how long after a request has left its answer may come, by the bounds of the settings."""
-    return context.settings.response_seconds + 2 * context.settings.timeout_seconds
+        raise AmbiguousExecutionError(search.record.workflow_id, f"{loss.reason}, and {none}")
+    log.warning("%s, and %s: it started none", loss.reason, none)

@@ -1,18 +1,20 @@
-"""Start one execution for a task that needs one, whatever is lost on the way; conversations, without I/O.
+"""Start one execution for a submitter that needs one, whatever is lost on the way.
 
-Before the request the task writes a note for its later tries and an intent for other tasks; after the answer it claims
-the execution, notes its id, and drops the intent. Where no answer comes, or a later try finds a note without an id, the
-history tells which execution it is (see `adoption`), or that there is none and the request can be sent again.
+Right before a request is sent, one update of the shared state records it, unless another attempt has a record there.
+After the response the execution is claimed, and the record names it. Where no response comes, or a later attempt finds
+a record without an execution, the history shows which execution it is (see `recovery`), or that there is none and the
+request can be sent again.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -23,390 +25,321 @@ from techflow_provider.client.errors import (
     SupersededError,
     TechFlowError,
 )
-from techflow_provider.client.flow import IO, Call, Flow, FlowContext, exchange
+from techflow_provider.client.flow import Call, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History
-from techflow_provider.client.operations import AsyncWorkflows
 from techflow_provider.client.paging import collect
-from techflow_provider.client.parsing import Json
 from techflow_provider.client.retry import Outcome
-from techflow_provider.state.records import Intent
 from techflow_provider.state.store import StoreError
-from techflow_provider.submission.attempts import AttemptRecord
-from techflow_provider.submission.model import (
-    Origin,
-    Submission,
-    SubmissionPolicy,
-    Submitter,
-    from_record,
-    is_reusable,
-    payload_digest_of,
-)
-from techflow_provider.submission.recovery import HELD_UP_SECONDS, LostResponse, ask, find, lease_seconds
-
-T = TypeVar("T")
+from techflow_provider.submission.attempts import AttemptRecord, use_state
+from techflow_provider.submission.model import Attempt, Origin, Submission, Submitter, from_record, is_reusable
+from techflow_provider.submission.recovery import HELD_UP_SECONDS, LostResponse, OtherAttemptError, find, take_over
 
 log = logging.getLogger(__name__)
 
-# So many requests are sent for one execution at most, each after the one before surely had no effect.
+# How many requests are sent for one execution at most, each after the one before certainly had no effect.
 MAX_SENDS = 3
-RESUBMIT_SECONDS = 1.0
 
 
-async def resolve(
-    context: FlowContext,
-    task: Submitter,
-    rules: SubmissionPolicy,
-    workflow_id: str,
-    payload: Mapping[str, Json] | None = None,
-) -> Submission | None:
-    """Return the execution that an earlier try has started, or None when the task needs a new one. Starts nothing.
+async def resolve(attempt: Attempt) -> Submission | None:
+    """Return the execution that an earlier attempt has started, or None when a new one is needed. Starts nothing.
 
-    :raises TechFlowError: `AmbiguousExecutionError` when it can't be told, `StateUnavailableError` when the note can't
-        be read, or what reading the history raises
+    :raises TechFlowError: `AmbiguousExecutionError` when it cannot be determined, `StateUnavailableError` when the
+        record can't be read, or what reading the history raises
     """
     try:
-        return await _resolve(context, task, rules, workflow_id, payload_digest_of(payload))
+        record = await attempt.use_records(lambda attempts: attempts.read())
+        if record is None and attempt.submitter.is_retry:
+            record = await attempt.use_records(lambda attempts: attempts.migrate())
+        return await _reuse(attempt, record)
     except StoreError as error:
-        if rules.on_ambiguous != "resubmit":
-            raise StateUnavailableError(workflow_id, str(error)) from error
-        log.warning("What earlier tries have started is not known, since the shared state can't be used: %s", error)
-        return None
+        raise StateUnavailableError(attempt.workflow_id, str(error)) from error
 
 
-async def _resolve(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, workflow_id: str, digest: str | None
-) -> Submission | None:
-    note = await ask(context, task.attempts.read)
-    if note is None:
-        return None
-    found = None
-    if _concerns(note, task, rules, workflow_id, digest):
-        found = await _earlier(context, task, rules, note)
-    if found is None:
-        await _forget(context, task, note)
-        return None
-    return await _keep(context, task, note, found)
+async def _reuse(attempt: Attempt, record: AttemptRecord | None) -> Submission | None:
+    """Return the execution of an earlier attempt's record, or delete the record and return None."""
+    while record is not None:
+        found = None
+        try:
+            if _is_relevant(record, attempt):
+                record = await take_over(attempt, record) if record.execution_id is None else record
+                found = await _execution_of(attempt, record)
+        except OtherAttemptError as other:
+            record = other.record
+            continue
+        if found is not None:
+            return await _keep(attempt, record, found)
+        record = await _drop(attempt, record)
+    return None
 
 
-def _concerns(
-    note: AttemptRecord, task: Submitter, rules: SubmissionPolicy, workflow_id: str, digest: str | None
-) -> bool:
-    """Whether a note is about what the task wants now."""
-    named = f"execution {note.execution_id}" if note.execution_id else "an execution"
-    if (note.account, note.workflow_id) != (task.account, workflow_id):
-        log.warning("An earlier try wanted %s of workflow %s, which may go on", named, note.workflow_id)
+async def _drop(attempt: Attempt, record: AttemptRecord) -> AttemptRecord | None:
+    return await attempt.use_records(lambda attempts: attempts.drop(record))
+
+
+def _is_relevant(record: AttemptRecord, attempt: Attempt) -> bool:
+    """Whether a record is about what the submitter wants now."""
+    named = f"execution {record.execution_id}" if record.execution_id else "an execution"
+    if (record.account, record.workflow_id) != (attempt.submitter.account, attempt.workflow_id):
+        log.warning("An earlier attempt requested %s of workflow %s, which may keep running", named, record.workflow_id)
         return False
-    if not rules.reattach:
-        log.warning("An earlier try wanted %s, which may go on: reattach is off", named)
+    if not attempt.policy.reattach:
+        log.warning("An earlier attempt requested %s, which may keep running: reattach is off", named)
         return False
-    if note.payload_digest != digest:
-        log.warning("An earlier try wanted %s with another payload than the present one", named)
+    if record.payload_digest != attempt.payload_digest():
+        log.warning("An earlier attempt requested %s with another payload than the present one", named)
     return True
 
 
-async def _earlier(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, note: AttemptRecord
-) -> Submission | None:
-    """Return the execution of an earlier try when it is what the task needs now."""
-    same_round = note.round == task.round
-    if note.ended:
-        return (
-            from_record(note, "an earlier try had done with it, but its success was not noticed")
-            if same_round
-            else None
-        )
-    if note.execution_id is None:
-        found = await _recover(context, task, rules, note)
-    elif same_round and not rules.until_end:
-        found = from_record(note, "an earlier try had started it")
+async def _execution_of(attempt: Attempt, record: AttemptRecord) -> Submission | None:
+    """Return the execution of an earlier attempt when it is what the submitter needs now."""
+    same_generation = record.generation == attempt.submitter.generation
+    if record.done:
+        reason = "an earlier attempt had completed, but its success was not noticed"
+        return from_record(record, reason) if same_generation else None
+    if record.execution_id is None:
+        found = await _recover(attempt, record)
+    elif same_generation and not attempt.policy.wait_for_completion:
+        found = from_record(record, "an earlier attempt had started it")
     else:
-        found = await _look_up(context, rules, note, task)
-    if found is None or is_reusable(found.execution, note, task, rules):
+        found = await _read_execution(attempt, record)
+    if found is None or is_reusable(found.execution, record, attempt):
         return found
-    log.info(
-        "Execution %s of an earlier try is over (%s): a new one is needed", found.execution.id, found.execution.status
-    )
+    execution = found.execution
+    log.info("Execution %s of an earlier attempt is over (%s): a new one is needed", execution.id, execution.status)
     return None
 
 
-async def _look_up(
-    context: FlowContext, rules: SubmissionPolicy, note: AttemptRecord, task: Submitter
-) -> Submission | None:
-    history = History(await collect(calls.list_executions(), context))
-    execution = history.find(ExecutionSelector(note.execution_id))
-    if execution is not None:
-        facts = f"an earlier try had started it, and the history shows it as {execution.status!r}"
-        return replace(from_record(note, facts), execution=execution)
-    may_lag = context.now() - note.noted_at < timedelta(seconds=rules.effect_seconds(context.settings))
-    if note.round == task.round or may_lag:
-        return from_record(note, "an earlier try had started it, and the history does not show it yet")
-    log.warning("Execution %s of an earlier try is no longer in the history: a new one is needed", note.execution_id)
-    return None
-
-
-async def _recover(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, note: AttemptRecord
-) -> Submission | None:
-    """Return the execution of a try that ended before it knew the outcome of its request."""
-    intent = await _take_over(context, task, note)
-    loss = LostResponse("An earlier try ended before it knew the outcome of its request")
-    if not intent.maybe_sent:
-        log.info("An earlier try ended before it sent its request")
-        return None
+async def _recover(attempt: Attempt, record: AttemptRecord) -> Submission | None:
+    """Return the execution of an attempt that was lost before it knew the outcome of its request."""
+    loss = LostResponse("An earlier attempt was lost before it knew the outcome of its request")
+    if attempt.policy.on_ambiguous == "adopt":
+        return await find(attempt, record, loss)
     # Clearing the task is how a person says that nothing was started.
-    if rules.on_ambiguous == "resubmit" or (rules.on_ambiguous == "fail" and note.round != task.round):
-        log.warning("%s; it is sent again", loss.facts)
-        return None
-    if rules.on_ambiguous == "fail":
-        raise AmbiguousExecutionError(note.workflow_id, loss.facts)
-    return await find(context, task, rules, intent, loss)
+    if record.generation == attempt.submitter.generation:
+        raise AmbiguousExecutionError(record.workflow_id, loss.reason)
+    log.warning("%s, and the task was cleared since: the request is sent again", loss.reason)
+    return None
 
 
-async def _take_over(context: FlowContext, task: Submitter, note: AttemptRecord) -> Intent:
-    """Make the intent of a note this try's, so that an earlier one that is still alive sends nothing more."""
-    while True:
-        standing = await ask(context, lambda: task.records.intent(task.name))
-        if standing is not None and standing.ticket == note.ticket:
-            following = standing.looking(task.author)
-        else:
-            # Nothing tells when the request left: the intent is kept on another host, or was lost.
-            following = replace(_intent(context, task, note), sent_at=note.noted_at, lost=True)
-        if await _put(context, task, standing, following):
-            return following
+async def _read_execution(attempt: Attempt, record: AttemptRecord) -> Submission | None:
+    history = History(await collect(calls.list_executions(), attempt.context))
+    execution = history.find(ExecutionSelector(record.execution_id))
+    if execution is not None:
+        reason = f"an earlier attempt had started it, and the history shows it as {execution.status!r}"
+        return from_record(record, reason, execution)
+    may_lag = attempt.context.now() - record.sent_at < timedelta(seconds=attempt.effect_seconds)
+    if record.generation == attempt.submitter.generation or may_lag:
+        return from_record(record, "an earlier attempt had started it, and the history doesn't show it yet")
+    log.warning("Execution %s of an earlier attempt is not in the history: a new one is needed", record.execution_id)
+    return None
 
 
-async def _put(context: FlowContext, task: Submitter, standing: Intent | None, following: Intent) -> bool:
-    if standing is not None:
-        return await ask(context, lambda: task.records.replace(standing, following))
-    begun = await ask(context, lambda: task.records.begin(following))
-    return begun.author == task.author
-
-
-def _intent(context: FlowContext, task: Submitter, note: AttemptRecord) -> Intent:
-    return Intent(task.name, note.ticket, note.workflow_id, task.author, lease_seconds(context), note.payload_digest)
-
-
-async def send(
-    context: FlowContext,
-    task: Submitter,
-    rules: SubmissionPolicy,
-    workflow_id: str,
-    payload: Mapping[str, Json] | None = None,
-    *,
-    within_seconds: float = math.inf,
-) -> Submission:
+async def send(attempt: Attempt, *, within_seconds: float = math.inf) -> Submission:
     """Start an execution (Trigger Execution) when `resolve` found none, and learn which one it is.
 
     :param within_seconds: how long to wait for a slot in the rate budget; without one nothing was started
-    :raises TechFlowError: `AmbiguousExecutionError` when it can't be told what was started, `StateUnavailableError`
-        when nothing was sent, `SupersededError` when another try goes on, or what the call raises
+    :raises TechFlowError: `AmbiguousExecutionError` when it cannot be determined what was started,
+        `StateUnavailableError` when nothing was sent, `SupersededError` when another attempt continues, or what the
+        call raises
     """
-    call = calls.execute_workflow(workflow_id, payload)
-    bounded = replace(context, admission_seconds=within_seconds)
-    for sent in range(1, MAX_SENDS + 1):
-        note = AttemptRecord(
-            task.account, workflow_id, task.new_ticket(), task.round, context.now(), payload_digest_of(payload)
-        )
+    sent = 0
+    while True:
+        io = _RecordingIO(attempt)
+        context = replace(attempt.context, io=io, admission_seconds=within_seconds)
         try:
-            found = await _begin(context, task, rules, note)
-        except StoreError as error:
-            if rules.on_ambiguous != "resubmit":
-                raise StateUnavailableError(workflow_id, str(error)) from error
-            return await _send_without_state(context, workflow_id, payload, within_seconds, error)
-        if found is None:
-            try:
-                guarded = _GuardedIO(
-                    context.io, lambda: _before_sending(context, task, rules, workflow_id), context.clock
-                )
-                start = await exchange(call, replace(bounded, io=guarded))
-            except TechFlowError as error:
-                found = await _after_error(context, task, rules, note, error)
-                if found is None and sent == MAX_SENDS:
-                    raise
-            else:
-                found = await _after_answer(context, task, rules, note, start)
+            found = await _send_once(attempt, context, io, is_last=sent + 1 == MAX_SENDS)
+            sent += 1
+        except OtherAttemptError as other:
+            found = await _join(attempt, other.record, is_recorded=io.is_recorded)
         if found is not None:
-            return await _keep(context, task, note, found)
-    raise AmbiguousExecutionError(workflow_id, f"{MAX_SENDS} were started, and other tasks adopted them")
+            return found
 
 
-async def _begin(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, note: AttemptRecord
-) -> Submission | None:
-    """Write note and intent; return the execution that another try of the task is found to have started meanwhile."""
-    await ask(context, lambda: task.attempts.write(note))
-    standing = await ask(context, lambda: task.records.begin(_intent(context, task, note)))
-    if standing.author == task.author:
-        return None
-    log.warning("Another try of %s was about to start an execution of workflow %s", task.name, standing.workflow_id)
-    other = replace(
-        note, ticket=standing.ticket, workflow_id=standing.workflow_id, payload_digest=standing.payload_digest
-    )
-    await ask(context, lambda: task.attempts.write(other))
-    found = None
-    if standing.workflow_id == note.workflow_id:
-        found = await _recover(context, task, rules, other)
-    if found is not None:
-        return found
-    await _forget(context, task, other)
-    return await _begin(context, task, rules, note)
+async def _send_once(attempt: Attempt, context: FlowContext, io: _RecordingIO, *, is_last: bool) -> Submission | None:
+    """Return the execution that one request has started, or None when another request is to be sent."""
+    try:
+        start = await exchange(calls.execute_workflow(attempt.workflow_id, attempt.payload), context)
+    except StoreError as error:
+        await _let_go(attempt, io)
+        raise StateUnavailableError(attempt.workflow_id, str(error)) from error
+    except TechFlowError as error:
+        found = await _after_error(attempt, io, error)
+        if found is None and is_last:
+            raise
+    else:
+        found = await _after_response(attempt, io, start)
+        if found is None and is_last:
+            reason = f"{MAX_SENDS} were started, and other tasks adopted them"
+            raise AmbiguousExecutionError(attempt.workflow_id, reason)
+    return None if found is None else await _keep(attempt, io.record, found)
 
 
-async def _send_without_state(
-    context: FlowContext, workflow_id: str, payload: Mapping[str, Json] | None, within_seconds: float, error: StoreError
-) -> Submission:
-    log.warning("An execution is started without a record of it, since the shared state can't be used: %s", error)
-    execution = await AsyncWorkflows(context).execute(workflow_id, payload, within_seconds)
-    return Submission(execution, Origin.STARTED, "the answer named it, and nothing could be written down")
+class _RecordingIO:
+    """An `IO` that records every request right before it is sent.
 
-
-class _GuardedIO:
-    """An `IO` that writes something down before each request.
-
-    A process that was held up in between does it again: what it has written may have been acted upon. It has nothing to
-    lose when it could write nothing.
+    :param attempt: sends the request
     """
 
-    def __init__(self, io: IO, before: Callable[[], Flow[bool]], clock: Callable[[], float]) -> None:
-        self._before = before
-        self._clock = clock
-        self._io = io
-        self.sleep, self.use_state, self.decode = io.sleep, io.use_state, io.decode
+    def __init__(self, attempt: Attempt) -> None:
+        context, submitter, self._attempt = attempt.context, attempt.submitter, attempt
+        self.sleep, self.use_state, self.decode = context.io.sleep, context.io.use_state, context.io.decode
+        self.is_recorded = False
+        self.record = AttemptRecord(
+            submitter.account,
+            attempt.workflow_id,
+            f"{submitter.name}#{uuid4().hex[:12]}",
+            submitter.generation,
+            submitter.attempt_id,
+            context.now(),
+            # Within the bounds of the settings.
+            context.settings.response_seconds + 2 * context.settings.timeout_seconds,
+            attempt.payload_digest(),
+        )
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
-        written, began = True, -math.inf
-        while written and self._clock() - began >= HELD_UP_SECONDS:
-            began = self._clock()
-            written = await self._before()
-        return await self._io.send(call, request)
+        """Record the request and send it."""
+        context, recorded_at = self._attempt.context, -math.inf
+        # While a request is held up, others may act upon its record.
+        while context.clock() - recorded_at >= HELD_UP_SECONDS:
+            recorded_at = context.clock()
+            await self._write()
+        return await context.io.send(call, request)
+
+    async def _write(self) -> None:
+        sending = replace(self.record, sent_at=self._attempt.context.now())
+
+        def decide(present: AttemptRecord | None) -> AttemptRecord | None:
+            if present is None:
+                return None if self.is_recorded else sending
+            return sending if present.attempt_id == sending.attempt_id else present
+
+        present = await self._attempt.use_records(lambda attempts: attempts.update(decide))
+        if present is None:
+            raise SupersededError(sending.workflow_id, self._attempt.submitter.name)
+        if present is not sending:
+            raise OtherAttemptError(present)
+        self.is_recorded, self.record = True, sending
+        await self._attempt.use_records(lambda attempts: attempts.write_task_state(sending))
 
 
-async def _before_sending(context: FlowContext, task: Submitter, rules: SubmissionPolicy, workflow_id: str) -> bool:
-    """Write down that a request leaves now, unless another try has taken over; return whether it could be written."""
+async def _join(attempt: Attempt, record: AttemptRecord, *, is_recorded: bool) -> Submission | None:
+    """Return the execution of another attempt that was faster, or None when it is of no use.
+
+    :param is_recorded: whether this attempt had a record, which the other one has taken over
+    """
+    if is_recorded and record.execution_id is None:
+        raise SupersededError(attempt.workflow_id, attempt.submitter.name)
+    log.warning("Another attempt of %s requested an execution meanwhile", attempt.submitter.name)
     try:
-        standing = await ask(context, lambda: task.records.intent(task.name))
-        mine = standing is not None and standing.author == task.author
-        if standing is None or not mine or not (await _put(context, task, standing, standing.sending(context.now()))):
-            raise SupersededError(workflow_id, task.name)
+        return await _reuse(attempt, record)
     except StoreError as error:
-        if rules.on_ambiguous != "resubmit":
-            raise StateUnavailableError(workflow_id, str(error)) from error
-        log.warning("A request leaves without a record of it, since the shared state can't be used: %s", error)
-        return False
-    return True
+        raise StateUnavailableError(attempt.workflow_id, str(error)) from error
 
 
-async def _after_error(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, note: AttemptRecord, error: TechFlowError
-) -> Submission | None:
-    """Return the execution that was started all the same, or None when the request is to be sent again."""
-    if isinstance(error, SupersededError | StateUnavailableError):
+async def _after_error(attempt: Attempt, io: _RecordingIO, error: TechFlowError) -> Submission | None:
+    """Return the execution that was started nevertheless, or None when another request is to be sent."""
+    if isinstance(error, SupersededError):
         raise error
     if error.had_no_effect:
-        await _let_go(context, task, note)
+        await _let_go(attempt, io)
         raise error
-    loss = LostResponse(f"The answer to the start is lost ({error})", error.was_accepted)
-    intent = await _looking(context, task, note, loss)
-    if rules.on_ambiguous == "fail":
-        raise AmbiguousExecutionError(note.workflow_id, loss.facts) from error
-    if rules.on_ambiguous == "resubmit" and not loss.accepted:
-        log.warning("%s; it is sent again", loss.facts)
-        found = None
-        await context.io.sleep(RESUBMIT_SECONDS)
-    else:
-        found = await find(context, task, rules, intent, loss)
+    loss = LostResponse(f"The response to the start is lost ({error})", error.was_accepted)
+    record = await _take_over_lost(attempt, io.record, loss)
+    if attempt.policy.on_ambiguous == "fail":
+        raise AmbiguousExecutionError(attempt.workflow_id, loss.reason) from error
+    found = await find(attempt, record, loss)
     if found is None:
-        await _let_go(context, task, note)
+        await _let_go(attempt, io)
     return found
 
 
-async def _looking(context: FlowContext, task: Submitter, note: AttemptRecord, loss: LostResponse) -> Intent:
+async def _take_over_lost(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> AttemptRecord:
     try:
-        return await _take_over(context, task, note)
+        return await take_over(attempt, record)
     except StoreError as error:
-        facts = f"{loss.facts}, and the shared state can't be used: {error}"
-        raise AmbiguousExecutionError(note.workflow_id, facts) from error
+        reason = f"{loss.reason}, and the shared state can't be used: {error}"
+        raise AmbiguousExecutionError(record.workflow_id, reason) from error
 
 
-async def _after_answer(
-    context: FlowContext, task: Submitter, rules: SubmissionPolicy, note: AttemptRecord, start: calls.Start
-) -> Submission | None:
-    """Return the execution that an answer names, claimed; None when another task has taken it and another is needed."""
-    execution = start.execution
+async def _after_response(attempt: Attempt, io: _RecordingIO, start: calls.Start) -> Submission | None:
+    """Return the execution that a response names, claimed; None when another task has it and another is needed."""
+    execution, record = start.execution, io.record
     if execution is None:
-        loss = LostResponse("The answer to the start named no execution", accepted=True)
-        return await find(context, task, rules, (await _looking(context, task, note, loss)), loss)
+        loss = LostResponse("The response to the start named no execution", accepted=True)
+        return await find(attempt, await _take_over_lost(attempt, record, loss), loss)
     try:
-        holder = await ask(context, lambda: task.records.claim(execution.id, note.ticket))
+        holder = await attempt.use_records(lambda attempts: attempts.claim(execution.id, record.submission_id))
     except StoreError as error:
         log.warning("Execution %s could not be claimed, so another task may adopt it: %s", execution.id, error)
-        holder = note.ticket
-    if holder == note.ticket:
-        named = replace(execution, workflow_id=execution.workflow_id or note.workflow_id)
-        return Submission(named, Origin.STARTED, "the answer named it", {"sent_at": start.sent_at.isoformat()})
-    loss = LostResponse(f"Execution {execution.id}, which the answer names, was adopted by {holder}")
-    if note.payload_digest is not None:
-        raise AmbiguousExecutionError(note.workflow_id, loss.facts)
-    found = await find(context, task, rules, (await _looking(context, task, note, loss)), loss)
+        holder = record.submission_id
+    if holder == record.submission_id:
+        named = replace(execution, workflow_id=execution.workflow_id or record.workflow_id)
+        return Submission(named, Origin.STARTED, "the response named it", {"sent_at": start.sent_at.isoformat()})
+    loss = LostResponse(f"Execution {execution.id}, which the response names, was adopted by {holder}")
+    if record.payload_digest is not None:
+        raise AmbiguousExecutionError(record.workflow_id, loss.reason)
+    found = await find(attempt, await _take_over_lost(attempt, record, loss), loss)
     if found is None:
-        await _let_go(context, task, note)
+        await _let_go(attempt, io)
     return found
 
 
-async def _keep(context: FlowContext, task: Submitter, note: AttemptRecord, started: Submission) -> Submission:
-    """Write down which execution the task has, and drop the intent."""
-    log.info("%s", started)
-    execution_id, told = started.execution.id, started.to_dict()
-    known = replace(note, round=task.round, execution_id=execution_id, told=told)
+async def _let_go(attempt: Attempt, io: _RecordingIO) -> None:
+    """Delete the record of a request without effect."""
+    if not io.is_recorded:
+        return
     try:
-        await ask(context, lambda: task.attempts.write(known))
-        standing = await ask(context, lambda: task.records.intent(task.name))
-        # That of another try is left to it: it looks for the execution that is claimed now.
-        if standing is not None and standing.author == task.author:
-            await ask(context, lambda: task.records.finish(standing))
+        await _drop(attempt, io.record)
     except StoreError as error:
-        log.warning("Execution %s could not be written down, so a retry may not find it: %s", execution_id, error)
-    return started
+        name = attempt.submitter.name
+        log.warning("The record of %s could not be deleted, so the next attempt searches in vain: %s", name, error)
 
 
-async def _forget(context: FlowContext, task: Submitter, note: AttemptRecord) -> None:
-    """Drop a note and its intent, unless another try has written others since.
+async def _keep(attempt: Attempt, record: AttemptRecord, found: Submission) -> Submission:
+    """Record which execution the submitter has, unless another attempt has recorded something else."""
+    log.info("%s", found)
+    known = replace(
+        record,
+        attempt_id=attempt.submitter.attempt_id,
+        generation=attempt.submitter.generation,
+        execution_id=found.execution.id,
+        report=found.to_dict(),
+        done=not attempt.policy.wait_for_completion,
+    )
 
-    The note goes last, since an intent without one would be taken for another try's.
-    """
-    standing = await ask(context, lambda: task.records.intent(task.name))
-    if standing is not None and standing.ticket == note.ticket:
-        await ask(context, lambda: task.records.finish(standing))
-    kept = await ask(context, task.attempts.read)
-    if kept is not None and kept.ticket == note.ticket:
-        await ask(context, task.attempts.drop)
+    def decide(present: AttemptRecord | None) -> AttemptRecord:
+        if present is None or record.is_restored or present.is_same(record):
+            return known
+        is_unknown = present.submission_id == record.submission_id and present.execution_id is None
+        return known if is_unknown else present
 
-
-async def _let_go(context: FlowContext, task: Submitter, note: AttemptRecord) -> None:
     try:
-        await _forget(context, task, note)
+        if await attempt.use_records(lambda attempts: attempts.update(decide)) is known:
+            await attempt.use_records(lambda attempts: attempts.write_task_state(known))
     except StoreError as error:
-        log.warning("The note of %s could not be dropped, so the next try looks at it again: %s", task.name, error)
+        log.warning("Execution %s could not be recorded, so a retry may not find it: %s", found.execution.id, error)
+    return found
 
 
-async def discard(context: FlowContext, task: Submitter, execution_id: str) -> None:
-    """Let the next try need a new execution, because this one failed."""
+async def mark_done(context: FlowContext, submitter: Submitter, execution_id: str) -> Mapping[str, Any] | None:
+    """Record that the submitter has got what it wanted, and return how it got its execution."""
     try:
-        note = await ask(context, task.attempts.read)
-        if note is not None and note.execution_id == execution_id:
-            await _forget(context, task, note)
+        record = await use_state(
+            context, lambda: submitter.attempts.amend(execution_id, lambda found: replace(found, done=True))
+        )
     except StoreError as error:
-        log.warning("The note of %s could not be dropped, so the next try looks at it again: %s", task.name, error)
-
-
-async def mark_done(context: FlowContext, task: Submitter, execution_id: str) -> Mapping[str, Any] | None:
-    """Note that the task has got what it wanted, and return what was told of how it came to its execution."""
-    try:
-        note = await ask(context, task.attempts.read)
-        if note is None or note.execution_id != execution_id:
-            return None
-        await ask(context, lambda: task.attempts.write(replace(note, ended=True)))
-    except StoreError as error:
-        log.warning("The end of %s could not be written down, so clearing it may not start anew: %s", task.name, error)
+        log.warning(
+            "The completion of %s could not be recorded, so clearing it may not start anew: %s", submitter.name, error
+        )
         return None
-    return note.told
+    return None if record is None else record.report
+
+
+async def discard(context: FlowContext, submitter: Submitter, execution_id: str) -> None:
+    """Let the next attempt start a new execution, because this one failed."""
+    try:
+        await use_state(context, lambda: submitter.attempts.amend(execution_id, lambda _: None))
+    except StoreError as error:
+        log.warning(
+            "The record of %s could not be deleted, so the next attempt reads it again: %s", submitter.name, error
+        )

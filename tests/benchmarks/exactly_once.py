@@ -191,7 +191,7 @@ def ours(trouble: Cause) -> tuple[int, bool]:
         ("lost_response", None) if trouble.kind == "lost" else ("status", "after" if trouble.acts else "before")
     )
     sandbox.faults.add(Fault(kind, status=502, when=when, times=trouble.times, path="/workflows/*/execute"))  # type: ignore[arg-type]
-    identity = Identity("dag", str(uuid4()), "task", round="1")
+    identity = Identity("dag", str(uuid4()), "task", generation="1")
     with sandbox.serve() as url:
         fields = {"conn_type": "techflow", "host": url, "port": None, "schema": None, "password": sandbox.api_keys[0]}
         connect("techflow_default", url, **fields, extra={"timeout": 2, "requests_per_minute": 10_000, "burst": 1000})

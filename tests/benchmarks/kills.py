@@ -32,10 +32,9 @@ from techflow_provider.client.errors import TechFlowError
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.open import open_store
-from techflow_provider.state.records import Records
-from techflow_provider.submission.attempts import SharedAttemptStore
-from techflow_provider.submission.model import SubmissionPolicy, Submitter
-from techflow_provider.submission.start import mark_done, resolve, send
+from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
+from techflow_provider.submission.start import resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over
@@ -112,12 +111,11 @@ def run_once(trial: Trial, base_url: str, state: Path) -> None:
     """What one process of a task does."""
     store = open_store(str(state / "state.db"))
     settings = Settings(KEY, base_url, timeout_seconds=1.0, response_seconds=2.0, verify=False)
-    task = Submitter(trial.name, "1", KEY, Records(store, KEY), SharedAttemptStore(store, KEY, trial.name))
-    rules = SubmissionPolicy(history_lag_seconds=LAG_SECONDS)
+    submitter = Submitter(trial.name, "1", KEY, AttemptStore(store, KEY, trial.name))
+    policy = SubmissionPolicy(history_lag_seconds=LAG_SECONDS)
     with Client(settings=settings, budget=LocalBudget(10**8, 10**7)) as client:
-        arguments = (client.context, task, rules, trial.workflow_id, trial.payload)
-        started = client.run(resolve(*arguments)) or client.run(send(*arguments))
-        client.run(mark_done(client.context, task, started.execution.id))
+        attempt = Attempt(client.context, submitter, policy, trial.workflow_id, trial.payload)
+        started = client.run(resolve(attempt)) or client.run(send(attempt))
     half = state / f"{trial.name}.half"
     half.write_text(started.execution.id)
     half.rename(state / trial.name)

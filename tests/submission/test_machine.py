@@ -26,9 +26,8 @@ from techflow_provider.client.transport import transport_error
 from techflow_provider.sandbox import ManualClock, Sandbox
 from techflow_provider.sandbox.state import Execution
 from techflow_provider.state.memory import MemoryStore
-from techflow_provider.state.records import Records
-from techflow_provider.submission.attempts import AttemptRecord, SharedAttemptStore
-from techflow_provider.submission.model import SubmissionPolicy, Submitter
+from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
+from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.start import discard, mark_done, resolve, send
 from tests.submission.stepping import OpenBudget, Send, Sleep, SteppingIO, UseState, step
 
@@ -60,15 +59,15 @@ class Job:
     name: str
     workflow_id: str
     payload: dict[str, Any] | None
-    until_end: bool
-    round: int = 1
+    waits: bool
+    generation: int = 1
     needed: int = 1
     got: set[str] = field(default_factory=set)
     done: bool = False
     unclear: bool = False
 
     def __repr__(self) -> str:
-        return f"{self.name}.{self.round}"
+        return f"{self.name}.{self.generation}"
 
 
 @dataclass(eq=False)
@@ -122,10 +121,10 @@ class Starts(RuleBasedStateMachine):
     # What people and Airflow do.
 
     @precondition(lambda self: len(self.jobs) < 4)
-    @rule(workflow=st.sampled_from(WORKFLOWS), payload=st.sampled_from([False, False, True]), until_end=st.booleans())
-    def a_task_begins(self, workflow, payload, until_end) -> None:
+    @rule(workflow=st.sampled_from(WORKFLOWS), payload=st.sampled_from([False, False, True]), waits=st.booleans())
+    def a_task_begins(self, workflow, payload, waits) -> None:
         name = f"task-{len(self.jobs)}"
-        self.jobs.append(Job(name, workflow, {"of": name} if payload else None, until_end))
+        self.jobs.append(Job(name, workflow, {"of": name} if payload else None, waits))
         self.spawn(self.jobs[-1])
 
     @precondition(lambda self: self.retriable())
@@ -147,9 +146,10 @@ class Starts(RuleBasedStateMachine):
         job = data.draw(st.sampled_from(self.processes)).job
         for process in self.of(job):
             self.processes.remove(process)
-        note = self.attempts(job).read()
-        if note is not None and note.round == str(job.round) and self.is_served(note):
+        record = self.attempts(job).read()
+        if record is not None and record.generation == str(job.generation) and self.is_served(record):
             job.needed += 1
+            job.got.add(str(record.execution_id))
         self.clear(job)
 
     @precondition(lambda self: self.processes)
@@ -225,16 +225,16 @@ class Starts(RuleBasedStateMachine):
     def execution(self, execution_id: str) -> Execution:
         return next(each for each in self.sandbox.executions if each.id == execution_id)
 
-    def attempts(self, job: Job) -> SharedAttemptStore:
-        return SharedAttemptStore(self.store, KEY, job.name)
+    def attempts(self, job: Job) -> AttemptStore:
+        return AttemptStore(self.store, KEY, job.name)
 
-    def is_served(self, note: AttemptRecord) -> bool:
+    def is_served(self, record: AttemptRecord) -> bool:
         """Whether nothing is left to a task but to report its success, so that clearing it asks for another."""
-        known = note.execution_id is not None
-        return note.ended or (known and self.execution(str(note.execution_id)).status == "completed")
+        known = record.execution_id is not None
+        return record.done or (known and self.execution(str(record.execution_id)).status == "completed")
 
     def clear(self, job: Job) -> None:
-        job.round += 1
+        job.generation += 1
         job.done = False
         self.spawn(job)
 
@@ -245,13 +245,14 @@ class Starts(RuleBasedStateMachine):
 
     async def life(self, job: Job) -> None:
         """What the operator does in one try."""
-        task = Submitter(job.name, str(job.round), KEY, Records(self.store, KEY), self.attempts(job))
-        arguments = (self.context, task, SubmissionPolicy(until_end=job.until_end), job.workflow_id, job.payload)
-        started = (await resolve(*arguments)) or (await send(*arguments))
-        execution_id = started.execution.id
+        submitter = Submitter(job.name, str(job.generation), KEY, self.attempts(job))
+        policy = SubmissionPolicy(wait_for_completion=job.waits)
+        attempt = Attempt(self.context, submitter, policy, job.workflow_id, job.payload)
+        execution_id = ((await resolve(attempt)) or (await send(attempt))).execution.id
         job.got.add(execution_id)
-        completed = (await step(WaitForEnd(execution_id))) if job.until_end else True
-        await (mark_done if completed else discard)(self.context, task, execution_id)
+        completed = (await step(WaitForEnd(execution_id))) if job.waits else True
+        if job.waits:
+            await (mark_done if completed else discard)(self.context, submitter, execution_id)
         await step(Report(completed))
 
     def go_on(self, process: Process, outcome: str, seconds: float) -> None:

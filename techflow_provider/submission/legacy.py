@@ -1,0 +1,71 @@
+"""Read what version 0.1.0 wrote about a start: notes for a task's own retries, and intents for other tasks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from techflow_provider.state.store import Store, Write
+
+NAMES = {"ticket": "submission_id", "round": "generation", "noted_at": "sent_at", "told": "report", "ended": "done"}
+# What a note leaves out: its attempt is gone, and nobody waits for the response any more.
+NOTE_FIELDS = {"attempt_id": "of version 0.1.0", "response_seconds": 0.0, "lost": True}
+
+
+def is_note(value: Any) -> bool:
+    """Whether a stored value is a note of version 0.1.0, and not a record."""
+    return isinstance(value, dict) and "ticket" in value
+
+
+def read_note(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the record that a note stands for."""
+    return {NAMES.get(name, name): field for name, field in value.items()} | NOTE_FIELDS
+
+
+def read_intent(text: str) -> dict[str, Any]:
+    """Return the fields of the record that an intent stands for.
+
+    :raises ValueError: it isn't JSON
+    :raises KeyError: a field is missing
+    """
+    value = json.loads(text)
+    return {
+        "account": "",
+        "workflow_id": value["workflow_id"],
+        "submission_id": value["ticket"],
+        "generation": "",
+        "attempt_id": value["author"],
+        "sent_at": value["sent_at"],
+        "response_seconds": value["lease_seconds"],
+        "payload_digest": value["payload_digest"],
+        "sent_seconds": value["sent_seconds"],
+        "lost": value["lost"],
+    }
+
+
+def read_start(store: Store, account: str, submitter: str) -> dict[str, Any] | None:
+    """Return the fields of the record that a submitter's note and intent stand for.
+
+    None when there is no note, or when the request was surely not sent.
+
+    :raises ValueError: they aren't JSON
+    :raises KeyError: a field is missing
+    """
+    note, intent = (
+        store.update(f"{account}/{kind}", submitter, lambda entry, _: (None, entry)) for kind in ("notes", "intents")
+    )
+    if note is None:
+        return None
+    fields = read_note(json.loads(note.value))
+    if intent is None or fields["execution_id"] is not None:
+        return fields
+    sent = read_intent(intent.value)
+    if sent["sent_at"] is None:
+        return None
+    return {**fields, "sent_at": sent["sent_at"], "sent_seconds": sent["sent_seconds"] + intent.age_seconds}
+
+
+def drop_start(store: Store, account: str, submitter: str) -> None:
+    """Delete a submitter's note and intent."""
+    for kind in ("notes", "intents"):
+        store.update(f"{account}/{kind}", submitter, lambda _entry, _: (Write(None), None))
