@@ -217,7 +217,9 @@ class AttemptStore:
         try:
             value = legacy.read_start(self._store, self._account, self._submitter)
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"what version 0.1.0 wrote for {self._submitter} can't be read: {error!r}") from error
+            raise StoreError(
+                f"expected the note of {self._submitter} written by version 0.1.0, got {error!r}"
+            ) from error
         record = None if value is None else AttemptRecord.read(value)
         present = self.update(lambda present: present or record)
         legacy.drop_start(self._store, self._account, self._submitter)

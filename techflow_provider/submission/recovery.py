@@ -12,6 +12,7 @@ from techflow_provider.client.errors import (
     SupersededError,
     TechFlowError,
 )
+from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import read_pages
 from techflow_provider.client.retry import backoff_seconds

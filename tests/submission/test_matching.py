@@ -39,7 +39,8 @@ def execution(name: str, began: float | None = 5.0, workflow_id: str | None = "w
 
 def record(submitter: str = "me", payload: str | None = None, **fields: Any) -> AttemptRecord:
     return replace(
-        AttemptRecord("account", "wf_1", f"{submitter}#1", "1", "attempt", NOON, 60.0, payload), **{"lost": True, **fields}
+        AttemptRecord("account", "wf_1", f"{submitter}#1", "1", "attempt", NOON, 60.0, payload),
+        **{"lost": True, **fields},
     )
 
 
@@ -79,7 +80,9 @@ def matched(*arguments, **more) -> str:
 
 def test_a_claimed_execution_matches_whatever_else_there_is():
     history = [execution("ex_1"), execution("ex_2", -900, "wf_9"), execution("ex_3")]
-    assert matched(history, [competitor(in_flight=True)], {"ex_2": SUBMISSION_ID, "ex_3": "other#1"}, early=True) == "ex_2"
+    assert (
+        matched(history, [competitor(in_flight=True)], {"ex_2": SUBMISSION_ID, "ex_3": "other#1"}, early=True) == "ex_2"
+    )
 
 
 @pytest.mark.parametrize(

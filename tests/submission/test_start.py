@@ -1,8 +1,8 @@
-"""Starting exactly one execution: lost answers, later tries, other tasks and a state that can't be used."""
+"""Starting exactly one execution: lost responses, later attempts, other tasks and a state that can't be used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,18 +10,17 @@ import pytest
 from techflow_provider.client import (
     AmbiguousExecutionError,
     AmbiguousWorkflowError,
+    BudgetTimeoutError,
     ServerError,
     StateUnavailableError,
+    SupersededError,
     TransportError,
 )
-from techflow_provider.client.flow import FlowContext
 from techflow_provider.sandbox import Fault
-from techflow_provider.state.memory import MemoryStore
-from techflow_provider.state.records import Records
-from techflow_provider.state.store import StoreError
-from techflow_provider.submission.attempts import SharedAttemptStore
-from techflow_provider.submission.model import Origin, Submission, SubmissionPolicy, Submitter
+from techflow_provider.state.store import Write
+from techflow_provider.submission.model import Origin, SubmissionPolicy
 from techflow_provider.submission.start import discard, mark_done, resolve, send
+from tests.submission.conftest import ACCOUNT, Starter, TaskState
 
 START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
 LOST = [
@@ -31,196 +30,288 @@ LOST = [
     Fault("truncated", times=1, **START),
     Fault("html", when="after", times=1, **START),
 ]
-Make = Callable[..., Submitter]
+WAITS = SubmissionPolicy(wait_for_completion=True)
+FAILS = SubmissionPolicy("fail")
 
 
-class BrokenStore(MemoryStore):
-    """A store that can't be used while it is broken."""
-
-    broken = False
-
-    def update(self, namespace: str, name: str, change: Any) -> Any:
-        if self.broken:
-            raise StoreError("the disk is full")
-        return super().update(namespace, name, change)
-
-
-@pytest.fixture
-def store(clock) -> BrokenStore:
-    return BrokenStore(clock.monotonic)
-
-
-@pytest.fixture
-def make(store) -> Make:
-    """Make the next try of a task."""
-
-    def task(name: str = "dag/run/task/-1", number: int = 1) -> Submitter:
-        return Submitter(
-            name, str(number), "account", Records(store, "account"), SharedAttemptStore(store, "account", name)
-        )
-
-    return task
-
-
-def begin(task: Submitter, rules: SubmissionPolicy | None = None, payload: Any = None) -> Callable[[Any], Any]:
-    """Return what starts an execution as a task's try does."""
-
-    async def steps(context: FlowContext) -> Submission:
-        arguments = (context, task, rules or SubmissionPolicy(), "wf_1", payload)
-        return (await resolve(*arguments)) or (await send(*arguments))
-
-    return lambda client: client.run(steps(client.context))
-
-
-def end(task: Submitter, started: Submission) -> Callable[[Any], Any]:
-    return lambda client: client.run(mark_done(client.context, task, started.execution.id))
-
-
-def test_an_answer_names_the_execution(ask, sandbox, workflow_id, make):
-    started = ask(begin(make()))
-    assert (started.decision, started.execution.id) == (Origin.STARTED, sandbox.executions[0].id)
+def test_a_response_names_the_execution(starter, sandbox):
+    started = starter.start()
+    assert (started.origin, started.execution.id) == (Origin.STARTED, sandbox.executions[0].id)
     assert sandbox.count() == 1
 
 
 @pytest.mark.parametrize("fault", LOST, ids=lambda fault: f"{fault.kind}-{fault.status}")
-def test_a_lost_answer_is_made_good_from_the_history(ask, sandbox, workflow_id, make, fault):
+def test_after_a_lost_response_the_execution_is_found_in_the_history(starter, sandbox, fault):
     sandbox.faults.add(fault)
-    started = ask(begin(make()))
+    started = starter.start()
     assert started.execution.id == sandbox.executions[0].id
     assert len(sandbox.executions) == 1
-    assert "can't be told from it" in started.facts
+    assert "can't be distinguished from it" in started.reason
 
 
-def test_a_history_that_lags_is_waited_for(ask, sandbox, workflow_id, make, clock):
+def test_a_lagging_history_is_awaited(starter, sandbox, clock):
     sandbox.history_lag_seconds = 100
     sandbox.faults.add(LOST[0])
-    assert ask(begin(make())).decision is Origin.ADOPTED
+    assert starter.start().origin is Origin.ADOPTED
     assert 100 <= clock.monotonic() < 150
     assert len(sandbox.executions) == 1
 
 
-def test_a_request_without_effect_is_sent_again_when_the_history_can_not_lag_any_more(
-    ask, sandbox, workflow_id, make, clock
-):
+def test_a_request_without_effect_is_sent_again_once_the_history_can_no_longer_lag(starter, sandbox, clock):
     sandbox.faults.add(Fault(status=502, when="before", times=1, **START))
-    assert ask(begin(make())).decision is Origin.STARTED
+    assert starter.start().origin is Origin.STARTED
     assert clock.monotonic() >= 150
     assert len(sandbox.executions) == 1
 
 
-def test_a_start_that_never_has_an_effect_ends_with_its_error_and_leaves_nothing(ask, sandbox, workflow_id, make):
+def test_a_start_that_never_has_an_effect_raises_its_error_and_leaves_no_record(starter, sandbox):
     sandbox.faults.add(Fault(status=503, when="before", **START))
     with pytest.raises(ServerError):
-        ask(begin(make()))
+        starter.start()
     assert sandbox.count(**START) == 3
-    assert make().attempts.read() is None
+    assert starter.attempt().submitter.attempts.read() is None
 
 
-def test_an_accepted_start_that_never_shows_is_not_sent_again(ask, sandbox, workflow_id, make):
+def test_an_accepted_start_that_never_appears_is_not_sent_again(starter, sandbox):
     sandbox.faults.add(Fault("html", when="before", **START))
-    with pytest.raises(AmbiguousExecutionError, match="none that nobody claims appeared"):
-        ask(begin(make()))
+    with pytest.raises(AmbiguousExecutionError, match="no unclaimed one appeared"):
+        starter.start()
     assert sandbox.count(**START) == 1
 
 
-def test_two_tasks_with_lost_answers_get_one_execution_each(ask, sandbox, workflow_id, make):
+def test_two_tasks_with_lost_responses_get_one_execution_each(starter, sandbox):
     sandbox.faults.add(Fault("lost_response", times=2, **START))
-    ids = {ask(begin(make(name))).execution.id for name in ("a", "b")}
+    ids = {starter.start(name).execution.id for name in ("a", "b")}
     assert ids == {each.id for each in sandbox.executions}
     assert len(ids) == 2
 
 
-def test_an_execution_that_somebody_claims_is_not_adopted(ask, sandbox, workflow_id, make, store):
-    other = sandbox.start(workflow_id)
-    Records(store, "account").claim(other.id, "another task")
+def test_an_execution_that_another_task_claims_is_not_adopted(starter, sandbox):
+    other = sandbox.start("wf_1")
+    starter.attempt().submitter.attempts.claim(other.id, "another task")
     sandbox.faults.add(LOST[0])
-    assert ask(begin(make())).execution.id == sandbox.executions[1].id
+    assert starter.start().execution.id == sandbox.executions[1].id
 
 
-def test_fail_fails_in_every_try_until_the_task_is_cleared(ask, sandbox, workflow_id, make):
+def test_fail_fails_in_every_attempt_until_the_task_is_cleared(starter, sandbox):
     sandbox.faults.add(LOST[0])
     for _ in range(2):
         with pytest.raises(AmbiguousExecutionError):
-            ask(begin(make(), SubmissionPolicy("fail")))
+            starter.start(policy=FAILS)
     assert sandbox.count(**START) == 1
-    assert ask(begin(make(number=2), SubmissionPolicy("fail"))).decision is Origin.STARTED
+    assert starter.start(generation=2, policy=FAILS).origin is Origin.STARTED
 
 
-def test_resubmit_sends_again_at_once(ask, sandbox, workflow_id, make, clock):
+def test_with_a_payload_the_only_candidate_is_adopted(starter, sandbox):
     sandbox.faults.add(LOST[0])
-    assert ask(begin(make(), SubmissionPolicy("resubmit"))).decision is Origin.STARTED
-    assert len(sandbox.executions) == 2
-    assert clock.monotonic() < 5
+    started = starter.start(payload={"day": 1})
+    assert (started.origin, sandbox.executions[0].payload) == (Origin.ADOPTED, {"day": 1})
 
 
-def test_with_a_payload_only_one_candidate_is_adopted(ask, sandbox, workflow_id, make):
-    sandbox.faults.add(LOST[0])
-    started = ask(begin(make(), payload={"day": 1}))
-    assert (started.decision, sandbox.executions[0].payload) == (Origin.ADOPTED, {"day": 1})
-
-
-def test_with_a_payload_several_candidates_are_named_in_the_error(ask, sandbox, workflow_id, make):
-    sandbox.start(workflow_id)
+def test_with_a_payload_the_error_names_all_candidates(starter, sandbox):
+    sandbox.start("wf_1")
     sandbox.faults.add(LOST[0])
     with pytest.raises(AmbiguousExecutionError) as caught:
-        ask(begin(make(), payload={"day": 1}))
+        starter.start(payload={"day": 1})
     assert all(each.id in str(caught.value) for each in sandbox.executions)
 
 
-def test_a_later_try_joins_the_execution(ask, sandbox, workflow_id, make):
-    first = ask(begin(make()))
-    again = ask(begin(make(), SubmissionPolicy(until_end=True)))
-    assert (again.decision, again.execution.id) == (Origin.REATTACHED, first.execution.id)
+def test_a_later_attempt_joins_the_execution(starter, sandbox):
+    first = starter.start(policy=WAITS)
+    again = starter.start(policy=WAITS)
+    assert (again.origin, again.execution.id) == (Origin.REATTACHED, first.execution.id)
     assert len(sandbox.executions) == 1
 
 
-def test_a_later_try_replaces_an_execution_that_failed(ask, sandbox, workflow_id, make):
-    rules = SubmissionPolicy(until_end=True)
-    first = ask(begin(make(), rules))
+def test_a_later_attempt_replaces_an_execution_that_failed(starter, sandbox):
+    first = starter.start(policy=WAITS)
     sandbox.finish(first.execution.id, outcome="failed")
-    assert ask(begin(make(), rules)).decision is Origin.STARTED
+    assert starter.start(policy=WAITS).origin is Origin.STARTED
 
 
-def test_a_task_that_has_given_up_an_execution_starts_another(ask, sandbox, workflow_id, make):
-    first = ask(begin(make()))
-    ask(lambda client: client.run(discard(client.context, make(), first.execution.id)))
-    ask(begin(make()))
+def test_after_its_execution_was_discarded_a_task_starts_another(starter, sandbox):
+    first = starter.start(policy=WAITS)
+    starter.run(discard(starter.client.context, starter.attempt().submitter, first.execution.id))
+    starter.start(policy=WAITS)
     assert len(sandbox.executions) == 2
 
 
-def test_a_success_that_was_not_noticed_starts_no_other(ask, sandbox, workflow_id, make):
-    first = ask(begin(make()))
-    assert ask(end(make(), first))["decision"] == "started"
-    assert ask(begin(make())).execution.id == first.execution.id
+def test_a_success_that_was_not_noticed_starts_no_other_execution(starter, sandbox):
+    first = starter.start(policy=WAITS)
+    report = starter.run(mark_done(starter.client.context, starter.attempt().submitter, first.execution.id))
+    assert report["decision"] == "started"
+    assert starter.start(policy=WAITS).execution.id == first.execution.id
     assert len(sandbox.executions) == 1
 
 
-def test_a_finished_task_that_is_cleared_starts_another(ask, sandbox, workflow_id, make):
-    ask(end(make(), ask(begin(make()))))
-    assert ask(begin(make(number=2))).decision is Origin.STARTED
+@pytest.mark.parametrize("policy", [SubmissionPolicy(), WAITS])
+def test_a_finished_task_that_is_cleared_starts_another(starter, sandbox, policy):
+    started = starter.start(policy=policy)
+    starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
+    assert starter.start(generation=2, policy=policy).origin is Origin.STARTED
     assert len(sandbox.executions) == 2
 
 
-def test_a_task_that_is_cleared_joins_what_still_runs(ask, sandbox, workflow_id, make):
-    ask(begin(make()))
-    assert ask(begin(make(number=2))).decision is Origin.REATTACHED
+def test_a_task_that_is_cleared_while_it_waits_joins_its_running_execution(starter):
+    starter.start(policy=WAITS)
+    assert starter.start(generation=2, policy=WAITS).origin is Origin.REATTACHED
 
 
-def test_without_reattach_every_try_starts_its_own(ask, sandbox, workflow_id, make):
+def test_without_reattach_every_attempt_starts_its_own(starter):
     for _ in range(2):
-        assert ask(begin(make(), SubmissionPolicy(reattach=False))).decision is Origin.STARTED
+        assert starter.start(policy=SubmissionPolicy(reattach=False)).origin is Origin.STARTED
 
 
-def test_without_the_shared_state_nothing_is_sent(ask, sandbox, workflow_id, make, store):
-    store.broken = True
+@pytest.mark.parametrize("updates", range(2))
+def test_without_the_shared_state_nothing_is_sent(starter, sandbox, store, updates):
+    store.updates_left = updates
     with pytest.raises(StateUnavailableError, match="the disk is full"):
-        ask(begin(make()))
-    assert sandbox.count() == 0
+        starter.start()
+    assert sandbox.count(**START) == 0
 
 
-def test_resubmit_goes_on_without_the_shared_state(ask, sandbox, workflow_id, make, store):
-    store.broken = True
-    assert ask(begin(make(), SubmissionPolicy("resubmit"))).decision is Origin.STARTED
+@pytest.mark.parametrize("updates", range(2, 5))
+def test_when_the_shared_state_fails_after_the_request_a_retry_finds_the_execution(starter, sandbox, store, updates):
+    attempt = replace(starter.attempt(), policy=WAITS)
+    assert starter.run(resolve(attempt)) is None
+    store.updates_left = updates - 1
+    started = starter.run(send(attempt))
+    store.updates_left = 10**6
+    assert starter.start(policy=WAITS).execution.id == started.execution.id
+    assert len(sandbox.executions) == 1
+
+
+def test_nothing_is_recorded_while_a_request_waits_for_its_slot(starter, store):
+    attempt = starter.attempt()
+    starter.client.budget.cool_down(60.0, starter.client.budget.reserve("command", 0.0))
+    with pytest.raises(BudgetTimeoutError):
+        starter.run(send(attempt, within_seconds=1.0))
+    assert attempt.submitter.attempts.read() is None
+
+
+# Two attempts of one task that are alive at once.
+
+
+def test_an_attempt_that_comes_second_joins_what_the_first_one_started(starter, sandbox):
+    first, second = starter.attempt(policy=WAITS), starter.attempt(policy=WAITS)
+    for attempt in (first, second):
+        assert starter.run(resolve(attempt)) is None
+    started = starter.run(send(first))
+    joined = starter.run(send(second))
+    assert (joined.origin, joined.execution.id) == (Origin.REATTACHED, started.execution.id)
+    assert len(sandbox.executions) == 1
+
+
+def test_an_attempt_that_wakes_up_after_its_task_is_done_starts_nothing(starter, sandbox, clock):
+    zombie = starter.attempt()
+    assert starter.run(resolve(zombie)) is None
+    started = starter.start()
+    clock.advance(600)
+    assert starter.run(send(zombie)).execution.id == started.execution.id
+    assert len(sandbox.executions) == 1
+
+
+def interrupt(starter: Starter, act: Any) -> None:
+    """Run something once, when the next response to a start has arrived."""
+    http: Any = starter.client._http
+    original = http.send
+
+    def sending(request: Any, **options: Any) -> Any:
+        response = original(request, **options)
+        if request.method == "POST":
+            http.send = original
+            act()
+        return response
+
+    http.send = sending
+
+
+def test_a_response_that_arrives_after_a_retry_has_taken_over_serves_both(starter, sandbox):
+    found: list[str] = []
+    attempt = starter.attempt(policy=WAITS)
+    interrupt(starter, lambda: found.append(starter.start(policy=WAITS).execution.id))
+    assert [starter.run(send(attempt)).execution.id] == found
+    assert len(sandbox.executions) == 1
+
+
+def test_a_late_response_does_not_undo_what_a_later_attempt_has_completed(starter, sandbox):
+    def later() -> None:
+        started = starter.start(generation=2, policy=WAITS)
+        starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
+
+    interrupt(starter, later)
+    starter.run(send(starter.attempt(policy=WAITS)))
+    assert starter.start(generation=2, policy=WAITS).origin is Origin.REATTACHED
+    assert len(sandbox.executions) == 1
+
+
+def test_a_refused_request_is_not_repeated_once_a_later_attempt_has_taken_over(starter, sandbox):
+    sandbox.faults.add(Fault(status=429, when="before", retry_after="1", times=1, **START))
+    interrupt(starter, lambda: starter.attempt().submitter.attempts.update(lambda _: None))
+    with pytest.raises(SupersededError):
+        starter.run(send(starter.attempt()))
+    assert not sandbox.executions
+
+
+# A task's own state, which Airflow keeps since 3.3.
+
+
+def forget(starter: Starter) -> None:
+    """Lose what the shared state keeps about attempts."""
+    for namespace in (f"{ACCOUNT}/attempts", f"{ACCOUNT}/claims"):
+        for entry in starter.store.entries(namespace):
+            starter.store.update(namespace, entry.name, lambda *_: (Write(None), None))
+
+
+@pytest.mark.parametrize("policy", [SubmissionPolicy(), WAITS])
+def test_a_record_in_the_tasks_own_state_survives_the_loss_of_the_shared_state(starter, sandbox, policy):
+    task_state = TaskState()
+    started = starter.start(task_state=task_state, policy=policy)
+    forget(starter)
+    assert starter.start(task_state=task_state, policy=policy).execution.id == started.execution.id
+    assert len(sandbox.executions) == 1
+
+
+def test_a_lost_start_is_recovered_from_the_tasks_own_state(starter, sandbox):
+    task_state = TaskState()
+    sandbox.faults.add(LOST[0])
+    with pytest.raises(AmbiguousExecutionError):
+        starter.start(task_state=task_state, policy=FAILS)
+    forget(starter)
+    assert starter.start(task_state=task_state).origin is Origin.ADOPTED
+    assert len(sandbox.executions) == 1
+
+
+def test_the_tasks_own_state_wins_over_a_shared_state_of_another_submission(starter, sandbox):
+    task_state = TaskState()
+    starter.start(policy=WAITS)
+    sandbox.finish(sandbox.executions[0].id, outcome="failed")
+    shared = starter.attempt().submitter.attempts.read()
+    second = starter.start(task_state=task_state, policy=WAITS)
+    starter.attempt().submitter.attempts.update(lambda _: shared)
+    assert starter.start(task_state=task_state, policy=WAITS).execution.id == second.execution.id
+    assert len(sandbox.executions) == 2
+
+
+def test_discarding_and_completing_reach_the_tasks_own_state(starter):
+    task_state = TaskState()
+    first = starter.start(task_state=task_state, policy=WAITS)
+    submitter = starter.attempt(task_state=task_state).submitter
+    starter.run(mark_done(starter.client.context, submitter, first.execution.id))
+    assert task_state.value["done"]
+    starter.run(discard(starter.client.context, submitter, first.execution.id))
+    assert task_state.value is None
+
+
+def test_without_the_tasks_own_state_nothing_is_sent_and_no_record_is_left(starter, sandbox):
+    task_state = TaskState()
+    attempt = starter.attempt(task_state=task_state)
+    assert starter.run(resolve(attempt)) is None
+    task_state.broken = True
+    with pytest.raises(StateUnavailableError, match="no supervisor"):
+        starter.run(send(attempt))
+    assert not sandbox.executions
+    assert starter.attempt().submitter.attempts.read() is None
 
 
 def create(client: Any) -> Any:
@@ -228,22 +319,21 @@ def create(client: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["lost_response", "truncated", "wrong_length"])
-def test_a_lost_answer_to_a_creation_is_made_good_by_the_name(ask, sandbox, kind):
-    sandbox.add_workflow("Report", id="wf_1")
+def test_after_a_lost_response_to_a_creation_the_workflow_is_found_by_its_name(starter, sandbox, kind):
     sandbox.faults.add(Fault(kind, method="POST", times=1))
-    assert ask(create).id == sandbox.workflows[1]["id"]
+    assert create(starter.client).id == sandbox.workflows[1]["id"]
     assert sandbox.count("POST") == 1
 
 
-def test_a_creation_without_effect_ends_with_its_error(ask, sandbox):
+def test_a_creation_without_effect_raises_its_error(starter, sandbox):
     sandbox.faults.add(Fault("reset", method="POST"))
     with pytest.raises(TransportError):
-        ask(create)
+        create(starter.client)
     assert sandbox.count("POST") == 1
 
 
-def test_a_creation_that_can_not_be_told_names_the_workflows(ask, sandbox):
+def test_an_ambiguous_creation_names_the_workflows(starter, sandbox):
     sandbox.faults.add(Fault("lost_response", method="POST"))
     with pytest.raises(AmbiguousWorkflowError) as caught:
-        ask(lambda client: client.workflows.create("Report"))
-    assert sandbox.workflows[0]["id"] in str(caught.value)
+        starter.client.workflows.create("Report")
+    assert sandbox.workflows[1]["id"] in str(caught.value)

@@ -1,4 +1,4 @@
-"""Who starts an execution, where its note is kept, and what each step of a start does, in Airflow's terms."""
+"""Who starts an execution, where its record is kept, and what each step of a start does, in Airflow's terms."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from techflow_provider.client import BudgetTimeoutError, InvalidParameterError, StateUnavailableError
+from techflow_provider.client import (
+    AmbiguousExecutionError,
+    BudgetTimeoutError,
+    InvalidParameterError,
+    StateUnavailableError,
+)
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.sandbox import Fault, Sandbox
-from techflow_provider.state.store import StoreError
 from techflow_provider.submission.model import Origin, SubmissionPolicy
 
 pytestmark = [
@@ -67,16 +71,16 @@ def connect(monkeypatch: pytest.MonkeyPatch, url: str, **extra: int) -> None:
 
 
 @pytest.fixture
-def submission(served: Sandbox) -> Iterator[Callable[..., Any]]:
-    """Make what starts an execution in one try of a task."""
+def starter(served: Sandbox) -> Iterator[Callable[..., Any]]:
+    """Make what starts an execution in one attempt of a task."""
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.submission.airflow import ExecutionStarter, Identity
 
     hook = TechFlowHook()
 
-    def make(state: TaskState | None = None, rules: SubmissionPolicy | None = None, **identity: Any) -> Any:
+    def make(state: TaskState | None = None, policy: SubmissionPolicy | None = None, **identity: Any) -> Any:
         kept: Any = None if state is None else {"task_state_store": state}
-        return ExecutionStarter(hook, Identity("d", "r", "t", **{"round": "1", **identity}), rules, kept)
+        return ExecutionStarter(hook, Identity("d", "r", "t", **{"generation": "1", **identity}), policy, kept)
 
     yield make
     hook.get_conn().close()
@@ -87,126 +91,123 @@ def context(max_tries: int = 2, began: datetime | None = BEGAN) -> Any:
     return {"ti": ti, "dag_run": SimpleNamespace(start_date=began)}
 
 
-def test_a_task_is_known_by_dag_run_task_and_map_index_and_its_rounds_by_runs_start_and_clears():
+def test_an_identity_names_a_tasks_dag_run_and_map_index_and_its_generation_the_runs_start_and_clears():
     from techflow_provider.submission.airflow import Identity
 
     known = Identity.of(context())
-    assert known == Identity("d", "r", "t", 3, round="2026-01-01T00:00:00+00:00/2")
-    assert Identity.of(context(max_tries=5)).round != known.round
-    assert Identity.of(context(began=None)).round == "/2"
+    assert known == Identity("d", "r", "t", 3, generation="2026-01-01T00:00:00+00:00/2", is_retry=False)
+    assert Identity.of(context(max_tries=5)).generation != known.generation
+    assert Identity.of(context(began=None)).generation == "/2"
     without_start = context()
     del without_start["dag_run"].start_date
-    assert Identity.of(without_start).round == "/2"
+    assert Identity.of(without_start).generation == "/2"
 
 
-def test_no_two_identities_have_one_text():
+def test_no_two_identities_have_the_same_text():
     from techflow_provider.submission.airflow import Identity
 
     assert str(Identity("a/b", "c d", "t")) == "a%2Fb/c%20d/t/-1"
     assert str(Identity("a", "b/c", "t", 4)) == "a/b%2Fc/t/4"
     assert str(Identity("a", "b", "", part="x/y")) == "a/b//-1/x%2Fy"
-    assert str(Identity("a", "b", "t", round="1")) == str(Identity("a", "b", "t", round="2"))
+    assert str(Identity("a", "b", "t", generation="1")) == str(Identity("a", "b", "t", generation="2"))
     assert Identity("a", "b", "t") == Identity("a", "b", "t", -1, "", "")
 
 
-def test_the_note_is_kept_in_the_tasks_own_state_where_airflow_has_one(served, submission):
+def test_the_record_is_also_kept_in_the_tasks_own_state_where_airflow_has_one(served, starter):
     state = TaskState()
-    started = submission(state).start("wf_1")
-    (note,) = map(json.loads, state.kept.values())
+    started = starter(state).start("wf_1")
+    (record,) = map(json.loads, state.kept.values())
     assert list(state.kept) == ["techflow_start"]
-    assert (note["execution_id"], note["workflow_id"]) == (started.execution.id, "wf_1")
-    again = submission(state).start("wf_1")
-    assert (again.execution.id, again.decision) == (started.execution.id, Origin.REATTACHED)
-    assert submission().resolve("wf_1") is None
+    assert (record["execution_id"], record["workflow_id"]) == (started.execution.id, "wf_1")
+    starter().submitter.attempts.update(lambda _: None)
+    again = starter(state).start("wf_1")
+    assert (again.execution.id, again.origin) == (started.execution.id, Origin.REATTACHED)
+    assert len(served.executions) == 1
 
 
-def test_the_note_is_kept_in_the_shared_state_elsewhere_for_this_task_alone(served, submission):
-    started = submission().start("wf_1")
-    assert submission().resolve("wf_1").execution.id == started.execution.id
-    assert submission(map_index=1).resolve("wf_1") is None
-    assert submission(part="callback").resolve("wf_1") is None
+def test_the_record_is_kept_in_the_shared_state_for_this_task_alone(served, starter):
+    started = starter().start("wf_1")
+    assert starter().resolve("wf_1").execution.id == started.execution.id
+    assert starter(map_index=1).resolve("wf_1") is None
+    assert starter(part="callback").resolve("wf_1") is None
     assert served.count(path="/workflows/*/execute") == 1
 
 
-def test_resolving_starts_nothing(served, submission):
-    assert submission().resolve("wf_1") is None
+def test_resolving_starts_nothing(served, starter):
+    assert starter().resolve("wf_1") is None
     assert not served.executions
 
 
-def test_a_failed_execution_is_given_up_and_the_next_try_starts_another(served, submission):
+def test_a_failed_execution_is_discarded_and_the_next_attempt_starts_another(served, starter):
     state = TaskState()
-    first = submission(state).start("wf_1", {"a": 1})
-    submission(state).discard(first.execution.id)
+    first = starter(state).start("wf_1", {"a": 1})
+    starter(state).discard(first.execution.id)
     assert not state.kept
-    assert submission(state).start("wf_1", {"a": 1}).execution.id != first.execution.id
+    assert starter(state).start("wf_1", {"a": 1}).execution.id != first.execution.id
     assert [each.payload for each in served.executions] == [{"a": 1}, {"a": 1}]
 
 
-def test_concluding_tells_what_was_told_of_the_start(served, submission):
-    started = submission().start("wf_1")
-    assert submission().mark_done(started.execution.id) == started.to_dict()
+def test_marking_a_start_as_done_returns_how_the_execution_was_started(served, starter):
+    started = starter().start("wf_1")
+    assert starter().mark_done(started.execution.id) == started.to_dict()
 
 
-def test_firing_again_in_one_round_starts_nothing_and_in_another_it_does(served, submission):
-    fired = submission().fire("wf_1", {"a": 1})
-    assert fired.execution.id == submission().fire("wf_1", {"a": 1}).execution.id
-    served.finish(fired.execution.id)
-    assert submission().fire("wf_1", {"a": 1}).execution.id == fired.execution.id
-    assert submission(round="2").fire("wf_1", {"a": 1}).execution.id != fired.execution.id
+def test_starting_again_in_one_generation_starts_nothing_and_in_another_it_does(served, starter):
+    started = starter().start("wf_1", {"a": 1})
+    assert started.execution.id == starter().start("wf_1", {"a": 1}).execution.id
+    served.finish(started.execution.id)
+    assert starter().start("wf_1", {"a": 1}).execution.id == started.execution.id
+    assert starter(generation="2").start("wf_1", {"a": 1}).execution.id != started.execution.id
     assert [each.payload for each in served.executions] == [{"a": 1}, {"a": 1}]
 
 
-def test_what_was_fired_is_done_with_and_is_not_joined_by_another_round_while_it_goes_on(served, submission):
-    first = submission().fire("wf_1")
-    assert submission(round="2").fire("wf_1").execution.id != first.execution.id
+def test_an_execution_that_nobody_waits_for_is_not_joined_by_another_generation_while_it_runs(served, starter):
+    first = starter().start("wf_1")
+    assert starter(generation="2").start("wf_1").execution.id != first.execution.id
 
 
-def test_an_execution_is_claimed_where_all_processes_look(served, submission):
-    from techflow_provider.hooks.budget import open_records
-    from techflow_provider.hooks.techflow import TechFlowHook
-
-    started = submission().start("wf_1")
-    assert started.execution.id in open_records(TechFlowHook().connection).claims()
+def test_an_execution_is_claimed_where_all_tasks_see_it(served, starter):
+    execution_id = starter().start("wf_1").execution.id
+    assert list(starter(map_index=1).submitter.attempts.holders([execution_id, "ex_0"])) == [execution_id]
 
 
-async def test_in_an_event_loop_it_starts_once_too(served, submission):
+async def test_in_an_event_loop_it_starts_once_too(served, starter):
     from techflow_provider.hooks.techflow import TechFlowHook
 
     async with await TechFlowHook().aget_conn() as client:
-        first = await submission().astart(client, "wf_1", {"a": 1})
-        second = await submission().astart(client, "wf_1", {"a": 1})
+        first = await starter().astart(client, "wf_1", {"a": 1})
+        second = await starter().astart(client, "wf_1", {"a": 1})
     assert first.execution.id == second.execution.id
     assert [each.payload for each in served.executions] == [{"a": 1}]
 
 
-def test_a_state_of_airflows_that_can_not_be_used_is_said_and_nothing_is_sent(served, submission):
+def test_an_unusable_task_state_of_airflow_is_reported_and_nothing_is_sent(served, starter):
     state = TaskState()
     state.broken = OSError("no supervisor")
     with pytest.raises(StateUnavailableError, match="the state that Airflow keeps for the task: no supervisor"):
-        submission(state).start("wf_1")
-    with pytest.raises(StoreError, match="no supervisor"):
-        submission(state).task.attempts.drop()
+        starter(state).start("wf_1")
     assert not served.executions
 
 
-def test_without_a_slot_in_time_nothing_is_started(served, submission, monkeypatch):
+def test_without_a_slot_in_time_nothing_is_started(served, starter, monkeypatch):
     connect(monkeypatch, served.base_url, requests_per_minute=1)
     with pytest.raises(BudgetTimeoutError):
-        submission().send("wf_1", None, 0.0)
+        starter().send("wf_1", None, 0.0)
     assert not served.executions
 
 
-def test_the_rules_of_a_start_are_the_tasks_own_or_those_of_the_configuration(submission, monkeypatch):
-    assert submission().rules == SubmissionPolicy(history_lag_seconds=DEFAULT_APPEAR_SECONDS)
+def test_the_policy_of_a_start_is_the_tasks_own_or_that_of_the_configuration(starter, monkeypatch):
+    assert starter().policy == SubmissionPolicy(history_lag_seconds=DEFAULT_APPEAR_SECONDS)
     monkeypatch.setenv(LAG, "7.5")
-    assert submission().rules == SubmissionPolicy(history_lag_seconds=7.5)
-    assert submission(rules=SubmissionPolicy("fail")).rules == SubmissionPolicy("fail")
+    assert starter().policy == SubmissionPolicy(history_lag_seconds=7.5)
+    assert starter(policy=SubmissionPolicy("fail")).policy == SubmissionPolicy("fail")
 
 
-def test_the_rules_decide_what_a_lost_answer_leads_to(served, submission):
+def test_the_policy_decides_what_a_lost_response_leads_to(served, starter):
     served.faults.add(Fault("lost_response", path="/workflows/*/execute", times=1))
-    submission(rules=SubmissionPolicy("resubmit")).start("wf_1")
-    assert len(served.executions) == 2
+    with pytest.raises(AmbiguousExecutionError):
+        starter(policy=SubmissionPolicy("fail")).start("wf_1")
+    assert len(served.executions) == 1
 
 
 @pytest.mark.parametrize("lag", ["0", "0.5", "3600"])
@@ -218,7 +219,7 @@ def test_a_history_may_lag_by_any_number_of_seconds_from_0(monkeypatch, lag):
 
 
 @pytest.mark.parametrize("lag", ["-1", "-0.1", "inf", "nan"])
-def test_a_lag_that_is_no_time_is_refused(monkeypatch, lag):
+def test_a_lag_that_is_not_a_time_is_refused(monkeypatch, lag):
     from techflow_provider.submission.airflow import history_lag
 
     monkeypatch.setenv(LAG, lag)
@@ -226,11 +227,12 @@ def test_a_lag_that_is_no_time_is_refused(monkeypatch, lag):
         history_lag()
 
 
-@pytest.mark.parametrize("word", ["adopt", "fail", "resubmit"])
-def test_each_word_for_what_is_ambiguous_can_be_used(submission, word):
-    assert submission(rules=SubmissionPolicy(word)).rules.on_ambiguous == word
+@pytest.mark.parametrize("word", ["adopt", "fail"])
+def test_each_word_for_what_is_ambiguous_can_be_used(starter, word):
+    assert starter(policy=SubmissionPolicy(word)).policy.on_ambiguous == word
 
 
-def test_another_word_for_what_is_ambiguous_is_refused(submission):
-    with pytest.raises(InvalidParameterError, match="on_ambiguous"):
-        submission(rules=SubmissionPolicy("perhaps"))  # type: ignore[arg-type]  # as an author may mistype it
+@pytest.mark.parametrize("word", ["perhaps", "resubmit"])
+def test_another_word_for_what_is_ambiguous_is_refused(starter, word):
+    with pytest.raises(InvalidParameterError, match="on_ambiguous: expected adopt or fail"):
+        starter(policy=SubmissionPolicy(word))

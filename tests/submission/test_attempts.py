@@ -1,0 +1,213 @@
+"""The records of attempts, claims, and what version 0.1.0 has written in their place."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from techflow_provider.client import StateUnavailableError
+from techflow_provider.state.store import StoreError, Write
+from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
+from techflow_provider.submission.model import Origin, SubmissionPolicy
+from techflow_provider.submission.start import discard, mark_done, resolve, send
+from tests.submission.conftest import ACCOUNT, TASK, TaskState
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RECORD = AttemptRecord(ACCOUNT, "wf_1", f"{TASK}#1", "1", "attempt-1", NOW, 60.0, "abc")
+WAITS = SubmissionPolicy(wait_for_completion=True)
+DAY_SECONDS = 86400.0
+
+
+@pytest.fixture
+def attempts(store) -> AttemptStore:
+    return AttemptStore(store, ACCOUNT, TASK)
+
+
+def put(store: Any, kind: str, value: Any, name: str = TASK) -> None:
+    text = value if isinstance(value, str) else json.dumps(value)
+    store.update(f"{ACCOUNT}/{kind}", name, lambda *_: (Write(text, 60.0), None))
+
+
+@pytest.mark.parametrize(
+    "record", [RECORD, RECORD.taken_over("attempt-2"), replace(RECORD, execution_id="ex_1", report={"a": 1}, done=True)]
+)
+def test_a_record_is_read_as_it_was_written(attempts, record):
+    assert attempts.update(lambda _: record) is record
+    assert attempts.read() == record
+    assert attempts.update(lambda _: None) is None
+    assert attempts.read() is None
+
+
+def test_a_submission_is_in_flight_until_no_response_may_come_any_more(attempts, clock):
+    attempts.update(lambda _: RECORD)
+    clock.advance(59)
+    assert attempts.read().in_flight
+    clock.advance(1)
+    assert not attempts.read().in_flight
+
+
+def test_a_record_that_was_taken_over_is_not_in_flight_and_knows_when_the_request_was_sent(attempts, clock):
+    attempts.update(lambda _: RECORD)
+    clock.advance(10)
+    attempts.update(lambda present: present.taken_over("attempt-2"))
+    clock.advance(5)
+    present = attempts.read()
+    assert (present.in_flight, present.attempt_id, present.since_sent) == (False, "attempt-2", 15)
+
+
+def test_the_clock_that_shows_more_time_since_the_request_counts(attempts, clock):
+    attempts.update(lambda _: RECORD)
+    clock.advance(10)
+    assert attempts.read().longest_since_sent(NOW) == 10
+    assert attempts.read().longest_since_sent(NOW + timedelta(hours=1)) == 3600
+
+
+def test_a_record_is_kept_for_a_month_and_once_it_is_done_for_two_days(attempts, clock):
+    attempts.update(lambda _: RECORD)
+    clock.advance(29 * DAY_SECONDS)
+    attempts.update(lambda present: replace(present, execution_id="ex_1", done=True))
+    clock.advance(1.9 * DAY_SECONDS)
+    assert attempts.read() is not None
+    clock.advance(0.2 * DAY_SECONDS)
+    assert attempts.read() is None
+
+
+def test_a_record_is_deleted_only_while_it_is_unchanged(attempts):
+    attempts.update(lambda _: RECORD)
+    other = replace(RECORD, attempt_id="attempt-2")
+    assert attempts.drop(other).is_same(RECORD)
+    assert attempts.drop(RECORD) is None
+    assert attempts.read() is None
+
+
+def test_pending_submissions_are_listed_by_workflow_until_they_name_an_execution(store):
+    records = {
+        "a": RECORD,
+        "b": replace(RECORD, lost=True),
+        "c": replace(RECORD, workflow_id="wf_10"),
+        "d": replace(RECORD, execution_id="ex_1"),
+        "e": replace(RECORD, execution_id="ex_2", done=True),
+    }
+    for task, record in records.items():
+        put(store, "attempts", replace(record, submission_id=task).to_dict(), task)
+    assert [each.submission_id for each in AttemptStore(store, ACCOUNT, "f").pending("wf_1")] == ["a", "b"]
+
+
+def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
+    assert [attempts.claim("ex_1", each) for each in ("a", "b", "a")] == ["a", "a", "a"]
+    assert attempts.holders(["ex_1", "ex_2"]) == {"ex_1": "a"}
+
+
+@pytest.mark.parametrize("value", ["not json", "[]", "{}", '{"sent_at": "2026-01-01T00:00:00+00:00", "new": 1}'])
+def test_an_unreadable_record_of_another_task_is_skipped_with_one_warning(store, attempts, caplog, value):
+    put(store, "attempts", value, "other")
+    attempts.update(lambda _: RECORD)
+    with caplog.at_level(logging.WARNING):
+        assert [len(attempts.pending("wf_1")) for _ in range(2)] == [1, 1]
+    assert [record.getMessage()[:28] for record in caplog.records] == ["The record of other is ignor"]
+
+
+@pytest.mark.parametrize("kind", ["attempts", "notes"])
+def test_an_unreadable_record_of_the_task_itself_is_an_error_and_nothing_is_sent(starter, sandbox, store, kind):
+    put(store, kind, '{"ticket": "of version 9"}')
+    with pytest.raises(StateUnavailableError, match=r"of version 9|written by version"):
+        starter.start()
+    assert not sandbox.executions
+
+
+def test_an_unreadable_record_in_the_tasks_own_state_is_an_error(store):
+    task_state = TaskState()
+    task_state.value = {"submission_id": "of version 9"}
+    with pytest.raises(StoreError, match="of version 9"):
+        AttemptStore(store, ACCOUNT, TASK, task_state).read()
+
+
+# What version 0.1.0 has written.
+
+NOTE = {
+    "account": ACCOUNT,
+    "workflow_id": "wf_1",
+    "ticket": f"{TASK}#abc",
+    "round": "1",
+    "noted_at": "2026-01-01T00:00:00+00:00",
+    "payload_digest": None,
+    "execution_id": None,
+    "told": None,
+    "ended": False,
+}
+INTENT = {
+    "author": "0123456789ab",
+    "lease_seconds": 60.0,
+    "lost": False,
+    "payload_digest": None,
+    "sent_at": "2026-01-01T00:00:00+00:00",
+    "sent_seconds": 0.0,
+    "ticket": f"{TASK}#abc",
+    "workflow_id": "wf_1",
+}
+
+
+def legacy(store: Any) -> list[str]:
+    return [entry.name for kind in ("notes", "intents") for entry in store.entries(f"{ACCOUNT}/{kind}")]
+
+
+def test_a_retry_joins_what_version_0_1_0_has_started(starter, sandbox, store):
+    execution = sandbox.start("wf_1")
+    put(store, "notes", {**NOTE, "execution_id": execution.id, "told": {"decision": "started"}})
+    assert starter.start(policy=WAITS).execution.id == execution.id
+    assert not legacy(store)
+    assert len(sandbox.executions) == 1
+
+
+def test_a_retry_adopts_what_version_0_1_0_may_have_started(starter, sandbox, store, clock):
+    put(store, "notes", NOTE)
+    put(store, "intents", INTENT)
+    execution = sandbox.start("wf_1")
+    clock.advance(30)
+    adopted = starter.start()
+    assert (adopted.origin, adopted.execution.id) == (Origin.ADOPTED, execution.id)
+    assert not legacy(store)
+
+
+def test_a_retry_starts_an_execution_when_version_0_1_0_had_not_sent_its_request(starter, sandbox, store, clock):
+    put(store, "notes", NOTE)
+    put(store, "intents", {**INTENT, "sent_at": None})
+    assert starter.start().origin is Origin.STARTED
+    assert clock.monotonic() < 10
+    assert not legacy(store)
+
+
+def test_a_task_that_version_0_1_0_has_deferred_completes_and_fails(starter, store):
+    context, submitter = starter.client.context, starter.attempt().submitter
+    put(store, "notes", {**NOTE, "execution_id": "ex_1", "told": {"decision": "started"}})
+    assert starter.run(mark_done(context, submitter, "ex_1")) == {"decision": "started"}
+    assert starter.run(resolve(starter.attempt(policy=WAITS))).execution.id == "ex_1"
+    starter.run(discard(context, submitter, "ex_1"))
+    assert starter.attempt().submitter.attempts.read() is None
+    put(store, "notes", {**NOTE, "execution_id": "ex_1"})
+    starter.run(discard(context, submitter, "ex_1"))
+    assert starter.run(resolve(starter.attempt())) is None
+
+
+@pytest.mark.parametrize("execution_id", ["ex_1", None])
+def test_a_note_of_version_0_1_0_in_the_tasks_own_state_is_understood(starter, sandbox, execution_id):
+    execution = sandbox.start("wf_1")
+    task_state = TaskState()
+    task_state.value = {**NOTE, "execution_id": execution_id and execution.id}
+    assert starter.start(task_state=task_state).execution.id == execution.id
+    assert task_state.value["submission_id"] == NOTE["ticket"]
+    assert len(sandbox.executions) == 1
+
+
+def test_an_execution_that_a_task_of_version_0_1_0_may_get_is_left_to_it(starter, sandbox, store):
+    sandbox.start("wf_1")
+    put(store, "intents", {**INTENT, "ticket": "other#1"}, "other")
+    attempt = starter.attempt()
+    assert [each.submission_id for each in attempt.submitter.attempts.pending("wf_1")] == ["other#1"]
+    assert attempt.submitter.attempts.pending("wf_2") == []
+    assert starter.run(send(attempt)).origin is Origin.STARTED
