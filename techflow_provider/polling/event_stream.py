@@ -126,7 +126,7 @@ class EventStream:
         await self._change(lambda cursor: reduce(self._after, histories, cursor).without(arrived))
         del self._unstored[: len(histories)]
         self._emitter.forget(arrived)
-        if self._cursor.has_foreign(self._owner) and self._now() - self._foreign_write_at >= TAKEOVER_SECONDS:
+        if self._cursor.has_foreign(self._owner) and self._now() >= self._foreign_write_at + TAKEOVER_SECONDS:
             await self._take_over()
         self._ahead = reduce(self._after, self._unstored, self._cursor)
 

@@ -127,10 +127,12 @@ class ObserverSet:
         return tuple(self._members)
 
     async def fail(self, error: TechFlowError) -> None:
-        """End every observer, because there will be no further poll."""
+        """End and remove every observer, because there will be no further poll."""
         # In a loop, since an observer may be added while the others are ended.
         while self._members:
-            await for_each(self.present(), lambda observer: observer.fail(error))
+            present = self.present()
+            self._members.clear()
+            await for_each(present, lambda observer: observer.fail(error))
 
 
 async def for_each(observers: tuple[Observer, ...], act: Callable[[Observer], T]) -> list[T]:

@@ -28,19 +28,19 @@ def test_the_documents_example_waits_for_all(techflow_sandbox: Sandbox, techflow
     (block,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(block, DOCUMENT.name, "exec"), names)
-    techflow_sandbox.add_workflow("one", id="wf_1")
+    techflow_sandbox.plan(techflow_sandbox.add_workflow("one", id="wf_1"), seconds=0.0)
     ids = [techflow_sandbox.start("wf_1").id for _ in range(3)]
     ends = asyncio.run(names["await_all"](ids))
     assert [each.id for each in ends] == ids
     assert {each.status for each in ends} == {"completed"}
 
 
-async def test_a_wait_in_the_event_loop_ends_at_its_time_out(
+async def test_a_wait_in_the_event_loop_ends_at_its_timeout(
     techflow_sandbox: Sandbox, techflow_connection: str
 ) -> None:
     techflow_sandbox.plan(techflow_sandbox.add_workflow("endless", id="wf_1"), seconds=3600)
     execution_id = techflow_sandbox.start("wf_1").id
-    with pytest.raises(ExecutionTimeoutError, match=r"did not end within 0\.\d+ s"):
+    with pytest.raises(ExecutionTimeoutError, match=r"did not end within \d+(\.\d+)? s"):
         await TechFlowHook().await_execution(execution_id, poll_interval=0.05, timeout=0.2)
 
 
@@ -49,4 +49,4 @@ def test_a_synchronous_wait_returns_the_execution(techflow_sandbox: Sandbox, tec
     execution_id = techflow_sandbox.start("wf_1").id
     hook = TechFlowHook()
     with hook.get_conn():
-        assert hook.wait_for_execution(execution_id, poll_interval=0.1, timeout=30).status == "completed"
+        assert hook.wait_for_execution(execution_id, poll_interval=0.1, timeout=600).status == "completed"

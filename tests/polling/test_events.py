@@ -1,4 +1,4 @@
-"""Two looks at what TechFlow lists tell what happened between them, each event once."""
+"""Two polls of what TechFlow lists show what happened between them, each event once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def execution(name: str, status: str = "running", started: float = 0, ended: flo
     return Execution.read(fields)
 
 
-def told(news: Sequence[Event]) -> list[tuple[str, Any]]:
-    return [(each.name, each.payload["execution"]["id"]) for each in news]  # type: ignore[index,call-overload]
+def names_and_ids(events: Sequence[Event]) -> list[tuple[str, Any]]:
+    return [(each.name, each.payload["execution"]["id"]) for each in events]  # type: ignore[index,call-overload]
 
 
-def test_a_start_and_an_end_are_told_once_in_the_order_in_which_they_happened() -> None:
-    news, known = KnownExecutions({}).compared_with([execution("b", "completed", 1, 3), execution("a", "failed", 0, 2)])
-    assert told(news) == [
+def test_a_start_and_a_completion_are_shown_once_in_the_order_in_which_they_happened() -> None:
+    events, known = KnownExecutions({}).compared_with(
+        [execution("b", "completed", 1, 3), execution("a", "failed", 0, 2)]
+    )
+    assert names_and_ids(events) == [
         ("execution.started", "a"),
         ("execution.started", "b"),
         ("execution.failed", "a"),
@@ -40,34 +42,34 @@ def test_a_start_and_an_end_are_told_once_in_the_order_in_which_they_happened() 
 
 
 def test_a_payload_is_the_execution_as_it_was_read() -> None:
-    (news,), _ = KnownExecutions({}).compared_with([execution("a")])
-    assert news.payload == {"event": "execution.started", "execution": execution("a").to_dict()}
+    (event,), _ = KnownExecutions({}).compared_with([execution("a")])
+    assert event.payload == {"event": "execution.started", "execution": execution("a").to_dict()}
 
 
-def test_an_end_is_told_when_it_comes_and_stays_the_end() -> None:
+def test_a_final_status_is_shown_once_and_stays() -> None:
     _, known = KnownExecutions({}).compared_with([execution("a")])
-    news, known = known.compared_with([execution("a", "completed", 0, 1)])
-    assert told(news) == [("execution.completed", "a")]
+    events, known = known.compared_with([execution("a", "completed", 0, 1)])
+    assert names_and_ids(events) == [("execution.completed", "a")]
     for status in ("running", "failed", "completed"):
         assert known.compared_with([execution("a", status, 0, 2)])[0] == []
 
 
-def test_what_a_reading_leaves_out_is_not_forgotten() -> None:
+def test_what_a_poll_leaves_out_is_not_forgotten() -> None:
     _, known = KnownExecutions({}).compared_with([execution("a"), execution("b", "completed", 0, 1)])
     assert known.compared_with([])[1] == known
-    assert told(known.compared_with([execution("a", "failed", 0, 9), execution("b", "completed", 0, 1)])[0]) == [
-        ("execution.failed", "a")
-    ]
+    assert names_and_ids(
+        known.compared_with([execution("a", "failed", 0, 9), execution("b", "completed", 0, 1)])[0]
+    ) == [("execution.failed", "a")]
 
 
-def test_ends_of_long_ago_are_not_remembered_and_not_told_again() -> None:
+def test_completions_of_long_ago_are_not_remembered_and_not_shown_again() -> None:
     day = 24 * 3600.0
     history = [execution(f"e{number}", "completed", number * day, number * day + 1) for number in range(100)]
     _, known = KnownExecutions({}).compared_with([*history, execution("slow")])
     assert set(known.states) == {"e98", "e99", "slow"}
     assert known.compared_with(history)[0] == []
-    # One that still ran is told, however late.
-    assert told(known.compared_with([execution("slow", "failed", 0, 1)])[0]) == [("execution.failed", "slow")]
+    # One that was still running is shown, however late.
+    assert names_and_ids(known.compared_with([execution("slow", "failed", 0, 1)])[0]) == [("execution.failed", "slow")]
 
 
 @given(
@@ -76,16 +78,16 @@ def test_ends_of_long_ago_are_not_remembered_and_not_told_again() -> None:
         max_size=8,
     )
 )
-def test_each_execution_starts_and_ends_at_most_once_whatever_is_listed(looks: list[list[tuple[str, str]]]) -> None:
-    known, events = KnownExecutions({}), []
-    for look in looks:
-        listed = [execution(name, status, ended=None if status == "running" else 1) for name, status in look]
-        news, known = known.compared_with(listed)
-        events += told(news)
-    ends = [name for event, name in events if event != "execution.started"]
-    assert len(events) == len(set(events))
+def test_each_execution_starts_and_ends_at_most_once_whatever_is_listed(polls: list[list[tuple[str, str]]]) -> None:
+    known, shown = KnownExecutions({}), []
+    for poll in polls:
+        listed = [execution(name, status, ended=None if status == "running" else 1) for name, status in poll]
+        events, known = known.compared_with(listed)
+        shown += names_and_ids(events)
+    ends = [name for event, name in shown if event != "execution.started"]
+    assert len(shown) == len(set(shown))
     assert len(ends) == len(set(ends))
-    assert {name for _, name in events} == {name for look in looks for name, _ in look}
+    assert {name for _, name in shown} == {name for poll in polls for name, _ in poll}
 
 
 def workflow(workflow_id: str, name: str = "n") -> Workflow:
@@ -94,14 +96,14 @@ def workflow(workflow_id: str, name: str = "n") -> Workflow:
 
 def test_workflows_are_created_updated_and_deleted() -> None:
     _, known = KnownWorkflows({}).compared_with([workflow("wf_1"), workflow("wf_2"), workflow("wf_3")])
-    news, after = known.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])
-    assert [(each.name, each.workflow_id) for each in news] == [
+    events, after = known.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])
+    assert [(each.name, each.workflow_id) for each in events] == [
         ("workflow.created", "wf_4"),
         ("workflow.updated", "wf_2"),
         ("workflow.deleted", "wf_3"),
     ]
-    assert news[1].payload == {"event": "workflow.updated", "workflow": workflow("wf_2", "other").to_dict()}
-    assert news[2].payload == {"event": "workflow.deleted", "workflow": workflow("wf_3").to_dict()}
+    assert events[1].payload == {"event": "workflow.updated", "workflow": workflow("wf_2", "other").to_dict()}
+    assert events[2].payload == {"event": "workflow.deleted", "workflow": workflow("wf_3").to_dict()}
     assert after.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])[0] == []
 
 
@@ -111,7 +113,7 @@ def test_only_documented_events_can_be_wanted(events: Any) -> None:
         EventFilter.of(events)
 
 
-def test_a_subject_is_the_same_in_whatever_order_it_is_written() -> None:
+def test_the_order_of_names_does_not_matter_to_a_filter() -> None:
     assert EventFilter.of(["workflow.deleted", "execution.failed"]) == EventFilter.of(
         ["execution.failed", "workflow.deleted"]
     )

@@ -1,95 +1,60 @@
-"""One loop reads the history for every wait, against the sandbox over a socket."""
+"""One loop polls the history for every wait."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 
 import pytest
 
-from techflow_provider.client import Execution, ExecutionNotFoundError, Settings, TechFlowError, UnauthorizedError
+from techflow_provider.client import ExecutionNotFoundError, TechFlowError, UnauthorizedError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter
-from techflow_provider.polling.poller import Access, Poller
 from techflow_provider.sandbox import Fault, Record, Sandbox
-from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.store import StoreError
-from tests.polling.conftest import INTERVAL, KEY, Reader, until
-
-pytestmark = pytest.mark.usefixtures("quick")
-
-
-@dataclass
-class Connections:
-    """Looks a connection up again, counts how often, and can have its key changed."""
-
-    url: str
-    keys: list[str] = field(default_factory=lambda: [KEY])
-    looked_up: int = 0
-    bell: Callable[[], int] | None = None
-
-    def access(self) -> Access:
-        key = self.keys[min(self.looked_up, len(self.keys) - 1)]
-        return Access(Settings(key, self.url), LocalBudget(100_000, 50_000), self.bell)
-
-    async def __call__(self) -> Access:
-        self.looked_up += 1
-        return self.access()
-
-    def poller(self) -> Poller:
-        return Poller(self.access(), self)
+from tests.polling.conftest import INTERVAL, RARELY, Connection, Reader, polls, until, wait
+from tests.polling.virtual_time import virtual_time
 
 
-async def looks(sandbox: Sandbox, count: int) -> None:
-    """Wait until the history has been read so many times more."""
-    wanted = sandbox.count(path="/executions") + count
-    while sandbox.count(path="/executions") < wanted:  # noqa: ASYNC110 - the sandbox counts in another thread
-        await asyncio.sleep(INTERVAL / 2)
-
-
-def wait(poller: Poller, execution_id: str, appear_seconds: float = 60.0) -> asyncio.Task[Execution]:
-    return asyncio.ensure_future(
-        poller.wait(ExecutionTracker(ExecutionSelector(execution_id), appear_seconds), INTERVAL)
-    )
-
-
-async def test_one_poll_serves_all_waits(served: Sandbox) -> None:
-    poller = Connections(served.base_url).poller()
-    ids = [served.start("wf_1").id for _ in range(50)]
+@virtual_time
+async def test_one_poll_serves_all_waits(sandbox: Sandbox) -> None:
+    poller = Connection(sandbox).poller()
+    ids = [sandbox.start("wf_1").id for _ in range(50)]
     waits = [wait(poller, each) for each in ids]
-    await looks(served, 3)
+    await polls(sandbox, 3)
     for each in ids:
-        served.finish(each, outcome="completed")
-    before = served.count(path="/executions")
+        sandbox.finish(each, outcome="completed")
+    before = sandbox.count(path="/executions")
     ended = await asyncio.gather(*waits)
     assert [execution.id for execution in ended] == ids
-    assert served.count(path="/executions") - before <= 3
+    assert sandbox.count(path="/executions") - before == 1
 
 
-async def test_a_poller_ends_with_its_last_wait_and_begins_again_with_the_next(served: Sandbox) -> None:
-    poller = Connections(served.base_url).poller()
-    first = wait(poller, served.start("wf_1").id)
-    await looks(served, 1)
+@virtual_time
+async def test_a_poller_ends_with_its_last_wait_and_begins_again_with_the_next(sandbox: Sandbox) -> None:
+    ended: list[bool] = []
+    poller = Connection(sandbox).poller(lambda: ended.append(True))
+    first = wait(poller, sandbox.start("wf_1").id)
+    await polls(sandbox, 1)
     first.cancel()
-    with suppress(asyncio.CancelledError):
-        await first
-    assert poller._task is not None
-    await poller._task
-    second = wait(poller, served.start("wf_1").id)
-    await looks(served, 1)
-    second.cancel()
+    await until(lambda: ended)
+    before = sandbox.count()
+    await asyncio.sleep(10 * INTERVAL)
+    assert sandbox.count() == before
+    wait(poller, sandbox.start("wf_1").id)
+    await polls(sandbox, 1)
 
 
-async def test_a_wait_that_joins_while_the_others_are_told_of_an_error_is_told_too(served: Sandbox) -> None:
-    poller = Connections(served.base_url, keys=["another-key"]).poller()
+@virtual_time
+async def test_an_observer_that_is_added_while_others_are_ended_is_ended_too(sandbox: Sandbox) -> None:
+    poller = Connection(sandbox, keys=["another-key"]).poller()
 
     async def wait_again_after_an_error() -> list[type[BaseException]]:
         ends: list[type[BaseException]] = []
         for _ in range(3):
             try:
-                await poller.wait(ExecutionTracker(ExecutionSelector("ex_1")), INTERVAL)
+                await wait(poller, "ex_1")
             except UnauthorizedError as error:
                 ends.append(type(error))
         return ends
@@ -98,51 +63,55 @@ async def test_a_wait_that_joins_while_the_others_are_told_of_an_error_is_told_t
     assert await asyncio.gather(*waits) == [[UnauthorizedError] * 3] * 3
 
 
-async def test_failing_looks_end_no_wait(served: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    execution_id = served.start("wf_1").id
+@virtual_time
+async def test_failed_polls_end_no_wait(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    execution_id = sandbox.start("wf_1").id
     for kind in ("status", "html", "truncated", "drop", "reset"):
-        served.faults.add(Fault(kind, path="/executions", times=1))
-    waiting = wait(Connections(served.base_url).poller(), execution_id)
+        sandbox.faults.add(Fault(kind, path="/executions", times=1))
+    waiting = wait(Connection(sandbox).poller(), execution_id)
     with caplog.at_level(logging.WARNING):
-        await looks(served, 7)
+        await polls(sandbox, 7)
     assert not waiting.done()
-    served.finish(execution_id, outcome="failed", error="disk full")
+    sandbox.finish(execution_id, outcome="failed", error="disk full")
     assert (await waiting).error == "disk full"
-    assert "Polling the execution history failed and is retried" in caplog.text
+    assert "execution history failed" in caplog.text
 
 
-async def test_a_refused_key_ends_every_wait_with_the_reason(served: Sandbox) -> None:
-    connect = Connections(served.base_url, keys=["another-key"])
-    poller = connect.poller()
-    waits = [wait(poller, "ex_1") for _ in range(3)]
-    ends = await asyncio.gather(*waits, return_exceptions=True)
+@virtual_time
+async def test_a_refused_key_ends_every_wait_with_the_reason(sandbox: Sandbox) -> None:
+    connection = Connection(sandbox, keys=["another-key"])
+    poller = connection.poller()
+    ends = await asyncio.gather(*(wait(poller, "ex_1") for _ in range(3)), return_exceptions=True)
     assert [type(end) for end in ends] == [UnauthorizedError] * 3
-    assert connect.looked_up == 1
+    assert connection.looked_up == 1
 
 
-async def test_a_key_that_was_changed_meanwhile_is_taken_up(served: Sandbox) -> None:
-    execution = served.start("wf_1")
-    served.finish(execution.id, outcome="completed")
-    connect = Connections(served.base_url, keys=["old-key", KEY])
-    assert (await wait(connect.poller(), execution.id)).id == execution.id
+@virtual_time
+async def test_a_key_that_has_been_changed_in_the_connection_is_used(sandbox: Sandbox) -> None:
+    execution = sandbox.start("wf_1")
+    sandbox.finish(execution.id, outcome="completed")
+    connection = Connection(sandbox, keys=["old-key", *sandbox.api_keys])
+    assert (await wait(connection.poller(), execution.id)).id == execution.id
 
 
-async def test_an_execution_that_never_appears_ends_its_own_wait_alone(served: Sandbox) -> None:
-    poller = Connections(served.base_url).poller()
-    missing, other = wait(poller, "ex_unknown", appear_seconds=0.0), wait(poller, served.start("wf_1").id)
+@virtual_time
+async def test_an_execution_that_never_appears_ends_its_own_wait_alone(sandbox: Sandbox) -> None:
+    poller = Connection(sandbox).poller()
+    missing, other = wait(poller, "ex_unknown", appear_seconds=60.0), wait(poller, sandbox.start("wf_1").id)
     with pytest.raises(ExecutionNotFoundError):
         await missing
+    await polls(sandbox, 1)
     assert not other.done()
-    other.cancel()
 
 
-async def test_a_look_that_breaks_in_an_unknown_way_ends_every_wait_with_the_reason(served: Sandbox) -> None:
+@virtual_time
+async def test_an_unexpected_exception_ends_every_wait_with_the_reason(sandbox: Sandbox) -> None:
     class Broken:
         interval_seconds = INTERVAL
         reason: TechFlowError | None = None
 
         def add_to(self, history_filter: HistoryFilter) -> None:
-            raise KeyError("no interest")
+            raise KeyError("no filter")
 
         def update(self, history: History, now: float) -> bool:
             return False
@@ -152,169 +121,163 @@ async def test_a_look_that_breaks_in_an_unknown_way_ends_every_wait_with_the_rea
 
         fail = report
 
-    poller, broken = Connections(served.base_url).poller(), Broken()
+    poller, broken = Connection(sandbox).poller(), Broken()
     with poller.observed_by(broken), pytest.raises(TechFlowError, match="history could not be read: KeyError"):
         await wait(poller, "ex_1")
-    assert "no interest" in str(broken.reason)
+    assert "no filter" in str(broken.reason)
 
 
-async def test_a_wait_that_joins_is_told_of_an_execution_that_another_one_knows_already(served: Sandbox) -> None:
-    served.etags = True
-    poller, execution_id = Connections(served.base_url).poller(), served.start("wf_1").id
+@virtual_time
+async def test_a_new_wait_receives_an_execution_whose_status_another_one_knows_already(sandbox: Sandbox) -> None:
+    sandbox.etags = True
+    poller, execution_id = Connection(sandbox).poller(), sandbox.start("wf_1").id
     first = wait(poller, execution_id)
-    await looks(served, 3)
-    watch = ExecutionTracker(ExecutionSelector(execution_id), appear_seconds=0.0)
-    second = asyncio.ensure_future(poller.wait(watch, INTERVAL))
-    await looks(served, 3)
-    assert watch.status == "running"
-    served.finish(execution_id, outcome="completed")
+    await polls(sandbox, 3)
+    tracker = ExecutionTracker(ExecutionSelector(execution_id), appear_seconds=0.0)
+    second = asyncio.ensure_future(poller.wait(tracker, INTERVAL))
+    await polls(sandbox, 3)
+    assert tracker.status == "running"
+    sandbox.finish(execution_id, outcome="completed")
     assert (await first).id == (await second).id == execution_id
 
 
-async def test_a_history_that_has_not_changed_is_not_sent_again(served: Sandbox) -> None:
-    served.etags = True
-    execution_id = served.start("wf_1").id
-    waiting = wait(Connections(served.base_url).poller(), execution_id)
-    await looks(served, 5)
-    assert served.count(path="/executions", status=304) >= 3
-    served.finish(execution_id, outcome="completed")
+@virtual_time
+async def test_an_unchanged_history_is_not_sent_again(sandbox: Sandbox) -> None:
+    sandbox.etags = True
+    execution_id = sandbox.start("wf_1").id
+    waiting = wait(Connection(sandbox).poller(), execution_id)
+    await polls(sandbox, 5)
+    assert sandbox.count(path="/executions", status=304) >= 3
+    sandbox.finish(execution_id, outcome="completed")
     assert (await waiting).ended
 
 
-async def test_a_bell_brings_a_look_at_once(served: Sandbox) -> None:
-    rings = [0]
-    execution_id = served.start("wf_1").id
-    poller = Connections(served.base_url, bell=lambda: rings[0]).poller()
-    waiting = asyncio.ensure_future(poller.wait(ExecutionTracker(ExecutionSelector(execution_id)), 3600.0))
-    await looks(served, 1)
-    served.finish(execution_id, outcome="completed")
-    rings[0] += 1
-    async with asyncio.timeout(30):
+@virtual_time
+async def test_a_webhook_makes_the_poller_poll_at_once(sandbox: Sandbox) -> None:
+    wakeups = [0]
+    execution_id = sandbox.start("wf_1").id
+    poller = Connection(sandbox, wakeups=lambda: wakeups[0]).poller()
+    waiting = wait(poller, execution_id, RARELY)
+    await polls(sandbox, 1)
+    sandbox.finish(execution_id, outcome="completed")
+    wakeups[0] += 1
+    async with asyncio.timeout(5.0):
         assert (await waiting).ended
 
 
-async def test_a_bell_that_cannot_be_read_is_told_once_and_the_looks_go_on(
-    served: Sandbox, caplog: pytest.LogCaptureFixture
+@virtual_time
+async def test_a_wakeup_counter_that_cannot_be_read_is_logged_once_and_polling_continues(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def bell() -> int:
+    def wakeups() -> int:
         raise StoreError("the store is gone")
 
-    execution_id = served.start("wf_1").id
+    execution_id = sandbox.start("wf_1").id
     with caplog.at_level(logging.WARNING):
-        waiting = wait(Connections(served.base_url, bell=bell).poller(), execution_id)
-        await looks(served, 5)
-        served.finish(execution_id, outcome="completed")
+        waiting = wait(Connection(sandbox, wakeups=wakeups).poller(), execution_id)
+        await polls(sandbox, 5)
+        sandbox.finish(execution_id, outcome="completed")
         assert (await waiting).ended
-    assert (
-        caplog.text.count("Polling continues without webhooks: the wake-up counter can't be read (the store is gone)")
-        == 1
-    )
+    message = "Polling continues without webhooks: the wake-up counter can't be read (the store is gone)"
+    assert caplog.text.count(message) == 1
 
 
-async def test_several_pollers_of_a_key_look_less_often(served: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def attend() -> int:
-        asked.append(served.count(path="/executions"))
-        return 10**9
-
-    connect = Connections(served.base_url)
-    poller = Poller(replace(connect.access(), heartbeat=attend), connect)
-    waiting = wait(poller, served.start("wf_1").id)
-    await looks(served, 1)
-    await until(lambda: asked)
-    await asyncio.sleep(5 * INTERVAL)
-    assert served.count(path="/executions") == 1
-    waiting.cancel()
+@virtual_time
+async def test_several_pollers_of_a_key_poll_less_often(sandbox: Sandbox) -> None:
+    wait(Connection(sandbox, heartbeat=lambda: 10**9).poller(), sandbox.start("wf_1").id)
+    await polls(sandbox, 1)
+    await asyncio.sleep(100 * INTERVAL)
+    assert sandbox.count(path="/executions") == 1
 
 
-async def test_pollers_that_cannot_be_counted_are_as_many_as_before(served: Sandbox) -> None:
+@virtual_time
+async def test_pollers_that_cannot_be_counted_are_as_many_as_before(sandbox: Sandbox) -> None:
     counts: Iterator[int | StoreError] = iter([1, StoreError("the store is gone"), 1])
 
-    def attend() -> int:
+    def heartbeat() -> int:
         count = next(counts, 1)
         if isinstance(count, StoreError):
             raise count
         return count
 
-    connect = Connections(served.base_url)
-    execution_id = served.start("wf_1").id
-    waiting = wait(Poller(replace(connect.access(), heartbeat=attend), connect), execution_id)
-    await looks(served, 4)
-    served.finish(execution_id, outcome="completed")
+    execution_id = sandbox.start("wf_1").id
+    waiting = wait(Connection(sandbox, heartbeat=heartbeat).poller(), execution_id)
+    await polls(sandbox, 4)
+    sandbox.finish(execution_id, outcome="completed")
     assert (await waiting).ended
 
 
-async def test_an_observer_of_workflows_is_handed_them_and_nothing_after_it_left(served: Sandbox) -> None:
-    poller, reader = Connections(served.base_url).poller(), Reader()
+@virtual_time
+async def test_an_observer_receives_the_workflows_and_nothing_after_it_was_removed(sandbox: Sandbox) -> None:
+    ended: list[bool] = []
+    poller, reader = Connection(sandbox).poller(lambda: ended.append(True)), Reader()
     with poller.observed_by(reader):
         await until(lambda: reader.histories)
-    handed = len(reader.histories)
+    received = len(reader.histories)
     assert [each.id for each in reader.histories[0].workflows or ()] == ["wf_1"]
-    assert poller._task is not None
-    await poller._task
-    assert len(reader.histories) == handed
+    await until(lambda: ended)
+    assert len(reader.histories) == received
 
 
-async def test_without_an_interest_in_workflows_none_are_read(served: Sandbox) -> None:
-    waiting = wait(Connections(served.base_url).poller(), served.start("wf_1").id)
-    await looks(served, 2)
-    assert served.count(path="/workflows") == 0
-    waiting.cancel()
+@virtual_time
+async def test_workflows_that_no_observer_needs_are_not_read(sandbox: Sandbox) -> None:
+    wait(Connection(sandbox).poller(), sandbox.start("wf_1").id)
+    await polls(sandbox, 2)
+    assert sandbox.count(path="/workflows") == 0
 
 
-async def test_the_same_failure_is_told_once_and_again_after_a_look_that_succeeded(served: Sandbox) -> None:
-    poller, reader = Connections(served.base_url).poller(), Reader()
+@virtual_time
+async def test_a_repeated_failure_is_reported_once_and_again_after_a_poll_that_succeeded(sandbox: Sandbox) -> None:
+    poller, reader = Connection(sandbox).poller(), Reader()
     with poller.observed_by(reader):
         for times in (1, 2):
-            served.faults.add(Fault(path="/workflows", times=3))
-            await until(lambda: len(reader.missed) == times)  # noqa: B023 - awaited in this round
-            seen = len(reader.histories)
-            await until(lambda: len(reader.histories) > seen)  # noqa: B023 - awaited in this round
-    assert len(reader.missed) == 2
+            sandbox.faults.add(Fault(path="/workflows", times=3))
+            await until(lambda: len(reader.reported) == times)  # noqa: B023 - awaited in this round
+            received = len(reader.histories)
+            await until(lambda: len(reader.histories) > received)  # noqa: B023 - awaited in this round
+    assert len(reader.reported) == 2
+    assert sandbox.count(path="/workflows", status=500) == 6
     assert not reader.failed
 
 
-async def test_a_failed_look_is_one_request(served: Sandbox) -> None:
-    waiting = wait(Connections(served.base_url).poller(), served.start("wf_1").id)
-    await looks(served, 1)
-    waiting.cancel()
-    with suppress(asyncio.CancelledError):
-        await waiting
-    served.faults.add(Fault(path="/workflows", times=1))
-    poller, reader = Connections(served.base_url).poller(), Reader()
-    with poller.observed_by(reader):
-        await until(lambda: reader.missed)
-        assert served.count(path="/workflows") == 1
+@virtual_time
+async def test_a_failed_poll_is_one_request(sandbox: Sandbox) -> None:
+    sandbox.faults.add(Fault(path="/workflows", times=1))
+    reader = Reader()
+    with Connection(sandbox).poller().observed_by(reader):
+        await until(lambda: reader.reported)
+        assert sandbox.count(path="/workflows") == 1
 
 
-async def test_the_end_of_a_poller_is_told_when_its_last_observer_has_left(served: Sandbox) -> None:
+@virtual_time
+async def test_the_end_of_a_poller_is_reported_when_its_last_observer_was_removed(sandbox: Sandbox) -> None:
     ended: list[bool] = []
-    connect = Connections(served.base_url)
-    poller = Poller(connect.access(), connect, lambda: ended.append(True))
-    first, second = wait(poller, served.start("wf_1").id), wait(poller, served.start("wf_1").id)
-    await looks(served, 2)
+    poller = Connection(sandbox).poller(lambda: ended.append(True))
+    first, second = wait(poller, sandbox.start("wf_1").id), wait(poller, sandbox.start("wf_1").id)
+    await polls(sandbox, 2)
     first.cancel()
-    await looks(served, 2)
+    await polls(sandbox, 2)
     assert not ended
     second.cancel()
+    with suppress(asyncio.CancelledError):
+        await second
     await until(lambda: ended)
 
 
-async def test_an_end_on_a_page_before_one_that_fails_is_not_lost(served: Sandbox) -> None:
-    served.etags, served.page_size = True, 1
-    served.start("wf_1")
-    on_first_page = served.start("wf_1").id
-    waiting = wait(Connections(served.base_url).poller(), on_first_page)
-    await looks(served, 4)
-    before = served.count(path="/executions", status=200)
+@virtual_time
+async def test_a_completion_on_a_page_before_one_that_fails_is_not_lost(sandbox: Sandbox) -> None:
+    sandbox.etags, sandbox.page_size = True, 1
+    sandbox.start("wf_1")
+    on_first_page = sandbox.start("wf_1").id
+    waiting = wait(Connection(sandbox).poller(), on_first_page)
+    await polls(sandbox, 4)
+    before = sandbox.count(path="/executions", status=200)
 
     def fail_the_next(record: Record) -> None:
-        if record.status == 200 and served.count(path="/executions", status=200) == before + 1:
-            served.faults.add(Fault(path="/executions", times=1))
+        if record.status == 200 and sandbox.count(path="/executions", status=200) == before + 1:
+            sandbox.faults.add(Fault(path="/executions", times=1))
 
-    served.on_request = fail_the_next
-    served.finish(on_first_page, outcome="completed")
-    async with asyncio.timeout(30):
-        assert (await waiting).ended
-    assert served.count(path="/executions", status=500) == 1
+    sandbox.on_request = fail_the_next
+    sandbox.finish(on_first_page, outcome="completed")
+    assert (await waiting).ended
+    assert sandbox.count(path="/executions", status=500) == 1

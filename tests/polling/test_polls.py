@@ -1,46 +1,41 @@
-"""What a poller tells its pace, and what it takes from the bell and from the key's other pollers."""
+"""What a poller records in its schedule, and what it takes from the wake-up counter and the key's other pollers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from techflow_provider.client import Settings, UnauthorizedError
-from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History
+from techflow_provider.client import UnauthorizedError
+from techflow_provider.client.history import History
 from techflow_provider.polling import poller as module
-from techflow_provider.polling import schedule as pace_module
-from techflow_provider.polling.poller import Access, Poller
 from techflow_provider.polling.schedule import PollSchedule
 from techflow_provider.sandbox import Fault, Sandbox
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.snapshot import Snapshot
 from techflow_provider.state.store import StoreError
-from tests.polling.conftest import INTERVAL, KEY, Reader, until
-
-# Between two looks that no webhook asks for; longer than any test.
-RARELY = 3600.0
+from tests.polling.conftest import RARELY, Connection, Reader, until, wait
+from tests.polling.virtual_time import virtual_time
 
 
 @dataclass
-class NotedPace(PollSchedule):
-    """A pace that keeps what it is told, and what it answers."""
+class RecordingSchedule(PollSchedule):
+    """A schedule that keeps what is recorded in it, and what it returns."""
 
-    told: list[object] = field(default_factory=list)
+    recorded: list[object] = field(default_factory=list)
     began: list[float] = field(default_factory=list)
-    rungs: list[float] = field(default_factory=list)
+    woken_dues: list[float] = field(default_factory=list)
     pollers: list[int] = field(default_factory=list)
 
     def failed(self, now: float) -> None:
-        self.told.append("failed")
+        self.recorded.append("failed")
         super().failed(now)
 
     def polled(self, now: float, *, woken: bool, found: bool) -> None:
-        self.told.append((woken, found))
+        self.recorded.append((woken, found))
         super().polled(now, woken=woken, found=found)
 
     def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
@@ -50,141 +45,122 @@ class NotedPace(PollSchedule):
         return super().due(began, ended, wanted_seconds, budget, pollers)
 
     def woken_due(self, began: float) -> float:
-        self.rungs.append(super().woken_due(began))
-        return self.rungs[-1]
+        self.woken_dues.append(super().woken_due(began))
+        return self.woken_dues[-1]
 
 
 @dataclass
-class Bell:
-    """Rings when a test says so, can be broken, and counts how often it was asked."""
+class Wakeups:
+    """A wake-up counter that a test increments or breaks, and that counts how often it was read."""
 
-    rings: int = 7
-    asked: int = 0
+    count: int = 7
+    reads: int = 0
     broken: bool = False
 
     def __call__(self) -> int:
-        self.asked += 1
+        self.reads += 1
         if self.broken:
             raise StoreError("the store is gone")
-        return self.rings
+        return self.count
+
+    async def read_again(self) -> None:
+        """Wait until the counter has been read several times more."""
+        before = self.reads
+        await until(lambda: self.reads >= before + 4)
 
 
 @pytest.fixture
-def pace(quick: None, monkeypatch: pytest.MonkeyPatch) -> NotedPace:
-    """Let looks follow each other at once, by a pace that a test can ask."""
-    pace = NotedPace()
-    monkeypatch.setattr(module, "PollSchedule", lambda: pace)
-    return pace
+def schedule(monkeypatch: pytest.MonkeyPatch) -> RecordingSchedule:
+    """The schedule of the test's poller."""
+    schedule = RecordingSchedule()
+    monkeypatch.setattr(module, "PollSchedule", lambda: schedule)
+    return schedule
 
 
-def poller(
-    sandbox: Sandbox,
-    bell: Callable[[], int] | None = None,
-    attend: Callable[[], int] | None = None,
-    key: str = KEY,
-    budget: LocalBudget | None = None,
-) -> Poller:
-    access = Access(Settings(key, sandbox.base_url), budget or LocalBudget(100_000, 50_000), bell, attend)
-
-    async def connect() -> Access:
-        return access
-
-    return Poller(access, connect)
-
-
-def wait(of: Poller, execution_id: str, interval_seconds: float = RARELY) -> asyncio.Future[object]:
-    return asyncio.ensure_future(of.wait(ExecutionTracker(ExecutionSelector(execution_id)), interval_seconds))
-
-
-async def heard(bell: Bell) -> None:
-    """Wait until the bell has been asked several times more."""
-    before = bell.asked
-    await until(lambda: bell.asked >= before + 4)
-
-
-async def test_only_a_ring_brings_a_look_and_the_pace_is_told_of_it_and_of_news(
-    served: Sandbox, pace: NotedPace
+@virtual_time
+async def test_only_a_wakeup_causes_a_poll_and_the_schedule_learns_what_it_found(
+    sandbox: Sandbox, schedule: RecordingSchedule
 ) -> None:
-    bell, first, second = Bell(), served.start("wf_1").id, served.start("wf_1").id
-    observed = poller(served, bell)
-    waits = [wait(observed, each) for each in (first, second)]
-    await until(lambda: pace.told)
-    await heard(bell)
-    assert pace.told == [(False, False)]
-    bell.rings += 1
-    await until(lambda: len(pace.told) == 2)
-    await heard(bell)
-    served.finish(first, outcome="completed")
-    bell.rings += 1
-    await until(lambda: len(pace.told) == 3)
-    await heard(bell)
-    assert pace.told == [(False, False), (True, False), (True, True)]
+    wakeups, first, second = Wakeups(), sandbox.start("wf_1").id, sandbox.start("wf_1").id
+    poller = Connection(sandbox, wakeups=wakeups).poller()
+    waits = [wait(poller, each, RARELY) for each in (first, second)]
+    await until(lambda: schedule.recorded)
+    await wakeups.read_again()
+    assert schedule.recorded == [(False, False)]
+    wakeups.count += 1
+    await until(lambda: len(schedule.recorded) == 2)
+    await wakeups.read_again()
+    sandbox.finish(first, outcome="completed")
+    wakeups.count += 1
+    await until(lambda: len(schedule.recorded) == 3)
+    await wakeups.read_again()
+    assert schedule.recorded == [(False, False), (True, False), (True, True)]
     assert [each.done() for each in waits] == [True, False]
-    waits[1].cancel()
 
 
-async def test_a_look_whose_time_has_come_is_not_taken_for_one_that_a_webhook_asked_for(
-    served: Sandbox, pace: NotedPace
+@virtual_time
+async def test_a_poll_that_was_due_does_not_count_as_one_that_a_webhook_asked_for(
+    sandbox: Sandbox, schedule: RecordingSchedule
 ) -> None:
-    waiting = wait(poller(served, Bell()), served.start("wf_1").id, INTERVAL)
-    await until(lambda: len(pace.told) >= 3)
-    assert set(pace.told) == {(False, False)}
-    waiting.cancel()
+    wait(Connection(sandbox, wakeups=Wakeups()).poller(), sandbox.start("wf_1").id)
+    await until(lambda: len(schedule.recorded) >= 3)
+    assert set(schedule.recorded) == {(False, False)}
 
 
-async def test_looks_that_webhooks_ask_for_keep_their_distance(
-    served: Sandbox, pace: NotedPace, monkeypatch: pytest.MonkeyPatch
+@virtual_time
+async def test_polls_that_webhooks_ask_for_are_spaced(sandbox: Sandbox, schedule: RecordingSchedule) -> None:
+    counter = Wakeups()
+
+    def wakeups() -> int:
+        counter.count += 1
+        return counter()
+
+    wait(Connection(sandbox, wakeups=wakeups).poller(), sandbox.start("wf_1").id, RARELY)
+    await until(lambda: len(schedule.began) >= 20)
+    assert len(schedule.woken_dues) >= 19
+    assert all(began >= due for due, began in zip(schedule.woken_dues, schedule.began[1:], strict=False))
+    gaps = [after - before for before, after in zip(schedule.began, schedule.began[1:], strict=False)]
+    assert min(gaps) == pytest.approx(1.0)
+    assert max(gaps) == pytest.approx(3.0)
+
+
+@virtual_time
+async def test_a_broken_wakeup_counter_causes_no_poll_and_ends_the_webhook_streak(
+    sandbox: Sandbox, schedule: RecordingSchedule, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pace_module, "SHORTEST_WOKEN_SECONDS", 0.3)
-    bell = Bell()
-
-    def ring() -> int:
-        bell.rings += 1
-        return bell()
-
-    waiting = wait(poller(served, ring), served.start("wf_1").id)
-    await until(lambda: len(pace.began) >= 4)
-    assert len(pace.rungs) >= 3
-    assert all(began >= earliest for earliest, began in zip(pace.rungs, pace.began[1:], strict=False))
-    waiting.cancel()
-
-
-async def test_a_bell_that_breaks_brings_no_look_and_its_announcements_count_no_more(
-    served: Sandbox, pace: NotedPace, caplog: pytest.LogCaptureFixture
-) -> None:
-    bell = Bell()
-    waiting = wait(poller(served, bell), served.start("wf_1").id)
-    await until(lambda: pace.told)
-    pace.webhook_streak = 3
+    wakeups = Wakeups()
+    wait(Connection(sandbox, wakeups=wakeups).poller(), sandbox.start("wf_1").id, RARELY)
+    await until(lambda: schedule.recorded)
+    schedule.webhook_streak = 3
     for broken in (True, False, True):
-        bell.broken = broken
-        await heard(bell)
-    assert (pace.told, pace.webhook_streak) == ([(False, False)], 0)
+        wakeups.broken = broken
+        await wakeups.read_again()
+    assert (schedule.recorded, schedule.webhook_streak) == ([(False, False)], 0)
     warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert ["Polling continues without webhooks" in each.getMessage() for each in warnings] == [True, True]
-    waiting.cancel()
 
 
-async def test_the_pace_is_told_of_a_look_that_failed(served: Sandbox, pace: NotedPace) -> None:
-    served.faults.add(Fault(path="/executions", times=1))
-    waiting = wait(poller(served), served.start("wf_1").id, INTERVAL)
-    await until(lambda: len(pace.told) >= 2)
-    assert pace.told[:2] == ["failed", (False, False)]
-    waiting.cancel()
+@virtual_time
+async def test_the_schedule_learns_of_a_failed_poll(sandbox: Sandbox, schedule: RecordingSchedule) -> None:
+    sandbox.faults.add(Fault(path="/executions", times=1))
+    wait(Connection(sandbox).poller(), sandbox.start("wf_1").id)
+    await until(lambda: len(schedule.recorded) >= 2)
+    assert schedule.recorded[:2] == ["failed", (False, False)]
 
 
-@pytest.mark.parametrize(("attending", "counted"), [(None, 1), (0, 1), (1, 1), (3, 3)])
-async def test_a_pace_knows_how_many_pollers_share_the_budget(
-    served: Sandbox, pace: NotedPace, attending: int | None, counted: int
+@pytest.mark.parametrize(("running", "counted"), [(None, 1), (0, 1), (1, 1), (3, 3)])
+@virtual_time
+async def test_a_schedule_knows_how_many_pollers_share_the_budget(
+    sandbox: Sandbox, schedule: RecordingSchedule, running: int | None, counted: int
 ) -> None:
-    attend = None if attending is None else lambda: attending
-    waiting = wait(poller(served, attend=attend), served.start("wf_1").id)
-    await until(lambda: pace.pollers)
-    assert pace.pollers == [counted]
-    waiting.cancel()
+    heartbeat = None if running is None else lambda: running
+    wait(Connection(sandbox, heartbeat=heartbeat).poller(), sandbox.start("wf_1").id, RARELY)
+    await until(lambda: schedule.pollers)
+    assert schedule.pollers == [counted]
 
 
-async def test_nothing_of_the_observer_that_came_first_belongs_to_the_poller(served: Sandbox, pace: NotedPace) -> None:
+@virtual_time
+async def test_a_poller_runs_outside_the_context_of_its_first_observer(sandbox: Sandbox) -> None:
     observed_by = contextvars.ContextVar("observed_by", default="nobody")
     observed_by.set("the first")
     seen: list[str] = []
@@ -194,34 +170,35 @@ async def test_nothing_of_the_observer_that_came_first_belongs_to_the_poller(ser
             seen.append(observed_by.get())
             return False
 
-    with poller(served).observed_by(Asking()):
+    with Connection(sandbox).poller().observed_by(Asking()):
         await until(lambda: seen)
     assert seen[0] == "nobody"
 
 
-async def test_a_refused_key_is_no_look_that_is_repeated(served: Sandbox, pace: NotedPace) -> None:
-    observed, reader = poller(served, key="another-key"), Reader()
-    with observed.observed_by(reader):
+@virtual_time
+async def test_a_refused_key_ends_an_observer_once_however_long_it_stays(sandbox: Sandbox) -> None:
+    reader = Reader()
+    with Connection(sandbox, keys=["another-key"]).poller().observed_by(reader):
         await until(lambda: reader.failed)
-        assert isinstance(reader.failed[0], UnauthorizedError)
-        assert not reader.missed
+        await asyncio.sleep(60)
+        assert [type(each) for each in reader.failed] == [UnauthorizedError]
+        assert not reader.reported
 
 
-async def test_a_look_that_gets_no_slot_comes_to_an_end(
-    served: Sandbox, pace: NotedPace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "POLL_DEADLINE_SECONDS", 0.05)
+@virtual_time
+async def test_a_poll_that_gets_no_slot_is_given_up(sandbox: Sandbox) -> None:
     budget, reader = LocalBudget(1, 1), Reader()
     budget.cool_down(300.0, budget.admit(0.0))
-    with poller(served, budget=budget).observed_by(reader):
-        await until(lambda: reader.missed)
-    assert served.count() == 0
+    with Connection(sandbox, budget=budget).poller().observed_by(reader):
+        await until(lambda: reader.reported)
+    assert sandbox.count() == 0
 
 
-async def test_workflows_come_with_the_history_when_both_are_of_interest(served: Sandbox, pace: NotedPace) -> None:
-    observed, reader = poller(served), Reader()
-    waiting = wait(observed, served.start("wf_1").id, INTERVAL)
-    with observed.observed_by(reader):
+@virtual_time
+async def test_workflows_come_with_the_history_when_both_are_needed(sandbox: Sandbox) -> None:
+    poller, reader = Connection(sandbox).poller(), Reader()
+    wait(poller, sandbox.start("wf_1").id)
+    with poller.observed_by(reader):
         await until(lambda: reader.histories)
     assert [each.id for each in reader.histories[0].workflows or ()] == ["wf_1"]
-    waiting.cancel()
+    assert len(reader.histories[0]) == 1

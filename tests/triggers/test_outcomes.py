@@ -1,4 +1,4 @@
-"""What a trigger tells its task, across the border of a process."""
+"""What a trigger hands to its task, across the boundary of a process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EXECUTION = Execution.read({"id": "ex_1", "workflow_id": "wf_1", "status": "fail
 
 
 @pytest.mark.parametrize(
-    "over",
+    "outcome",
     [WaitOutcome(execution=EXECUTION), WaitOutcome(timed_out=TimedOut("execution ex_1", "status 'running'"))],
     ids=["ended", "timed out"],
 )
-def test_an_outcome_survives_the_way_through_json(over: WaitOutcome) -> None:
-    came = WaitOutcome.from_event(json.loads(json.dumps(over.to_event())))
-    assert came.to_event() == over.to_event()
+def test_an_outcome_survives_json(outcome: WaitOutcome) -> None:
+    received = WaitOutcome.from_event(json.loads(json.dumps(outcome.to_event())))
+    assert received.to_event() == outcome.to_event()
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_an_outcome_survives_the_way_through_json(over: WaitOutcome) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_arrives_in_its_own_class_with_its_own_words(error: TechFlowError) -> None:
-    came = WaitOutcome.from_event(json.loads(json.dumps(WaitOutcome(error=error).to_event()))).error
-    assert type(came) is type(error)
-    assert str(came) == str(error)
+def test_an_error_arrives_with_its_class_and_its_message(error: TechFlowError) -> None:
+    received = WaitOutcome.from_event(json.loads(json.dumps(WaitOutcome(error=error).to_event()))).error
+    assert type(received) is type(error)
+    assert str(received) == str(error)
 
 
-def test_an_error_of_a_class_that_is_not_known_is_still_an_error() -> None:
+def test_an_error_of_an_unknown_class_is_still_an_error() -> None:
     event = {"error": {"class": "os.system", "args": ["true"]}}
     error = WaitOutcome.from_event(event).error
     assert type(error) is TechFlowError
@@ -58,6 +58,6 @@ def test_an_error_of_a_class_that_is_not_known_is_still_an_error() -> None:
     [None, "success", [], {}, {"execution": {"status": "completed"}}, {"timed_out": {"a": 1}}, {"error": "words"}],
     ids=repr,
 )
-def test_an_event_that_says_nothing_usable_is_quoted_in_the_error(event: Any) -> None:
+def test_an_event_that_cannot_be_read_is_quoted_in_the_error(event: Any) -> None:
     with pytest.raises(UnexpectedResponseError, match="expected a wait's outcome, got"):
         WaitOutcome.from_event(event)

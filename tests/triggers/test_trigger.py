@@ -1,4 +1,4 @@
-"""A trigger is made again from what it serialized."""
+"""A trigger is built again from what it serialized, and fires the event that its outcome asks for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_no_parameter_is_left_out_when_a_trigger_is_serialized() -> None:
         ("completed", None, "TriggerEvent"),
     ],
 )
-async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
+async def test_a_trigger_ends_the_task_itself_at_a_success_status(
     monkeypatch: pytest.MonkeyPatch, status: str, success_statuses: list[str] | None, event: str
 ) -> None:
     from techflow_provider.polling import registry
@@ -65,14 +65,14 @@ async def test_a_trigger_ends_the_task_itself_at_the_ends_that_it_was_told(
     monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
     sandbox = Sandbox(workflows_at_start={"wf_1": "one"}, execution_seconds=0, outcome=status)  # type: ignore[arg-type]
 
-    async def look_up(_: str) -> Access:
+    async def look_up(conn_id: str) -> Access:
         return Access(Settings(sandbox.api_keys[0], sandbox.base_url), LocalBudget(100_000, 50_000))
 
     with sandbox.serve():
         monkeypatch.setattr(registry, "look_up", look_up)
         execution_id = sandbox.start("wf_1").id
         trigger = techflow.TechFlowExecutionTrigger("c", execution_id=execution_id, success_statuses=success_statuses)
-        came: Any = await anext(trigger.run())
-    assert type(came).__name__ == event
-    told = came.xcoms["return_value"] if event == "TaskSuccessEvent" else came.payload["execution"]
-    assert (told["id"], told["status"]) == (execution_id, status)
+        fired: Any = await anext(trigger.run())
+    assert type(fired).__name__ == event
+    execution = fired.xcoms["return_value"] if event == "TaskSuccessEvent" else fired.payload["execution"]
+    assert (execution["id"], execution["status"]) == (execution_id, status)
