@@ -94,7 +94,7 @@ def test_an_invalid_state_url_is_a_problem_and_stops_all_requests(served, techfl
 
 
 def test_a_429_is_reported_as_the_rate_limit(served, techflow):
-    served.faults.add(Fault("status", status=429, retry_after="30"))
+    served.faults.add(Fault("status", status=429, retry_after="600"))
     done = techflow("doctor", "--output", "json")
     assert finding(done, "techflow")["message"].startswith("the rate limit:")
     assert severities(done)["budget"] == "warning"

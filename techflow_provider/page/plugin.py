@@ -1,5 +1,0 @@
-"""The former module of the plugin, for an installation whose entry points still name it."""
-
-from techflow_provider.plugin import TechFlowPlugin as TechFlowPagePlugin
-
-__all__ = ["TechFlowPagePlugin"]
