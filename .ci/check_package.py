@@ -80,20 +80,20 @@ def check_sdist(sdist: Path, files: set[str], included: list[str]) -> None:
 
 
 def check_metadata(wheel: Path, project: dict[str, Any]) -> None:
-    """Compare what installers and people are told with what the tests cover."""
+    """Compare what installers and people read with what the tests cover."""
     with zipfile.ZipFile(wheel) as archive:
         text = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
-    told = Parser().parsestr(text)
+    metadata = Parser().parsestr(text)
     matrix = [line.split() for line in (ROOT / ".ci" / "matrix.txt").read_text().splitlines()]
-    classified = {each.rpartition(" ")[2] for each in told.get_all("Classifier", []) if "Python :: 3." in each}
+    classified = {each.rpartition(" ")[2] for each in metadata.get_all("Classifier", []) if "Python :: 3." in each}
     same("Pythons of the classifiers and of the matrix", sorted(classified), sorted({line[1] for line in matrix}))
-    same("the oldest Python", told["Requires-Python"], f">={min(classified)}")
-    same("the name", told["Name"], project["name"])
-    same("the version", told["Version"], wheel.name.split("-")[1])
-    same("the licence", told["License-Expression"], "Apache-2.0")
-    same("the extras", told.get_all("Provides-Extra"), sorted(project["optional-dependencies"]))
-    required = {each.partition(";")[0].strip() for each in told.get_all("Requires-Dist", [])}
-    none_left("requirements that are no lower bound", {each for each in required if not LOWER_BOUND.fullmatch(each)})
+    same("the oldest Python", metadata["Requires-Python"], f">={min(classified)}")
+    same("the name", metadata["Name"], project["name"])
+    same("the version", metadata["Version"], wheel.name.split("-")[1])
+    same("the licence", metadata["License-Expression"], "Apache-2.0")
+    same("the extras", metadata.get_all("Provides-Extra"), sorted(project["optional-dependencies"]))
+    required = {each.partition(";")[0].strip() for each in metadata.get_all("Requires-Dist", [])}
+    none_left("requirements other than a lower bound", {each for each in required if not LOWER_BOUND.fullmatch(each)})
 
 
 def check_rebuild(files: set[str], folder: Path) -> None:
@@ -118,7 +118,7 @@ def resolved(*requirements: str) -> set[str]:
     return set(run(*command, text="\n".join(requirements)).splitlines())
 
 
-def tell_what_is_added(wheel: Path, airflow: str) -> None:
+def print_what_is_added(wheel: Path, airflow: str) -> None:
     """Print what the package brings to an environment that has an Airflow of this version."""
     present = resolved(f"apache-airflow=={airflow}")
     for extra in EXTRAS:
@@ -144,7 +144,7 @@ def main() -> int:
     print(f"· {', '.join(sizes)}, each the same when it is built again elsewhere")
     print(f"· installed and compiled {size / 1000:.0f} kB")
     for airflow in AIRFLOWS:
-        tell_what_is_added(wheel, airflow)
+        print_what_is_added(wheel, airflow)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The main job without an account: two DAG runs in a real Airflow against the sandbox, told as a short story."""
+"""Show the main use without an account: two DAG runs in a real Airflow against the sandbox, with progress lines."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FOLDER = ROOT / ".demo"
 LOG = FOLDER / "airflow.log"
 DAG_ID = "techflow_create_trigger_wait"
 RUNNER = ROOT / "tests" / "integration" / "dag_runner.py"
-WORDS = {
+STEPS = {
     "POST /workflows": "created a workflow",
     "POST /workflows/*/execute": "started an execution",
-    "GET /executions": "looked at the execution history",
-    "GET /workflows": "looked for a workflow of this name",
+    "GET /executions": "polled the execution history",
+    "GET /workflows": "searched for a workflow of this name",
 }
 
 
@@ -31,11 +31,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def tell(record: Record) -> None:
-    """Tell of a request that TechFlow got."""
+def print_request(record: Record) -> None:
+    """Print a request that TechFlow received."""
     path = re.sub(r"/workflows/[^/]+", "/workflows/*", record.path)
-    words = WORDS.get(f"{record.method} {path}", f"called {record.method} {record.path}")
-    say(f"    Airflow {words}  ({record.method} {record.path} → {record.status})")
+    step = STEPS.get(f"{record.method} {path}", f"called {record.method} {record.path}")
+    say(f"    Airflow {step}  ({record.method} {record.path} → {record.status})")
 
 
 def airflow_environment(url: str) -> dict[str, str]:
@@ -52,21 +52,21 @@ def airflow_environment(url: str) -> dict[str, str]:
 def run(arguments: list[str], environment: dict[str, str]) -> None:
     """Run a program of Airflow's; what it prints goes to the log."""
     with LOG.open("a") as log:
-        subprocess.run([sys.executable, *arguments], env=environment, stdout=log, stderr=log, check=True, timeout=300)
+        subprocess.run([sys.executable, *arguments], env=environment, stdout=log, stderr=log, check=True, timeout=1800)
 
 
-def story(environment: dict[str, str]) -> dict[str, str]:
+def run_once(environment: dict[str, str]) -> dict[str, str]:
     """Run the DAG once, and return the states of its tasks."""
     result = FOLDER / "result.json"
     before = LOG.stat().st_size
     run([str(RUNNER), DAG_ID, str(result)], environment)
     log = LOG.read_text()[before:]
     if "running trigger in line" in log:
-        say("    The sensor was deferred: it waited in the triggerer's loop, without a worker slot")
+        say("    The sensor was deferred: it waited in the triggerer, without a worker slot")
     for reason in dict.fromkeys(
         re.findall(r"execution \S+ of workflow \S+ ended with status 'failed': [^\n\"\\]+", log)
     ):
-        say(f"    The task's log says: {reason}")
+        say(f"    The task's log: {reason}")
     left = json.loads(result.read_text())
     for task, state in left["tasks"].items():
         say(f"    task {task}: {state}")
@@ -75,7 +75,7 @@ def story(environment: dict[str, str]) -> dict[str, str]:
 
 
 def main() -> int:
-    """Tell both stories; 0 when they end as they should."""
+    """Run both; 0 when they end as expected."""
     began = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
@@ -84,21 +84,21 @@ def main() -> int:
     sandbox = Sandbox(api_keys=("sandbox-key",), execution_seconds=3)
     with sandbox.serve() as url:
         environment = airflow_environment(url)
-        say(f"· TechFlow's sandbox answers at {url}, with the limit of 100 requests a minute")
+        say(f"· TechFlow's sandbox listens at {url}, with the limit of 100 requests a minute")
         say(f"· preparing Airflow's database (its own output goes to {LOG.relative_to(ROOT)})")
         run(["-m", "airflow", "db", "migrate"], environment)
-        sandbox.on_request = tell
-        say("\n1. A run that goes well")
-        good = story(environment)
+        sandbox.on_request = print_request
+        say("\n1. A run that succeeds")
+        good = run_once(environment)
         for workflow in sandbox.workflows:
             sandbox.plan(workflow["id"], seconds=1, outcome="failed", error="table orders is locked")
         say("\n2. A run whose execution fails in TechFlow")
-        bad = story(environment)
+        bad = run_once(environment)
     shutil.rmtree(FOLDER / "home", ignore_errors=True)
-    as_it_should = good["run"] == "success" and bad["run"] == "failed" and "success" in bad.values()
-    ended = "Both runs ended as they should" if as_it_should else "A run did not end as it should; see the log"
+    as_expected = good["run"] == "success" and bad["run"] == "failed" and "success" in bad.values()
+    ended = "Both runs ended as expected" if as_expected else "A run did not end as expected; see the log"
     say(f"\n{ended}, after {time.monotonic() - began:.0f} s. The DAG: dags_examples/{DAG_ID}.py")
-    return 0 if as_it_should else 1
+    return 0 if as_expected else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Runs mapped tasks that each start an execution in a real LocalExecutor Airflow, with a limit that is lower than what the
 workers could do. Prints the time from the first start to the last beside the limit's own (starts divided by the rate),
-and how long a worker slept for a slot in the rate budget, as Airflow's metrics tell it. It needs PostgreSQL, and
+and how long a worker slept for a slot in the rate budget, according to Airflow's metrics. It needs PostgreSQL, and
 `psycopg2-binary`, `asyncpg` and `statsd` beside Airflow.
 
     python tests/benchmarks/admission.py [--tasks 200] [--slots 4] [--requests-per-minute 40]

@@ -97,7 +97,7 @@ class Handler(QuietHandler):
 
     def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         """Answer."""
-        self.answer(200, ANSWER)
+        self.respond(200, ANSWER)
 
     def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
         """Start something, and spoil the answer."""
@@ -109,7 +109,7 @@ class Handler(QuietHandler):
         if struck and trouble.kind == "lost":
             self.close_connection = True
             return
-        self.answer(502 if struck else 200, ANSWER)
+        self.respond(502 if struck else 200, ANSWER)
 
 
 def connect(conn_id: str, url: str, **fields: Any) -> None:

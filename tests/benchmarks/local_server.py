@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Listens on a free port of the loopback; a client that leaves before its answer is no trouble."""
+    """Listens on a free port of the loopback; a client may close its connection before the response."""
 
     daemon_threads = True
 
@@ -32,8 +32,8 @@ class LocalServer(ThreadingHTTPServer):
 class QuietHandler(BaseHTTPRequestHandler):
     """Writes no log."""
 
-    def answer(self, status: int, content: bytes) -> None:
-        """Send an answer with a JSON body."""
+    def respond(self, status: int, content: bytes) -> None:
+        """Send a response with a JSON body."""
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))

@@ -59,6 +59,6 @@ def _redis_server() -> str:
     program = shutil.which("redis-server")
     if program is None:
         return "(not installed)"
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"v=(\S+)", told)
-    return found[1] if found else told.strip()
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v=(\S+)", version)
+    return found[1] if found else version.strip()

@@ -75,9 +75,9 @@ async def calling(url: str) -> AsyncIterator[Callable[[Any], Awaitable[int]]]:
     async def post(body: Any) -> int:
         content = json.dumps(body)
         writer.write(f"{head}{len(content)}\r\n\r\n{content}".encode())
-        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        await reader.readexactly(int(answer.partition(b"content-length:")[2].split(b"\r\n", 1)[0]))
-        return int(answer.split(b" ", 2)[1])
+        response = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(response.partition(b"content-length:")[2].split(b"\r\n", 1)[0]))
+        return int(response.split(b" ", 2)[1])
 
     try:
         yield post

@@ -62,7 +62,7 @@ def shown(value: float) -> str:
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """Let a benchmark be told where its rows go."""
+    """Let a benchmark's arguments say where its rows go."""
     parser.add_argument("--rows", type=Path, metavar="FILE", help="append the rows of the table of all benchmarks")
 
 

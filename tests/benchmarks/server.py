@@ -35,7 +35,7 @@ class Served:
         return sorted(datetime.fromisoformat(each["at"]).timestamp() for each in self._get("requests")["requests"])
 
     def counts(self) -> dict[int | None, int]:
-        """Return the number of answers with each status; None had no answer."""
+        """Return the number of responses with each status; None counts requests without a response."""
         counts: dict[int | None, int] = {}
         for row in self._get("stats")["requests"]:
             counts[row["status"]] = counts.get(row["status"], 0) + row["count"]

@@ -55,7 +55,7 @@ class Answer(QuietHandler):
         now = time.monotonic()
         stormy = now < self.server.until
         (self.server.refused if stormy else self.server.taken).append(now)
-        self.answer(429 if stormy else 200, b'{"workflows": []}')
+        self.respond(429 if stormy else 200, b'{"workflows": []}')
 
 
 def call(run: Run, gate: Gate, base_url: str) -> list[float]:

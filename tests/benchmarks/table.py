@@ -1,7 +1,7 @@
 """All benchmarks in one run, with one table: our figures, those of others, what is to be reached, and the ratio.
 
 Each benchmark is a program of its own and runs here with parameters that let all of them together end in about half
-an hour; one that fails is named in the table, and the others go on. The table is written to RESULTS.md beside this
+an hour; one that fails is named in the table, and the others run. The table is written to RESULTS.md beside this
 file, unless some benchmarks alone or a quick run were asked for. The logs of the programs stay below .cache/benchmarks.
 
     python tests/benchmarks/table.py [--quick] [--only parse waits] [--to FILE]
@@ -44,14 +44,14 @@ BENCHMARKS = {
         "budget.py --minute 5 --seconds 15 --only rate classes",
         "budget.py --minute 2 --seconds 4 --only rate classes --store redis --callers 4 '200 in loop'",
     ),
-    # Its pauses are too short to be told apart in shorter minutes.
+    # Its cool-downs are too short to be distinguished in shorter minutes.
     "storm": ("budget.py --real --only storm", "budget.py --minute 4 --only storm --store sqlite"),
     "waits": ("waits.py --spread 20 --holding 10000", "waits.py --quick --waits 10 --holding 10"),
     "history": ("history.py --seconds 15", "history.py --sizes 1000 --seconds 4"),
     "faults": ("faults.py", "faults.py --seconds 5 --only 500s 429 truncated"),
     "kills": ("kills.py", "kills.py --trials 20"),
     "exactly_once": ("exactly_once.py", "exactly_once.py"),
-    # Webhooks that come thicker than their 12 looks a minute would measure that bound.
+    # More webhooks than the 12 polls a minute that they may cause would measure that bound.
     "webhooks": ("webhooks.py --count 16 --pause 5.5", "webhooks.py --only sqlite --count 3 --pause 1"),
     "admission": ("admission.py --tasks 60", "admission.py --tasks 8"),
 }
@@ -84,7 +84,7 @@ class Done:
 
     @property
     def result(self) -> str:
-        """What became of it, in words."""
+        """What became of it, for people to read."""
         ended = {0: "", None: ", took too long"}.get(self.code, f", exit code {self.code}")
         missed = sum(not row.met for row in self.rows)
         return f"failed{ended}" if self.failed else f"{missed} not reached{ended}" if missed else "reached"
@@ -95,11 +95,11 @@ async def run(name: str, command: str, folder: Path, turn: asyncio.Semaphore) ->
     rows, (program, *parameters) = folder / f"{name}.jsonl", shlex.split(command)
     words = [sys.executable, str(HERE / program), *parameters, "--rows", str(rows)]
     async with turn:
-        tell(f"{command} …")
+        log(f"{command} …")
         began = time.monotonic()
         code = await end_of(words, LOGS / f"{name}.log")
         done = Done(command, code, time.monotonic() - began, handed_over(rows))
-        tell(f"{command}: {done.result}, {done.seconds:.0f} s")
+        log(f"{command}: {done.result}, {done.seconds:.0f} s")
     return done
 
 
@@ -129,7 +129,7 @@ async def run_all(names: list[str], *, quick: bool) -> list[Done]:
         return await asyncio.gather(*(run(name, BENCHMARKS[name][quick], Path(folder), turn) for name in names))
 
 
-def tell(words: str) -> None:
+def log(words: str) -> None:
     """Print a line of progress."""
     sys.stdout.write(f"· {datetime.now(UTC):%H:%M:%S} {words}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The table of all benchmarks tells what is reached, how far others are, and what failed."""
+"""The table of all benchmarks shows what is reached, how far others are, and what failed."""
 
 from __future__ import annotations
 

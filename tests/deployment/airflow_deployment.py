@@ -33,7 +33,7 @@ KEY = "key-of-the-deployment-tests"
 DRIVERS = ("psycopg2-binary", "asyncpg")
 LOG_PORTS = ("AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
 # For a deployment in which nothing is killed: on a busy machine a task that is well can be silent for long.
-PATIENCE = {
+GENEROUS_TIMEOUTS = {
     "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "600",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "600",
 }
@@ -49,15 +49,15 @@ def free_port() -> int:
 
 
 def until(ask: Callable[[], T | None], seconds: float, wanted: str) -> T:
-    """Ask again and again until there is an answer.
+    """Ask again and again until there is a result.
 
     :raises TimeoutError: there was none in time
     """
     deadline = time.monotonic() + seconds
     while True:
-        answer = ask()
-        if answer:
-            return answer
+        result = ask()
+        if result:
+            return result
         if time.monotonic() > deadline:
             raise TimeoutError(f"{wanted}: not within {seconds:g} s")
         time.sleep(LOOK_SECONDS)
@@ -185,7 +185,7 @@ class Postgres:
 
 
 def _postgres_program(name: str) -> str:
-    # Debian's programs on the path are scripts that look for these.
+    # Debian's programs on the path are scripts that search for these.
     found = next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None) or shutil.which(name)
     if found is None:
         raise RuntimeError(f"{name} is missing (apt-get install postgresql)")
@@ -306,7 +306,7 @@ class Deployment:
     ) -> TaskState:
         """Wait until a task is in one of some states.
 
-        :raises TimeoutError: it was not in time; the message tells in which it is
+        :raises TimeoutError: it was not in time; the message names its state
         """
 
         def ask() -> TaskState | None:

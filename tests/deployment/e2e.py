@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from techflow_provider.sandbox import Sandbox, Webhooks  # noqa: E402  # the checkout comes first
-from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until  # noqa: E402
+from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment, until  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402
 from tests.deployment.secrets_search import Search, search, show_everything  # noqa: E402
@@ -40,11 +40,11 @@ SECONDS_A_STEP = 6.0
 WRONG_KEY = "key-that-techflow-does-not-know"
 SECRETS = {"the API key": KEY, "the wrong API key": WRONG_KEY, "the webhook secret": SECRET}
 STEPS = {"celery": 200, "local": 40}
-SETTINGS = {**PATIENCE, "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5"}
+SETTINGS = {**GENEROUS_TIMEOUTS, "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5"}
 LOCAL_SETTINGS = {
     "AIRFLOW__CORE__PARALLELISM": "6",
     # Airflow 3.0 to 3.2 fail a task whose event comes before the scheduler has noticed that it was deferred; a retry
-    # goes on with the same execution.
+    # continues with the same execution.
     "STEP_RETRIES": "2",
 }
 

@@ -14,7 +14,7 @@ from tests.deployment.airflow_deployment import READY_SECONDS, Program, free_por
 
 @dataclass(frozen=True)
 class Redis:
-    """A Redis on a free port of the loopback, which loses nothing that it has answered when it is killed.
+    """A Redis on a free port of the loopback, which keeps all that it has acknowledged when it is killed.
 
     :param program: its process
     :param port: its port
@@ -38,15 +38,15 @@ class Redis:
     @classmethod
     @contextmanager
     def running(cls, folder: Path) -> Iterator[Redis]:
-        """Run one while the context lasts, once it answers."""
+        """Run one while the context lasts, once it responds."""
         redis = cls.at(folder)
         redis.program.start()
         try:
-            until(redis._answers, READY_SECONDS, "Redis")
+            until(redis._responds, READY_SECONDS, "Redis")
             yield redis
         finally:
             redis.program.stop()
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         ping = ["redis-cli", "-p", str(self.port), "ping"]
         return b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout

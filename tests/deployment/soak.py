@@ -27,7 +27,7 @@ from tests.deployment.e2e import DAG, ENDED, RUN, STATES, in_a_folder, say  # no
 
 EXECUTION_SECONDS = 15.0
 SECONDS_A_STEP = 6.0
-PAUSE_SECONDS = (10.0, 25.0)
+SPACING_SECONDS = (10.0, 25.0)
 OUTAGE_SECONDS = (1.0, 6.0)
 VICTIMS = ("worker-1", "worker-2", "triggerer", "triggerer-2", "redis", "TechFlow before", "TechFlow after")
 SETTINGS = {
@@ -41,7 +41,7 @@ SETTINGS = {
 
 
 class Schedule(threading.Thread):
-    """Breaks one thing after another until it is told to stop.
+    """Breaks one thing after another until it is stopped.
 
     :param airflow: what is broken
     :param seed: decides what, when and for how long
@@ -65,7 +65,7 @@ class Schedule(threading.Thread):
                 due = self._due()
 
     def _due(self) -> float:
-        return time.monotonic() + self._chance.uniform(*PAUSE_SECONDS)
+        return time.monotonic() + self._chance.uniform(*SPACING_SECONDS)
 
     def _start_what_ended(self) -> None:
         """Start what ended by itself, as a supervisor of services does: Airflow's scheduler ends when Redis is gone."""

@@ -46,19 +46,19 @@ def post(url: str, body: bytes | str = BODY, **headers: str) -> int:
 
 def raw(url: httpx.URL, head: str, pieces: Iterator[bytes]) -> int | None:
     """Send a genuine delivery by hand as long as the receiver listens, and return the status if one came."""
-    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+    with socket.create_connection((url.host, url.port or 80), timeout=300) as connection:
         connection.sendall(f"POST {url.path}?token={SECRET} HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n".encode())
         with suppress(OSError):
             for piece in pieces:
                 connection.sendall(piece)
         with suppress(OSError):
-            answer = connection.recv(4096)
-            return int(answer.split()[1]) if answer else None
+            response = connection.recv(4096)
+            return int(response.split()[1]) if response else None
     return None
 
 
 def attack(run: Airflow) -> dict[str, int | None]:
-    """Try everything once, and return the answers."""
+    """Try everything once, and return the statuses."""
     to, at = run.webhook_url, httpx.URL(run.webhook_url)
     base, replayed = to.rpartition("/")[0], signed()
     return {
@@ -88,7 +88,7 @@ def _drip() -> Iterator[bytes]:
 
 
 async def flood(url: str) -> tuple[Counter[int], float]:
-    """Send forged deliveries at 1,000 a second or as fast as they are answered, and return the answers and seconds."""
+    """Send forged deliveries at 1,000 a second or as fast as responses come; return the statuses and the seconds."""
     statuses, began = Counter[int](), time.monotonic()
 
     async def call(client: httpx.AsyncClient, first: int) -> None:
@@ -129,7 +129,7 @@ def requests_of_a_minute(run: Airflow) -> int:
 
 @pytest.fixture(scope="module")
 def waiting() -> Iterator[Airflow]:
-    """An Airflow in which tasks wait for executions that go on."""
+    """An Airflow in which tasks wait for executions that keep running."""
     with airflow(["webhook_waits"], others=OTHERS) as run:
         start_waits(run, "run", WAITS)
         yield run
@@ -139,20 +139,20 @@ def test_attacks_are_refused_and_change_no_task(waiting: Airflow) -> None:
     before = states(waiting)
     usual = requests_of_a_minute(waiting)
     began, count, memory = time.monotonic(), waiting.sandbox.count(), megabytes(waiting)
-    answers = attack(waiting)
+    statuses = attack(waiting)
     seconds, spent = time.monotonic() - began, waiting.sandbox.count() - count
-    print(f"\nattacks: {answers}")  # noqa: T201
+    print(f"\nattacks: {statuses}")  # noqa: T201
     print(f"requests {spent} in {seconds:.0f} s, {usual} in a usual minute; ")  # noqa: T201
     print(f"memory {memory:.0f} -> {megabytes(waiting):.0f} MiB")  # noqa: T201
     genuine = ("first delivery", "its replay", "garbage", "wrong content type")
-    assert {answers.pop(name) for name in genuine} == {200}
-    assert answers.pop("connection without a secret") == 404
-    assert answers.pop("100 MB") in (413, None)
-    assert answers.pop("chunks without end") in (413, None)
-    assert answers.pop("slow body") in (400, 408)
-    assert set(answers.values()) == {401}
+    assert {statuses.pop(name) for name in genuine} == {200}
+    assert statuses.pop("connection without a secret") == 404
+    assert statuses.pop("100 MB") in (413, None)
+    assert statuses.pop("chunks without end") in (413, None)
+    assert statuses.pop("slow body") in (400, 408)
+    assert set(statuses.values()) == {401}
     assert states(waiting) == before
-    # Each genuine delivery may cost one look, and the usual ones go on.
+    # Each genuine delivery may cost one poll, besides the usual ones.
     assert spent <= usual * seconds / IDLE_SECONDS + 5
 
 
@@ -172,6 +172,6 @@ def test_ten_thousand_forged_deliveries_cost_no_request_and_change_no_task(waiti
 def test_the_waits_end_right_after_all_attacks(waiting: Airflow) -> None:
     for execution in waiting.sandbox.executions:
         waiting.sandbox.finish(execution.id, outcome="completed")
-    until(lambda: waiting.running.query("SELECT state FROM dag_run")[0][0] == "success", 180, "the DAG run's success")
+    until(lambda: waiting.running.query("SELECT state FROM dag_run")[0][0] == "success", 600, "the DAG run's success")
     assert {row[4] for row in states(waiting)} == {"success"}
     assert len(waiting.sandbox.executions) == WAITS

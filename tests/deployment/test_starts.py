@@ -17,7 +17,7 @@ from tests.deployment.airflow_deployment import KEY, Deployment, deployment, unt
 pytestmark = pytest.mark.airflow
 HERE = Path(__file__).parent
 SLOW_KEY = "key-whose-budget-has-no-slot-at-once"
-KILLED = ("killed_before_the_request", "killed_before_the_answer", "killed_while_waiting", "killed_when_resuming")
+KILLED = ("killed_before_the_request", "killed_before_the_response", "killed_while_waiting", "killed_when_resuming")
 DAGS = (*KILLED, "failed", "cleared_when_finished", "cleared_when_finished_waiting", "cleared_while_running")
 
 
@@ -30,7 +30,7 @@ def running() -> Iterator[Deployment]:
     sandbox.plan("killed_while_waiting", seconds=40.0)
     sandbox.plan("cleared_while_running", seconds=3600.0)
     sandbox.plan("failed", seconds=10.0, outcome="failed", error="disk full")
-    sandbox.faults.add(Fault("hang", path="/workflows/killed_before_the_answer/execute", when="after", times=1))
+    sandbox.faults.add(Fault("hang", path="/workflows/killed_before_the_response/execute", when="after", times=1))
     python = os.environ.get("AIRFLOW_PYTHON", sys.executable)
     environment = {"AIRFLOW__TECHFLOW__HISTORY_LAG": "3"}
     extra = {"requests_per_minute": 10_000, "burst": 1000, "timeout": 10}
@@ -51,7 +51,7 @@ def triggered(running: Deployment) -> None:
 
 
 def begin(running: Deployment, dag_id: str) -> None:
-    """Let a task go on that waits for its test."""
+    """Let a task begin that waits for its test."""
     running.await_task(dag_id, "start", "running", seconds=240)
     (running.home / f"go-{dag_id}").touch()
 
@@ -61,10 +61,10 @@ def executions(running: Deployment, workflow_id: str) -> list[Execution]:
 
 
 def decision(running: Deployment, dag_id: str) -> str:
-    """Return how the task came to its execution, which its XCom tells."""
-    told = running.xcom(dag_id, "start", "techflow_start")
-    assert told["execution_id"] == running.xcom(dag_id, "start") == executions(running, dag_id)[-1].id
-    return str(told["decision"])
+    """Return how the task came to its execution, according to its XCom."""
+    start = running.xcom(dag_id, "start", "techflow_start")
+    assert start["execution_id"] == running.xcom(dag_id, "start") == executions(running, dag_id)[-1].id
+    return str(start["decision"])
 
 
 def second_try(running: Deployment, dag_id: str) -> str:
@@ -83,8 +83,8 @@ def test_a_task_that_is_killed_before_its_request_starts_one(running: Deployment
     assert second_try(running, dag_id) == "started"
 
 
-def test_a_task_that_is_killed_before_the_answer_adopts_what_it_started(running: Deployment) -> None:
-    dag_id = "killed_before_the_answer"
+def test_a_task_that_is_killed_before_the_response_adopts_what_it_started(running: Deployment) -> None:
+    dag_id = "killed_before_the_response"
     begin(running, dag_id)
     until(lambda: executions(running, dag_id), 120, "an execution")
     running.kill_task(dag_id, "start")
@@ -94,7 +94,7 @@ def test_a_task_that_is_killed_before_the_answer_adopts_what_it_started(running:
 def test_a_task_that_is_killed_while_it_waits_joins_what_it_started(running: Deployment) -> None:
     dag_id = "killed_while_waiting"
     begin(running, dag_id)
-    until(lambda: ", started: " in running.log(dag_id, "start", 1), 120, "an execution that is told")
+    until(lambda: ", started: " in running.log(dag_id, "start", 1), 120, "a log line about the execution")
     running.kill_task(dag_id, "start")
     assert second_try(running, dag_id) == "re-attached"
 
@@ -131,7 +131,7 @@ def test_a_finished_task_that_is_cleared_starts_another(running: Deployment, dag
 def test_a_task_that_is_cleared_while_its_execution_runs_joins_it_again(running: Deployment) -> None:
     dag_id = "cleared_while_running"
     begin(running, dag_id)
-    until(lambda: ", started: " in running.log(dag_id, "start", 1), 120, "an execution that is told")
+    until(lambda: ", started: " in running.log(dag_id, "start", 1), 120, "a log line about the execution")
     running.clear(dag_id, "start")
     until(lambda: ", re-attached: " in running.log(dag_id, "start"), 120, "a second try")
     assert [each.status for each in executions(running, dag_id)] == ["running"]

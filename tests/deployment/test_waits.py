@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.sandbox import Sandbox
-from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until
+from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment, until
 
 HERE = Path(__file__).parent
 figures = logging.getLogger("figures")
@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
     "AIRFLOW__TECHFLOW__POLL_INTERVAL": "3",
     "AIRFLOW__CORE__PARALLELISM": "6",
-    **PATIENCE,
+    **GENEROUS_TIMEOUTS,
 }
 LOOKED_UP = "Looked up the connection"
 
@@ -56,8 +56,8 @@ def await_deferred(airflow: Deployment, dag_id: str, count: int) -> None:
     """Wait until so many tasks of a run wait in the triggerer and have been looked for."""
     statement = f"SELECT count(*) FROM task_instance WHERE dag_id = '{dag_id}' AND state = 'deferred'"
     until(lambda: airflow.query(statement)[0][0] == str(count), 600, f"{count} deferred tasks of {dag_id}")
-    looks = airflow.sandbox.count(path="/executions")
-    until(lambda: airflow.sandbox.count(path="/executions") >= looks + 3, 60, "three looks")
+    polls = airflow.sandbox.count(path="/executions")
+    until(lambda: airflow.sandbox.count(path="/executions") >= polls + 3, 600, "three polls")
 
 
 def triggerer_log(airflow: Deployment, name: str = "triggerer") -> str:
@@ -86,9 +86,9 @@ def test_sixty_mapped_sensors_share_one_poll_and_one_look_up_and_each_has_its_ow
     airflow.trigger("many_waits")
     await_deferred(airflow, "many_waits", MANY)
     before, began = sandbox.count(path="/executions"), time.monotonic()
-    until(lambda: sandbox.count(path="/executions") >= before + 5, 60, "five looks")
+    until(lambda: sandbox.count(path="/executions") >= before + 5, 600, "five polls")
     per_minute = 5 / (time.monotonic() - began) * 60
-    figures.info("Airflow %s: %.1f looks a minute for %d waits", airflow.version, per_minute, MANY)
+    figures.info("Airflow %s: %.1f polls a minute for %d waits", airflow.version, per_minute, MANY)
     finished: dict[str, datetime] = {}
     for execution_id in ids:
         finished[execution_id] = sandbox.finish(execution_id).finished_at or datetime.now(UTC)
@@ -105,14 +105,14 @@ def test_sixty_mapped_sensors_share_one_poll_and_one_look_up_and_each_has_its_ow
         log = mapped_log(airflow, map_index)
         (own,) = [each for each in ids if f"Waiting for execution {each}" in log]
         assert not [each for each in ids if each != own and each in log]
-        seen = seen_at(log, own)
-        to_event.append((seen - finished[own]).total_seconds())
-        to_success.append((ends[map_index] - seen).total_seconds())
+        logged = logged_at(log, own)
+        to_event.append((logged - finished[own]).total_seconds())
+        to_success.append((ends[map_index] - logged).total_seconds())
     quantiles(f"Airflow {airflow.version}: completion to event", to_event)
     quantiles(f"Airflow {airflow.version}: event to success", to_success)
 
 
-def seen_at(log: str, execution_id: str) -> datetime:
+def logged_at(log: str, execution_id: str) -> datetime:
     """Return when a task's log says first that its execution has ended."""
     lines = [line for line in log.splitlines() if f"Execution {execution_id} ended" in line]
     return min(map(line_time, lines))
@@ -179,8 +179,8 @@ def test_a_wait_that_is_marked_stays_as_it_was_marked(airflow: Deployment, ways:
     airflow.await_task("ends_of_waits", way, "deferred")
     mark(airflow, way, state)
     airflow.sandbox.finish(ways[way])
-    looks = airflow.sandbox.count(path="/executions")
-    until(lambda: airflow.sandbox.count(path="/executions") >= looks + 3, 60, "three looks")
+    polls = airflow.sandbox.count(path="/executions")
+    until(lambda: airflow.sandbox.count(path="/executions") >= polls + 3, 600, "three polls")
     log = end_of(airflow, way, state)
     figures.info(
         "%s marked %s: log says that it keeps running: %s", airflow.version, state, "keeps running in TechFlow" in log
@@ -202,8 +202,8 @@ def test_a_wait_can_end_in_the_triggerer_with_the_same_result(airflow: Deploymen
     finished = airflow.sandbox.finish(ways["from_trigger"]).finished_at
     log = end_of(airflow, "from_trigger", "success")
     (row,) = airflow.query("SELECT end_date FROM task_instance WHERE task_id = 'from_trigger'")
-    seen = seen_at(log, ways["from_trigger"])
-    figures.info("%s from_trigger: event to success %.2f s", airflow.version, (moment(row[0]) - seen).total_seconds())
+    logged = logged_at(log, ways["from_trigger"])
+    figures.info("%s from_trigger: event to success %.2f s", airflow.version, (moment(row[0]) - logged).total_seconds())
     assert finished is not None
     results = airflow.query("SELECT key, value FROM xcom WHERE task_id = 'from_trigger'")
     assert [key for key, value in results if ways["from_trigger"] in xcom_text(value)] == ["return_value"]
@@ -214,7 +214,7 @@ def xcom_text(value: str) -> str:
     return bytes.fromhex(value[2:]).decode() if value.startswith("\\x") else value
 
 
-def test_a_triggerer_that_dies_is_replaced_and_an_end_during_the_outage_is_seen_at_once(
+def test_a_triggerer_that_dies_is_replaced_and_an_end_during_the_outage_is_logged_at_once(
     airflow: Deployment, ways: dict[str, str]
 ) -> None:
     airflow.await_task("ends_of_waits", "outage", "deferred")

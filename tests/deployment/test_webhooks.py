@@ -15,7 +15,7 @@ from tests.deployment.webhook_deployment import Airflow, Latency, airflow, end_o
 
 # Tasks that wait at the same time, twice.
 COUNT = 26
-PAUSE_SECONDS = 4.0
+SPACING_SECONDS = 4.0
 
 
 def report(what: str, run: Airflow, began: float, *figures: object) -> None:
@@ -32,11 +32,11 @@ def measure(what: str, run: Airflow, **webhooks: float) -> tuple[Latency, Latenc
     if run.webhooks:
         run.send(**webhooks)
     began = time.time()
-    event, success = end_one_by_one(run, "one", ids, PAUSE_SECONDS)
+    event, success = end_one_by_one(run, "one", ids, SPACING_SECONDS)
     report(f"{what}, first round", run, began, event, success)
     ids = start_waits(run, "two", COUNT)
     began = time.time()
-    more = end_one_by_one(run, "two", ids, PAUSE_SECONDS)
+    more = end_one_by_one(run, "two", ids, SPACING_SECONDS)
     event, success = event + more[0], success + more[1]
     fates = [f"{each.kind} {each.status}" for each in run.sandbox.deliveries]
     report(what, run, began, event, success, {fate: fates.count(fate) for fate in sorted(set(fates))})
@@ -71,7 +71,7 @@ def test_every_wait_ends_right_when_webhooks_are_lost_late_repeated_and_in_anoth
 def test_each_event_runs_its_dag_once_through_a_kill_of_the_triggerer() -> None:
     with airflow(["webhook_events"]) as run:
         run.running.await_dags("on_completed", "on_created")
-        until(lambda: run.sandbox.count(path="/executions") >= 1, 120, "the first look")
+        until(lambda: run.sandbox.count(path="/executions") >= 1, 600, "the first poll")
         time.sleep(20)
         idle = run.sandbox.count()
         time.sleep(60)
@@ -89,8 +89,8 @@ def test_each_event_runs_its_dag_once_through_a_kill_of_the_triggerer() -> None:
         # Long enough for more, if there were any.
         time.sleep(30)
         subjects, updates, runs = _subjects(run), _updates(run), _runs(run)
-    # One that was told right before the kill is told again, since Airflow may not have kept it; and Airflow makes one
-    # run of all updates that its scheduler finds in one round.
+    # An event that was emitted right before the kill is emitted again, since Airflow may have lost it; and Airflow makes
+    # one run of all updates that its scheduler finds at once.
     print(f"events: 50 and 50; updates: {updates}; runs: {runs}")  # noqa: T201
     assert {name: len(ids) for name, ids in subjects.items()} == {"execution.completed": 50, "workflow.created": 50}
     assert max(updates.values()) <= 51

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from tests.deployment.airflow_deployment import KEY, PATIENCE, Deployment, deployment, until
+from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment, until
 
 DAGS = Path(__file__).with_name("dags")
 SECRET = "secret-of-the-deployment-tests"
@@ -85,7 +85,7 @@ def airflow(
     paths = [DAGS / f"{name}.py" for name in dags]
     variables = {
         "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5",
-        **PATIENCE,
+        **GENEROUS_TIMEOUTS,
         "AIRFLOW__CORE__PARALLELISM": "4",
         **({"AIRFLOW__TECHFLOW__STATE_URL": redis_url} if redis_url else {}),
     }
@@ -98,8 +98,8 @@ def airflow(
 
 
 def await_status(url: str, status: int) -> None:
-    """Wait until a receiver answers so to a delivery without proof."""
-    until(lambda: _status(url) == status, 120, f"{status} from the receiver of webhooks")
+    """Wait until a receiver responds with a status to a delivery without proof."""
+    until(lambda: _status(url) == status, 600, f"{status} from the receiver of webhooks")
 
 
 def _status(url: str) -> int:
@@ -141,15 +141,15 @@ class Latency:
         return statistics.median(self.seconds)
 
 
-def end_one_by_one(run: Airflow, run_id: str, ids: Sequence[str], pause_seconds: float) -> tuple[Latency, Latency]:
+def end_one_by_one(run: Airflow, run_id: str, ids: Sequence[str], spacing_seconds: float) -> tuple[Latency, Latency]:
     """End the executions, wait for the tasks, and return when triggers fired and when tasks were a success."""
     ends: dict[str, float] = {}
     for number, each in enumerate(ids):
         ends[each] = time.time()
         run.sandbox.finish(each, outcome="completed")
-        # Not in step with the looks.
-        time.sleep(pause_seconds * (0.75 + number % 7 / 12))
-    until(lambda: len(run.ended(run_id, ids)) == len(ids), 180, "all tasks a success")
+        # Not in step with the polls.
+        time.sleep(spacing_seconds * (0.75 + number % 7 / 12))
+    until(lambda: len(run.ended(run_id, ids)) == len(ids), 600, "all tasks a success")
     fired, ended = run.fired(), run.ended(run_id, ids)
     return (
         Latency("end to trigger's event", tuple(fired[each] - ends[each] for each in ids)),

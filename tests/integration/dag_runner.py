@@ -112,7 +112,7 @@ def handle(request: dict[str, Any]) -> Result:
             return run_command(*request["arguments"])
         with triggerer_speed(request["triggerer_speed"]):
             return run_dag(request["dag_id"])
-    except BaseException:  # noqa: BLE001  # 2.11's timeouts are no Exceptions
+    except BaseException:  # noqa: BLE001  # 2.11's timeouts aren't Exceptions
         traceback.print_exc()
         return {"state": "raised", "returncode": 1}
     finally:

@@ -28,7 +28,7 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EVIL = "</td><script>alert(1)</script><img src=x onerror=alert(1)>\"'"
 
 
-class Seen(HTMLParser):
+class Page(HTMLParser):
     """Collects what a browser would make of a page."""
 
     def __init__(self, html: str) -> None:
@@ -77,14 +77,14 @@ def content(name: str = "x", **fields: object) -> Content:
 
 
 def test_foreign_text_is_escaped():
-    seen = Seen(render(content(EVIL))[0])
-    assert not {"script", "img"} & seen.tags
-    assert not [name for name in seen.attributes if name.startswith("on") or name == "style"]
+    page = Page(render(content(EVIL))[0])
+    assert not {"script", "img"} & page.tags
+    assert not [name for name in page.attributes if name.startswith("on") or name == "style"]
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "JaVaScRiPt:alert(1)", " javascript:x", 5])
 def test_a_url_that_is_not_http_gives_no_link(url):
-    assert Seen(render(content(url=url))[0]).links == [""]
+    assert Page(render(content(url=url))[0]).links == [""]
 
 
 def test_the_browser_may_load_nothing_but_the_pages_own_style():

@@ -108,7 +108,7 @@ class _Reader(ast.NodeVisitor):
         for line in source.splitlines(keepends=True):
             self._starts.append(self._starts[-1] + len(line))
         self._names: list[str] = []
-        self._answers_yes_or_no = False
+        self._returns_bool = False
 
     def _start(self, node: ast.expr | ast.stmt | ast.keyword) -> int:
         return self._starts[node.lineno - 1] + node.col_offset
@@ -147,12 +147,12 @@ class _Reader(ast.NodeVisitor):
         self._inside(node.name, node.body)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        outer, self._answers_yes_or_no = self._answers_yes_or_no, ast.unparse(node.returns or ast.Constant(0)) == "bool"
+        outer, self._returns_bool = self._returns_bool, ast.unparse(node.returns or ast.Constant(0)) == "bool"
         for default in (*node.args.defaults, *node.args.kw_defaults):
             if default is not None:
                 self.visit(default)
         self._inside(node.name, node.body)
-        self._answers_yes_or_no = outer
+        self._returns_bool = outer
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815 - ast gives the name
 
@@ -192,7 +192,7 @@ class _Reader(ast.NodeVisitor):
     def visit_Return(self, node: ast.Return) -> None:
         if node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None):
             return
-        if self._answers_yes_or_no:
+        if self._returns_bool:
             self._negate(node.value)
         else:
             self._replace(node.value, "None")

@@ -43,7 +43,7 @@ class Area:
     """A module and what tests it.
 
     :param tests: files, those that fail soonest first
-    :param but: names of tests that tell nothing of it, for pytest's -k
+    :param but: names of tests that say nothing about it, for pytest's -k
     :param left_out: functions that only put things into words
     """
 
@@ -106,7 +106,7 @@ class Laboratory:
         path = self._package / module
         sound = path.read_bytes()
         path.write_bytes(mutant.source)
-        # What was compiled of a file that is written twice in a second can't be told from what is to be compiled.
+        # Compiled files are compared by time, in seconds: the second of two versions in one second would be missed.
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
         try:
@@ -116,7 +116,7 @@ class Laboratory:
             del os.environ["PYTHONDONTWRITEBYTECODE"]
             sys.dont_write_bytecode = False
 
-    def passes(self, area: Area, within_seconds: float) -> bool:
+    def is_green(self, area: Area, within_seconds: float) -> bool:
         """Whether all tests of an area pass in time."""
         process = os.fork()
         if process == 0:
@@ -134,7 +134,7 @@ class Laboratory:
 
     def _test(self, area: Area) -> NoReturn:
         code: int = pytest.ExitCode.INTERNAL_ERROR
-        # Whatever happens, this process must not go on as its parent does.
+        # Whatever happens, this process must not continue as its parent does.
         try:
             os.setsid()
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -168,7 +168,7 @@ def spared() -> dict[tuple[str, str, str, str], str]:
 def examine(laboratory: Laboratory, module: str, area: Area, chosen: argparse.Namespace) -> Result:
     """Make a module's mutants and let its tests find them."""
     began = time.monotonic()
-    if not laboratory.passes(area, 600):
+    if not laboratory.is_green(area, 600):
         raise SystemExit(f"the tests of {module} fail without any mutant\n{laboratory.log()}")
     within_seconds = 2 * (time.monotonic() - began) + SPARE_SECONDS
     mutants = mutants_of((ROOT / "techflow_provider" / module).read_bytes(), area.left_out)
@@ -182,7 +182,7 @@ def examine(laboratory: Laboratory, module: str, area: Area, chosen: argparse.Na
             result.spared += 1
             continue
         with laboratory.broken(module, mutant):
-            survived = laboratory.passes(area, within_seconds)
+            survived = laboratory.is_green(area, within_seconds)
         if survived:
             result.survivors.append(mutant)
             print(f"survived: {module} {mutant.function} {mutant}", flush=True)
@@ -192,7 +192,7 @@ def examine(laboratory: Laboratory, module: str, area: Area, chosen: argparse.Na
     return result
 
 
-def tell(results: dict[str, Result]) -> None:
+def report(results: dict[str, Result]) -> None:
     """Print the table, and each survivor as a change of one line."""
     print("\n| module | mutants | killed | spared | survived |\n|---|--:|--:|--:|--:|")
     for module, each in results.items():
@@ -217,7 +217,7 @@ def main() -> int:
         results = {module: examine(laboratory, module, AREAS[module], chosen) for module in modules}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    tell(results)
+    report(results)
     return 1 if any(each.survivors for each in results.values()) else 0
 
 

@@ -53,7 +53,7 @@ def test_each_decision_number_and_word_of_data_is_changed_on_its_own(mutants_of,
         ("return a", {"return None"}),
         ("raise Broken(1)", {"pass"}),
         ("self.a = b", {"pass"}),
-        ("await self.tell()", {"pass"}),
+        ("await self.write()", {"pass"}),
         ("a += b", {"a -= b"}),
     ],
 )

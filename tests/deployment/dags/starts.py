@@ -1,4 +1,4 @@
-"""One task each that starts a workflow of the DAG's own name and waits for its end, with two retries."""
+"""One task each that starts a workflow of the DAG's own name and waits for its completion, with two retries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SlowToResumeOperator(TechFlowTriggerWorkflowOperator):
     """Takes its time, once, when it resumes from its deferral, so that it can be killed then."""
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> str:
-        """Tell that it resumes."""
+        """Mark that it resumes."""
         mark = HOME / "resumed"
         if not mark.exists():
             mark.touch()
@@ -37,7 +37,7 @@ WAIT: dict[str, Any] = {"wait_for_completion": True, "deferrable": False}
 DEFER: dict[str, Any] = {"wait_for_completion": True, "deferrable": True}
 WAYS: dict[str, dict[str, Any]] = {
     "killed_before_the_request": {"wait_for_completion": False, "techflow_conn_id": "techflow_slow"},
-    "killed_before_the_answer": WAIT,
+    "killed_before_the_response": WAIT,
     "killed_while_waiting": WAIT,
     "killed_when_resuming": DEFER,
     "failed": DEFER,
