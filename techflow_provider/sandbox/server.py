@@ -68,9 +68,10 @@ def _run(sandbox: Sandbox, options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: done.set())
     try:
         with sandbox.serve(options.host, options.port) as url:
-            _print(greeting(sandbox, url))
+            # Set before the greeting is printed, since a client may send a request as soon as it has read it.
             if not options.quiet:
                 sandbox.on_request = _print_request
+            _print(greeting(sandbox, url))
             done.wait()
     except OSError as error:
         sys.stderr.write(f"techflow-sandbox: {_explain(error, options)}\n")

@@ -55,7 +55,7 @@ def read_connection(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def call(connection: dict[str, str], path: str, method: str = "GET") -> httpx.Response:
     headers = {"authorization": f"Bearer {connection['password']}"}
-    return httpx.request(method, connection["host"] + path, headers=headers, timeout=TIMEOUT_SECONDS)
+    return httpx.request(method, connection["host"] + path, headers=headers, timeout=TIMEOUT_SECONDS, verify=False)
 
 
 def stop(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
