@@ -64,7 +64,7 @@ class _Change:
 def mutants_of(source: bytes, left_out: frozenset[str] = frozenset()) -> list[Mutant]:
     """Return every mutant of a module that is Python still, in the order of their lines.
 
-    :param left_out: functions, as `Class.method`, that only put things into words
+    :param left_out: functions, as `Class.method`, that only write text for people
     """
     reader = _Reader(source)
     reader.visit(ast.parse(source))

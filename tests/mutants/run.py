@@ -44,20 +44,20 @@ class Area:
 
     :param tests: files, those that fail soonest first
     :param but: names of tests that say nothing about it, for pytest's -k
-    :param left_out: functions that only put things into words
+    :param left_out: functions that only write text for people
     """
 
     tests: tuple[str, ...]
-    but: str = "redis or sqlite or one_body_alone"
+    but: str = "redis or sqlite"
     left_out: frozenset[str] = field(default=frozenset())
 
 
-BUDGET = ("state/test_budget.py", "state/test_account.py")
 WEBHOOKS = ("webhooks/test_receiver.py", "integration/webhooks/test_attacks.py")
 AREAS = {
-    "state/gcra.py": Area(("state/test_bucket.py", *BUDGET)),
-    "state/budget.py": Area((*BUDGET, "hooks/test_budget.py")),
-    "submission/airflow.py": Area(("submission/test_submission.py", "integration/test_notifier.py"), "in_airflow"),
+    "state/gcra.py": Area(("state/test_gcra.py", "state/test_budget_state.py", "state/test_budget.py")),
+    "state/budget_state.py": Area(("state/test_budget_state.py", "state/test_gcra.py", "state/test_budget.py")),
+    "state/budget.py": Area(("state/test_budget.py", "state/test_budget_state.py", "hooks/test_budget.py")),
+    "submission/airflow.py": Area(("submission/test_submission.py", "integration/test_notifier.py")),
     "submission/matching.py": Area(
         ("submission/test_matching.py", "submission/test_start.py", "submission/test_machine.py"),
         left_out=frozenset({"_ids", "Window.__str__"}),
@@ -205,7 +205,7 @@ def report(results: dict[str, Result]) -> None:
 def main() -> int:
     """Examine the modules that were asked for; 0 when no mutant survives."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("modules", nargs="*", help="such as state/bucket.py; all without any")
+    parser.add_argument("modules", nargs="*", help="such as state/gcra.py; all without any")
     parser.add_argument("--sample", type=int, help="how many mutants of each module; all without it")
     parser.add_argument("--seed", type=int, default=1, help="what chooses the sample")
     parser.add_argument("--lines", type=int, nargs="*", help="only the mutants of these lines")
