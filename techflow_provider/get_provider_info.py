@@ -67,7 +67,7 @@ HISTORY_LAG = {
     "default": "120",
 }
 
-STATE_URL = {
+STATE_URL: dict[str, Any] = {
     "description": "Where processes share the rate budget of an API key and the records of started executions: an "
     "absolute path if all tasks run on one host, or redis://, rediss:// or unix:// if they run on several. By default, "
     "the file techflow/state.db in AIRFLOW_HOME.",

@@ -14,8 +14,8 @@ PAGE_PREFIX = "/techflow-page"
 class TechFlowPlugin(AirflowPlugin):
     """Receives webhooks at `/techflow/webhooks/{conn_id}`, and adds *TechFlow* to the menu of Airflow 3.1 and later."""
 
-    name = "techflow"
-    external_views = [  # noqa: RUF012  # declared as Airflow does
+    name: str | None = "techflow"
+    external_views: list[dict[str, str]] = [  # noqa: RUF012  # declared as Airflow does
         {"name": "TechFlow", "href": f"{PAGE_PREFIX}/", "destination": "nav", "category": "browse"}
     ]
 

@@ -15,7 +15,7 @@ from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParam
 from techflow_provider.client.models import USUAL_WORDS, Execution, Workflow, status_word
 from techflow_provider.client.parsing import Json, get_first, quote
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 DEFAULT_APPEAR_SECONDS = 120.0
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)

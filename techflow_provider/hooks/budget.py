@@ -18,7 +18,7 @@ from techflow_provider.state.open import fallback_store, open_store
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StateUrlError, Store, budget_key
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # The executors whose tasks all run on the scheduler's host.
 ONE_HOST_EXECUTORS = frozenset({"LocalExecutor", "SequentialExecutor", "DebugExecutor", "InProcessExecutor"})

@@ -16,7 +16,7 @@ from techflow_provider.client.errors import TechFlowError
 if TYPE_CHECKING:
     from techflow_provider.hooks.techflow import TechFlowHook
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LINK_KEY = "techflow_link"
 # What the TechFlow page shows of a task's execution.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.submission.airflow import Identity
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class TechFlowNotifier(BaseNotifier):

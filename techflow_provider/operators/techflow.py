@@ -72,7 +72,7 @@ class TechFlowListWorkflowsOperator(TechFlowOperator):
     :raises TechFlowError: the call failed
     """
 
-    template_fields = ("status", "name", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = ("status", "name", *TechFlowOperator.template_fields)
 
     def __init__(self, *, status: str | None = None, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -93,7 +93,7 @@ class TechFlowGetWorkflowOperator(TechFlowOperator):
     :raises TechFlowError: the call failed; `NotFoundError` when there is no such workflow
     """
 
-    template_fields = ("workflow_id", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = ("workflow_id", *TechFlowOperator.template_fields)
 
     def __init__(self, *, workflow_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -119,7 +119,7 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
     :raises TechFlowError: the call failed; `InvalidParameterError` when several have the name and one is meant
     """
 
-    template_fields = ("name", "description", "triggers", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = ("name", "description", "triggers", *TechFlowOperator.template_fields)
 
     def __init__(
         self,
@@ -178,7 +178,13 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
     :raises TechFlowError: a call failed; `InvalidParameterError` when nothing is to be changed
     """
 
-    template_fields = ("workflow_id", "name", "description", "triggers", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = (
+        "workflow_id",
+        "name",
+        "description",
+        "triggers",
+        *TechFlowOperator.template_fields,
+    )
 
     def __init__(
         self,
@@ -210,7 +216,7 @@ class TechFlowDeleteWorkflowOperator(TechFlowOperator):
     :raises TechFlowError: the call failed
     """
 
-    template_fields = ("workflow_id", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = ("workflow_id", *TechFlowOperator.template_fields)
 
     def __init__(self, *, workflow_id: str, ignore_if_missing: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -237,7 +243,7 @@ class TechFlowListExecutionsOperator(TechFlowOperator):
     :raises TechFlowError: the call failed
     """
 
-    template_fields = ("workflow_id", "status", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = ("workflow_id", "status", *TechFlowOperator.template_fields)
 
     def __init__(self, *, workflow_id: str | None = None, status: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -277,9 +283,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         call raises
     """
 
-    template_fields = ("workflow_id", "payload", *TechFlowOperator.template_fields)
+    template_fields: Sequence[str] = ("workflow_id", "payload", *TechFlowOperator.template_fields)
     template_fields_renderers: ClassVar[dict[str, str]] = {"payload": "json"}
-    operator_extra_links = (TechFlowLink(),)
+    operator_extra_links: Sequence[TechFlowLink] = (TechFlowLink(),)
 
     def __init__(
         self,

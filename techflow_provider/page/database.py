@@ -33,7 +33,7 @@ MAX_EXECUTIONS = 50
 ENVIRONMENT_PREFIX = "AIRFLOW_CONN_"
 TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
 SENSOR = "TechFlowExecutionSensor"
-IN_WORKER = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
+IN_WORKER: tuple[str, ...] = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
 
 
 def collect(may_read: Callable[[str], bool], dag_ids: Collection[str]) -> Content:

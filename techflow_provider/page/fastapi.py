@@ -13,7 +13,7 @@ from techflow_provider.page.content import render
 from techflow_provider.page.database import collect
 
 # By default, FastAPI would publish a description of the application.
-app = FastAPI(title="TechFlow page", openapi_url=None, docs_url=None, redoc_url=None)
+app: FastAPI = FastAPI(title="TechFlow page", openapi_url=None, docs_url=None, redoc_url=None)
 
 
 @app.get("/", dependencies=[Depends(requires_access_connection("GET"))])

@@ -22,7 +22,7 @@ from techflow_provider.state.store import StoreError
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # A triggerer hands events over about once a second; after this time, one is in Airflow's database.
 CONFIRM_SECONDS = 5.0

@@ -14,7 +14,7 @@ from techflow_provider.client import Execution, TechFlowError
 from techflow_provider.client.errors import log_or_raise
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class ObserverSet:
     """The observers of one poller, which come and go at any time."""
 
     def __init__(self) -> None:
-        self.added = 0
+        self.added: int = 0
         self._members: set[Observer] = set()
         self._changed = asyncio.Event()
 

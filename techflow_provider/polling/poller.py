@@ -24,7 +24,7 @@ from techflow_provider.polling.schedule import PollSchedule
 from techflow_provider.state.budget import Budget, RequestClass
 from techflow_provider.state.store import StoreError
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # One poll may wait for slots and cool-downs, within this bound.
 POLL_DEADLINE_SECONDS = 120.0

@@ -16,7 +16,7 @@ from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.observers import as_techflow_error
 from techflow_provider.polling.poller import Access, Poller
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LookUp = Callable[[str], Awaitable[Access]]
 

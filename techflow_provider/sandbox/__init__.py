@@ -30,7 +30,7 @@ __all__ = [
     "Webhooks",
 ]
 
-MODULES = {
+MODULES: dict[str, tuple[str, ...]] = {
     "faults": ("Fault", "Faults"),
     "sandbox": ("Record", "Sandbox"),
     "settings": ("Clock", "ManualClock", "SettingError"),

@@ -152,7 +152,7 @@ class ApiError(Exception):
         super().__init__(status, message)
         self.status = status
         self.message = message
-        self.headers = headers or {}
+        self.headers: Mapping[str, str] = headers or {}
 
     def response(self) -> Response:
         """Return the error as a JSON response."""

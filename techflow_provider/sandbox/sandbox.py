@@ -101,7 +101,7 @@ class Sandbox(Settings):
         def new_id(prefix: str) -> str:
             return f"{prefix}_{source.getrandbits(48):012x}"
 
-        self.faults = Faults(self.seed)
+        self.faults: Faults = Faults(self.seed)
         self._log = RequestLog()
         self._webhook_queue = WebhookQueue(self.seed)
         self._queued_events = 0

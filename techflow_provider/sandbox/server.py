@@ -154,11 +154,11 @@ def _one_of(choices: Any) -> dict[str, Any]:
     return {"metavar": "|".join(get_args(choices))}
 
 
-REPEATABLE = {"action": "append", "default": None}
-RETRY_AFTER = {"type": _retry_after, "default": "seconds", "metavar": "seconds|date|none"}
+REPEATABLE: dict[str, Any] = {"action": "append", "default": None}
+RETRY_AFTER: dict[str, Any] = {"type": _retry_after, "default": "seconds", "metavar": "seconds|date|none"}
 INTEGER = {"type": _integer}
-SECONDS = {"type": _number, "metavar": "SECONDS"}
-PROBABILITY = {"type": _number, "metavar": "P"}
+SECONDS: dict[str, Any] = {"type": _number, "metavar": "SECONDS"}
+PROBABILITY: dict[str, Any] = {"type": _number, "metavar": "P"}
 
 # By group: the flag, the field of Settings or Webhooks whose default it has, the help, and further arguments.
 OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {

@@ -43,7 +43,7 @@ class SandboxServer(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], sandbox: Sandbox) -> None:
         self.sandbox = sandbox
-        self.stopping = threading.Event()
+        self.stopping: threading.Event = threading.Event()
         self.open: dict[socket.socket, threading.Thread] = {}
         if ":" in address[0]:
             self.address_family = socket.AF_INET6

@@ -82,7 +82,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     template_fields: Sequence[str] = ("execution_id", "workflow_id", "started_after", "techflow_conn_id")
     ui_color = "#e6f1f2"
-    operator_extra_links = (TechFlowLink(),)
+    operator_extra_links: Sequence[TechFlowLink] = (TechFlowLink(),)
 
     def __init__(
         self,

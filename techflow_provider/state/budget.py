@@ -30,7 +30,7 @@ from techflow_provider.state.store import BUDGET_NAME, Change, Entry, Store, Sto
 
 __all__ = ["Budget", "LocalBudget", "Reason", "RequestClass", "Reservation", "SharedBudget"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

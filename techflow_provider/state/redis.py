@@ -66,7 +66,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
-        self.location = _location(url)
+        self.location: str = _location(url)
         self._url = url
         self._clock = clock
         self._connection: _Connection | None = None

@@ -19,7 +19,7 @@ from typing import TypeVar
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import BUDGET_NAME, Change, Entry, StoreError, read_only
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, StoreError
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

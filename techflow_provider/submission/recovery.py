@@ -31,7 +31,7 @@ from techflow_provider.submission.matching import (
 )
 from techflow_provider.submission.model import Attempt, Origin, Submission
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 15.0

@@ -34,7 +34,7 @@ from techflow_provider.submission.attempts import AttemptRecord, use_state
 from techflow_provider.submission.model import Attempt, Origin, Submission, Submitter, from_record, is_reusable
 from techflow_provider.submission.recovery import HELD_UP_SECONDS, LostResponse, OtherAttemptError, find, take_over
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # How many requests are sent for one execution at most, each after the one before certainly had no effect.
 MAX_SENDS = 3

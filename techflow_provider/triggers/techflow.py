@@ -19,7 +19,7 @@ from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 
 # Not the trigger's own logger, which takes a kilobyte each; the context decides in which log a line ends up.
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 FIELDS = (
     *("techflow_conn_id", "execution_id", "workflow_id", "started_after"),
     *("poll_interval", "deadline", "success_statuses"),
@@ -63,7 +63,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
         self.deadline = deadline
         self.success_statuses = success_statuses
         instant = datetime.fromisoformat(started_after) if started_after else None
-        self.selector = ExecutionSelector(execution_id, workflow_id, instant)
+        self.selector: ExecutionSelector = ExecutionSelector(execution_id, workflow_id, instant)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""

@@ -54,7 +54,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
         self.techflow_conn_id = techflow_conn_id
-        self.event_filter = EventFilter.of(events, workflow_id)
+        self.event_filter: EventFilter = EventFilter.of(events, workflow_id)
         self.poll_interval = poll_interval
         self.spacing = spacing
 

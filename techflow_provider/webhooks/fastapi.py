@@ -62,4 +62,4 @@ def _response(response: WebhookResponse) -> Response:
     return JSONResponse(response.body, response.status_code, response.headers)
 
 
-app = create_app(Receiver())
+app: FastAPI = create_app(Receiver())

@@ -25,7 +25,7 @@ from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnecti
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StoreError
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 # Many times what the six documented events need.
 MAX_BODY_BYTES = 64 * 1024
@@ -53,9 +53,9 @@ class WebhookResponse(Enum):
 
     def __init__(self, status_code: int, status: str) -> None:
         self.status_code = status_code
-        self.body = {"status": status}
+        self.body: dict[str, str] = {"status": status}
         # A connection can't be reused while a part of a body may be unread.
-        self.headers = {"connection": "close"} if status_code in (408, 413, 503) else {}
+        self.headers: dict[str, str] = {"connection": "close"} if status_code in (408, 413, 503) else {}
 
 
 @dataclass(frozen=True, slots=True)
