@@ -3,7 +3,7 @@
 Prints, for each store and number of callers: requests a minute, the most in any window of a minute, what each of five
 server algorithms would have rejected, and the fewest and most grants of equal processes; beside it pyrate-limiter and
 limits where they are installed (pip install pyrate-limiter filelock limits). Then the classes' shares, and a server
-that answers 429 to everything for 90 seconds. A minute lasts `--minute` seconds (default 6), or 60 with `--real`.
+that responds with 429 to everything for 90 seconds. A minute lasts `--minute` seconds (default 6), or 60 with `--real`.
 
     python tests/benchmarks/budget.py [--real] [--seconds N] [--only rate|classes|storm] [--callers 16]
 """
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
-    from tests.benchmarks.judges import JUDGES, worst_window
+    from tests.benchmarks.algorithms import ALGORITHMS, worst_window
     from tests.benchmarks.load import (
         LIMIT,
         Caller,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over, line
     from tests.benchmarks.storm import storm
 else:
-    from judges import JUDGES, worst_window
+    from algorithms import ALGORITHMS, worst_window
     from load import LIMIT, Caller, Run, in_processes, loop_of_coroutines, now_and_then, redis_server, saturate
     from rows import Row, add_option, hand_over, line
     from storm import storm
@@ -51,7 +51,7 @@ PEERS = {
     "pyrate-limiter redis": "pyrate_limiter",
     "limits redis": "limits",
 }
-WIDTHS = (24, 6, 12, 6, 8, 5, *(7 for _ in JUDGES), 9)
+WIDTHS = (24, 6, 12, 6, 8, 5, *(7 for _ in ALGORITHMS), 9)
 LEAST_USED = 90
 FURTHEST_PERCENT = 20
 LONGEST_MEDIAN_MS = 100
@@ -71,7 +71,7 @@ class Outcome:
 
     :param requests: how many arrived
     :param per_minute: how many of them in a minute
-    :param rejected: what each judge would have rejected
+    :param rejected: what each algorithm would have rejected
     :param grants: of each caller
     """
 
@@ -89,7 +89,7 @@ class Outcome:
 
 def rate(places: dict[str, str], length: Length, callers: list[str]) -> list[Row]:
     """Saturate the budget and its peers."""
-    line(WIDTHS, "limiter", "store", "callers", "n", "a minute", "worst", *JUDGES, "grants")
+    line(WIDTHS, "limiter", "store", "callers", "n", "a minute", "worst", *ALGORITHMS, "grants")
     # The peers have as many callers as the run with the most processes.
     most = max(filter(str.isdecimal, callers), key=int, default="16")
     ours = {
@@ -129,7 +129,7 @@ def rate_rows(
             peers=peers,
         )
     yield Row(
-        f"rejected by the strictest of {len(JUDGES)} servers, {store}",
+        f"rejected by the strictest of {len(ALGORITHMS)} servers, {store}",
         max(max(run.rejected) for run in ours.values()),
         "",
         f"worst of {len(ours)} runs of {length.seconds:g} s",
@@ -153,7 +153,7 @@ def one_run(limiter: str, store: str, callers: str, place: str, length: Length) 
     outcome = Outcome(
         len(arrivals),
         len(arrivals) / length.seconds * length.minute,
-        [match_execution(arrivals, LIMIT, length.minute) for match_execution in JUDGES.values()],
+        [rejections(arrivals, LIMIT, length.minute) for rejections in ALGORITHMS.values()],
         [len(report) for report in reports],
     )
     spread = f"{min(outcome.grants)}-{max(outcome.grants)}" if len(reports) > 1 else "-"
@@ -163,7 +163,7 @@ def one_run(limiter: str, store: str, callers: str, place: str, length: Length) 
 
 
 def classes(places: dict[str, str], length: Length) -> list[Row]:
-    """Let each class want everything while the other one goes on."""
+    """Let each class want everything beside the other one."""
     rows = []
     for store, place in places.items():
         commands, polls = (Run(each, place, length.minute, length.seconds) for each in ("techflow", "techflow polls"))
@@ -203,7 +203,7 @@ def main() -> None:
     minute = 60.0 if asked.real else asked.minute
     length = Length(minute, asked.seconds or 4 * minute)
     sys.stdout.write(
-        f"limit {LIMIT} in a minute of {minute:g} s, {length.seconds:g} s a run; way to the server up to 0.3 s of 60\n"
+        f"limit {LIMIT} in a minute of {minute:g} s, {length.seconds:g} s a run; up to 0.3 s of 60 in transit\n"
     )
     with tempfile.TemporaryDirectory() as folder, redis_server() as redis_url:
         parts: dict[str, Callable[[dict[str, str]], list[Row]]] = {

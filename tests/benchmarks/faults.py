@@ -35,11 +35,11 @@ from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.open import open_store
 
 if TYPE_CHECKING:
-    from tests.benchmarks.judges import worst_window
+    from tests.benchmarks.algorithms import worst_window
     from tests.benchmarks.rows import Row, add_option, hand_over, line
     from tests.benchmarks.server import KEY, served
 else:
-    from judges import worst_window
+    from algorithms import worst_window
     from rows import Row, add_option, hand_over, line
     from server import KEY, served
 

@@ -1,7 +1,7 @@
 """Callers of a rate limiter in processes and coroutines, and a private Redis server, for the benchmarks.
 
-A caller makes itself ready, passes a gate that opens once all callers are ready and gives the moment when it did, and
-returns its report.
+A caller prepares, passes a gate that opens once all callers are ready and returns the moment when it did, and returns
+its report.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from techflow_provider.state.open import open_store
 
 LIMIT = 100
 BURST = 6
-# Time on the way to the server, in real minutes.
+# Time in transit to the server, in real minutes.
 TRANSIT_SECONDS = 0.3
 FOREVER = 1e9
 # No machine is as slow to start the processes, or to end what they began.
@@ -39,7 +39,7 @@ Gate = Callable[[], float]
 
 @dataclass(frozen=True)
 class Run:
-    """What the callers of one run are told.
+    """The parameters of the callers of one run.
 
     :param limiter: the name of what limits them, in `LIMITERS`
     :param place: a state_url, or a path or URL as the limiter wants it
@@ -53,8 +53,8 @@ class Run:
     seconds: float
 
 
-# Says how many seconds to wait, again and again, until it says 0; told how many seconds are left of the run.
-Turn = Callable[[float], float]
+# Takes the seconds left of the run, and returns how many to wait before it is called again; 0: send now.
+NextWait = Callable[[float], float]
 Caller = Callable[[Run, Gate], list[float]]
 
 
@@ -63,90 +63,90 @@ def techflow(run: Run) -> SharedBudget:
     return SharedBudget(open_store(run.place), "benchmark", LIMIT, BURST, minute_seconds=run.minute)
 
 
-def techflow_turns(run: Run, request_class: RequestClass = RequestClass.COMMAND) -> Turn:
-    """Return the turns of this package's budget."""
+def techflow_limiter(run: Run, request_class: RequestClass = RequestClass.COMMAND) -> NextWait:
+    """Limit by this package's budget."""
     budget = techflow(run)
     # Loads what the store needs.
     budget.snapshot()
     earlier: Reservation | None = None
 
-    def turn(_: float) -> float:
+    def next_wait(_: float) -> float:
         nonlocal earlier
-        answer = budget.reserve(request_class, FOREVER, earlier)
-        earlier = None if answer.may_send else answer
-        return answer.wait_seconds
+        reservation = budget.reserve(request_class, FOREVER, earlier)
+        earlier = None if reservation.may_send else reservation
+        return reservation.wait_seconds
 
-    return turn
+    return next_wait
 
 
-def pyrate_turns(bucket: Any) -> Turn:
-    """Return the turns of a pyrate-limiter, which waits by itself."""
+def pyrate_limiter(bucket: Any) -> NextWait:
+    """Limit by a pyrate-limiter, which waits by itself."""
     limiter = import_module("pyrate_limiter").Limiter(bucket)
     return lambda left: 0.0 if limiter.try_acquire("key", timeout=max(0.01, left)) else FOREVER
 
 
-def pyrate_sqlite_turns(run: Run) -> Turn:
+def pyrate_sqlite_limiter(run: Run) -> NextWait:
     """pyrate-limiter's SQLite bucket with its lock among processes: a sliding log."""
     rate = import_module("pyrate_limiter").Rate(LIMIT, round(run.minute * 1000))
     factory = import_module("pyrate_limiter.limiter_factory")
-    return pyrate_turns(factory.create_sqlite_bucket([rate], run.place, use_file_lock=True))
+    return pyrate_limiter(factory.create_sqlite_bucket([rate], run.place, use_file_lock=True))
 
 
-def pyrate_redis_turns(run: Run) -> Turn:
+def pyrate_redis_limiter(run: Run) -> NextWait:
     """pyrate-limiter's GCRA on Redis, with the burst and rate that this package uses."""
     rate = import_module("pyrate_limiter").Rate(LIMIT - BURST, round(run.minute * 1025), burst=BURST)
     algorithm = import_module("pyrate_limiter.abstracts.algorithm").GCRA()
     client = import_module("redis").Redis.from_url(run.place)
     store = import_module("pyrate_limiter.buckets.redis_state").RedisStateStore(client, "pyrate")
-    return pyrate_turns(import_module("pyrate_limiter.buckets.state_bucket").StateBucket([rate], algorithm, store))
+    return pyrate_limiter(import_module("pyrate_limiter.buckets.state_bucket").StateBucket([rate], algorithm, store))
 
 
-def limits_redis_turns(run: Run) -> Turn:
-    """The moving window of limits on Redis; it can't wait, so its callers sleep until it says that there is room."""
+def limits_redis_limiter(run: Run) -> NextWait:
+    """The moving window of limits on Redis; it can't wait, so its callers sleep until there is room."""
     storage = import_module("limits.storage").RedisStorage(run.place.replace("unix://", "redis+unix://"))
     limiter = import_module("limits.strategies").MovingWindowRateLimiter(storage)
     item = import_module("limits").RateLimitItemPerSecond(LIMIT, max(1, round(run.minute)))
 
-    def turn(_: float) -> float:
+    def next_wait(_: float) -> float:
         if limiter.hit(item, "key"):
             return 0.0
         return max(0.005, float(limiter.get_window_stats(item, "key").reset_time) - time.time())
 
-    return turn
+    return next_wait
 
 
-LIMITERS: dict[str, Callable[[Run], Turn]] = {
-    "techflow": techflow_turns,
-    "techflow polls": lambda run: techflow_turns(run, RequestClass.POLL),
-    "pyrate-limiter sqlite": pyrate_sqlite_turns,
-    "pyrate-limiter redis": pyrate_redis_turns,
-    "limits redis": limits_redis_turns,
+LIMITERS: dict[str, Callable[[Run], NextWait]] = {
+    "techflow": techflow_limiter,
+    "techflow polls": lambda run: techflow_limiter(run, RequestClass.POLL),
+    "pyrate-limiter sqlite": pyrate_sqlite_limiter,
+    "pyrate-limiter redis": pyrate_redis_limiter,
+    "limits redis": limits_redis_limiter,
 }
 
 
 def saturate(run: Run, gate: Gate) -> list[float]:
     """Send as often as the limiter lets, and report the arrivals in seconds since the beginning."""
-    turn, arrivals = LIMITERS[run.limiter](run), []
+    next_wait, arrivals = LIMITERS[run.limiter](run), []
     began = gate()
     while (left := began + run.seconds - time.monotonic()) > 0:
-        wait = turn(left)
+        wait = next_wait(left)
         if wait > 0:
             time.sleep(min(wait, max(0.0, began + run.seconds - time.monotonic()) + 0.01))
             continue
-        way = random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
-        arrivals.append(time.monotonic() - began + way)
-        time.sleep(way)
+        transit = random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
+        arrivals.append(time.monotonic() - began + transit)
+        time.sleep(transit)
     return arrivals
 
 
 def now_and_then(run: Run, gate: Gate) -> list[float]:
     """Send a command now and then, and report how long each waited."""
-    turn, waits = LIMITERS[run.limiter](run), []
+    next_wait, waits = LIMITERS[run.limiter](run), []
     until = gate() + run.seconds
     while time.monotonic() < until:
         time.sleep(random.uniform(0.02, 0.06) * run.minute)
         asked = time.monotonic()
-        while (wait := turn(FOREVER)) > 0:
+        while (wait := next_wait(FOREVER)) > 0:
             time.sleep(wait)
         waits.append(time.monotonic() - asked)
     return waits
@@ -163,16 +163,16 @@ def loop_of_coroutines(run: Run, gate: Gate, coroutines: int = 200) -> list[floa
     async def caller() -> None:
         earlier = None
         while time.monotonic() < until:
-            answer = await asyncio.get_running_loop().run_in_executor(
+            reservation = await asyncio.get_running_loop().run_in_executor(
                 thread, budget.reserve, RequestClass.COMMAND, FOREVER, earlier
             )
-            if not answer.may_send:
-                earlier = answer
-                await asyncio.sleep(min(answer.wait_seconds, max(0.0, until - time.monotonic()) + 0.01))
+            if not reservation.may_send:
+                earlier = reservation
+                await asyncio.sleep(min(reservation.wait_seconds, max(0.0, until - time.monotonic()) + 0.01))
                 continue
-            earlier, way = None, random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
-            arrivals.append(time.monotonic() - began + way)
-            await asyncio.sleep(way)
+            earlier, transit = None, random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
+            arrivals.append(time.monotonic() - began + transit)
+            await asyncio.sleep(transit)
 
     async def all_of_them() -> None:
         await asyncio.gather(*(caller() for _ in range(coroutines)))
@@ -186,7 +186,7 @@ def in_processes(
 ) -> list[list[float]]:
     """Run each caller in a process of its own and return what they report, in the order of the callers.
 
-    :param begin: is told the moment when all are ready and begin
+    :param begin: is called with the moment when all are ready and begin
     """
     context = multiprocessing.get_context("spawn")
     gate, queues = context.Barrier(len(callers) + 1), [context.Queue() for _ in callers]
@@ -218,7 +218,7 @@ def _call(caller: Caller, run: Run, gate: Any, results: Any) -> None:
 
 @contextlib.contextmanager
 def redis_server() -> Iterator[str | None]:
-    """Run a Redis server on a private socket and give its URL, or None where there is no redis-server."""
+    """Run a Redis server on a private socket and yield its URL, or None where there is no redis-server."""
     if shutil.which("redis-server") is None:
         sys.stdout.write("redis-server is missing (apt-get install redis-server): the lines for Redis are left out\n")
         yield None

@@ -1,4 +1,4 @@
-"""What asking the budget costs: the time of one uncontended reserve, and what 200 waiting coroutines do to a loop.
+"""What the budget costs: the time of one uncontended reserve, and what 200 waiting coroutines do to a loop.
 
 The stall is the median of some rounds, with the worst beside it: a busy machine adds some of its own to both loops.
 
@@ -51,7 +51,7 @@ def reserve(place: str, times: int) -> list[float]:
 
 
 async def longest_stall(others: Callable[[], Awaitable[object]], seconds: float) -> float:
-    """Return the milliseconds by which the latest of a loop's ticks was late while others go on."""
+    """Return the milliseconds by which the latest of a loop's ticks was late beside others."""
     task = asyncio.ensure_future(others())
     worst, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
@@ -109,7 +109,7 @@ def show(store: str, spent: list[float], rounds: list[tuple[float, float]]) -> t
     more = statistics.median(others - own for own, others in rounds)
     what = f"longest stall that {COROUTINES} waiting coroutines add to a loop, {store}"
     return (
-        Row(f"asking the budget with nobody else, {store}", median, "µs", f"median of {len(spent):,}", limit=allowed),
+        Row(f"reserving a slot without contention, {store}", median, "µs", f"median of {len(spent):,}", limit=allowed),
         Row(what, more, "ms", f"median of {len(rounds)} rounds", limit=ALLOWED_STALL_MS),
     )
 

@@ -1,4 +1,4 @@
-"""A server that answers 429 to everything for 90 seconds: what 16 processes send it, and when they recover."""
+"""A server that responds with 429 to everything for 90 seconds: what 16 processes send it, and when they recover."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ else:
     from rows import Row
 
 PROCESSES = 16
-# The requests that all of them may send to a server that takes none for 90 seconds.
+# The requests that all of them may send to a server that accepts none for 90 seconds.
 MOST_SENT = 10
 STORM_MINUTES = 1.5
 AFTER_MINUTES = 2.0
@@ -31,30 +31,30 @@ HTTP_PROVIDER_SECONDS = 3.0
 
 
 class Server(LocalServer):
-    """Counts requests, and refuses all for some seconds from its beginning."""
+    """Counts requests, and rejects all for some seconds from its beginning."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(Answer)
+        super().__init__(Handler)
         self.seconds = seconds
         self.until = math.inf
-        self.refused: list[float] = []
-        self.taken: list[float] = []
+        self.rejected: list[float] = []
+        self.accepted: list[float] = []
 
     def begin(self, now: float) -> None:
         """Let the storm last from now on."""
         self.until = now + self.seconds
 
 
-class Answer(QuietHandler):
-    """One answer: a 429 without Retry-After, or an empty list."""
+class Handler(QuietHandler):
+    """One response: a 429 without Retry-After, or an empty list."""
 
     server: Server
 
     def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
-        """Answer any path."""
+        """Respond to any path."""
         now = time.monotonic()
         stormy = now < self.server.until
-        (self.server.refused if stormy else self.server.taken).append(now)
+        (self.server.rejected if stormy else self.server.accepted).append(now)
         self.respond(429 if stormy else 200, b'{"workflows": []}')
 
 
@@ -86,18 +86,18 @@ def one_storm(store: str, place: str, minute: float, beside: dict[str, float]) -
     run = Run("techflow", place, minute, (STORM_MINUTES + AFTER_MINUTES) * minute)
     with serving(Server(STORM_MINUTES * minute)) as server:
         in_processes([(functools.partial(call, base_url=server.url), run)] * PROCESSES, server.begin)
-        sent, end = len(server.refused), server.until + AFTER_MINUTES * minute
-        first = (min(server.taken, default=math.inf) - server.until) / minute * 60
-        last_minute = [at for at in server.taken if end - minute < at <= end]
+        sent, end = len(server.rejected), server.until + AFTER_MINUTES * minute
+        first = (min(server.accepted, default=math.inf) - server.until) / minute * 60
+        last_minute = [at for at in server.accepted if end - minute < at <= end]
     sys.stdout.write(
-        f"{store}: 90 s of 429: {PROCESSES} processes sent {sent} requests; the first one that was taken "
+        f"{store}: 90 s of 429: {PROCESSES} processes sent {sent} requests; the first one that was accepted "
         f"came {first:.0f} s after the storm; {len(last_minute)} in the last minute, n=1\n"
     )
     sys.stdout.flush()
     n = f"{PROCESSES} processes, 1 storm, a minute of {minute:g} s"
     return (
         Row(f"requests of a whole storm, 90 s of 429, {store}", sent, "", n, limit=MOST_SENT, peers=beside),
-        Row(f"first request taken after the storm, {store}", first, "s", n),
+        Row(f"first request accepted after the storm, {store}", first, "s", n),
     )
 
 
@@ -108,13 +108,13 @@ def http_provider() -> dict[str, float]:
         return {}
     with serving(Server(math.inf)) as server:
         in_processes([(sense, Run("", server.url, 60, HTTP_PROVIDER_SECONDS))])
-        sent = len(server.refused)
+        sent = len(server.rejected)
     sys.stdout.write(f"HttpSensorTrigger on such a server, in 3 s: {sent} requests, n=1\n")
     return {"HttpSensorTrigger in 3 s": sent}
 
 
 def sense(run: Run, gate: Gate) -> list[float]:
-    """Let the HTTP provider's trigger wait for the server; it writes a line for each refusal, which nobody reads."""
+    """Let the HTTP provider's trigger wait for the server; it writes a line for each rejection, which nobody reads."""
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     os.environ["AIRFLOW_CONN_STORM"] = run.place

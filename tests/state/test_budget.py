@@ -36,16 +36,16 @@ def budget(store: Store, key, clock) -> SharedBudget:
 
 def sent(budget, clock, seconds: float, callers: int = 4) -> int:
     """Return how many requests callers send that always want to."""
-    end, count, asks = clock.now + seconds, 0, [(clock.now, None)] * callers
+    end, count, queue = clock.now + seconds, 0, [(clock.now, None)] * callers
     while True:
-        asks.sort(key=lambda ask: ask[0])
-        at, earlier = asks.pop(0)
+        queue.sort(key=lambda ask: ask[0])
+        at, earlier = queue.pop(0)
         if at >= end:
             return count
         clock.now = max(clock.now, at)
-        answer = budget.reserve(COMMAND, 1e9, earlier)
-        count += answer.may_send
-        asks.append((clock.now + answer.wait_seconds, None if answer.may_send else answer))
+        reservation = budget.reserve(COMMAND, 1e9, earlier)
+        count += reservation.may_send
+        queue.append((clock.now + reservation.wait_seconds, None if reservation.may_send else reservation))
 
 
 def test_two_budgets_of_one_key_are_one(budget, store, key, clock):
@@ -68,9 +68,9 @@ def test_a_slot_that_was_waited_for_may_be_used(budget, clock):
 
 def test_a_refused_reservation_says_when_the_next_slot_would_be(budget):
     held = [budget.reserve(COMMAND, 1e9) for _ in range(7)][-1]
-    answer = budget.reserve(COMMAND, 0.0)
-    assert not answer.granted
-    assert answer.wait_seconds > held.wait_seconds
+    reservation = budget.reserve(COMMAND, 0.0)
+    assert not reservation.granted
+    assert reservation.wait_seconds > held.wait_seconds
 
 
 def test_a_reservation_gives_the_reason_of_its_wait(budget, clock):
@@ -87,7 +87,7 @@ def test_a_reservation_gives_the_reason_of_its_wait(budget, clock):
 
 def test_a_task_is_admitted_without_spending_the_budget(budget):
     admitted = [budget.admit(1e9) for _ in range(10)]
-    assert [answer.wait_seconds > 0 for answer in admitted] == [False] * 6 + [True] * 4
+    assert [reservation.wait_seconds > 0 for reservation in admitted] == [False] * 6 + [True] * 4
     assert budget.reserve(COMMAND, 0.0).may_send
 
 

@@ -47,8 +47,8 @@ def test_a_rejected_call_is_sent_again_as_a_probe_and_ends_the_cool_down(budget,
     assert server.requests == 3
     assert clock.now - began > 5 + 7
     clock.advance(10)
-    answers = [budget.reserve(COMMAND, 0.0) for _ in range(2)]
-    assert [(answer.may_send, answer.probe) for answer in answers] == [(True, False)] * 2
+    reservations = [budget.reserve(COMMAND, 0.0) for _ in range(2)]
+    assert [(reservation.may_send, reservation.probe) for reservation in reservations] == [(True, False)] * 2
 
 
 def test_a_429_holds_back_other_clients(budget, clock):

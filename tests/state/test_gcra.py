@@ -65,25 +65,27 @@ class World:
     ) -> tuple[float, Reservation | None]:
         """Ask once, and return when to ask again and with what."""
         within = self.random.choice([0.0, 3.0, 1e9])
-        self.state, answer = reserve(self.state, self.policy, ReservationRequest(request_class, within, earlier), now)
-        if not answer.granted or self.random.random() < 0.02:
+        self.state, reservation = reserve(
+            self.state, self.policy, ReservationRequest(request_class, within, earlier), now
+        )
+        if not reservation.granted or self.random.random() < 0.02:
             # Gives up, or is killed; another one takes its place.
             return now + self.random.uniform(0.01, 10), None
-        if not answer.may_send:
+        if not reservation.may_send:
             late = self.random.choice([0, 0, 0.01, LATE_SECONDS, 2 * LATE_SECONDS])
-            return now + answer.wait_seconds + late, answer
+            return now + reservation.wait_seconds + late, reservation
         self.grants[request_class] += 1
         if request_class is not ADMISSION:
-            self.send(now, answer)
+            self.send(now, reservation)
         return now + self.random.choice([0.0, 0.0, self.random.uniform(0, 20)]), None
 
-    def send(self, now: float, answer: Reservation) -> None:
+    def send(self, now: float, reservation: Reservation) -> None:
         self.arrivals.append(now + self.random.uniform(0, JITTER_SECONDS - LATE_SECONDS))
         if self.random.random() < self.rejections:
             seconds = self.random.choice([None, 0.0, 2.0])
-            self.state = cool_down(self.state, self.policy, seconds, answer.epoch, now)
-        elif answer.probe:
-            self.state = settle(self.state, answer.epoch)
+            self.state = cool_down(self.state, self.policy, seconds, reservation.epoch, now)
+        elif reservation.probe:
+            self.state = settle(self.state, reservation.epoch)
 
 
 @settings(max_examples=150, deadline=None)
@@ -114,11 +116,15 @@ def saturate(policy: Policy, classes: list[RequestClass], seconds: float = 600.0
     heapq.heapify(queue)
     while queue[0][0] < seconds:
         now, caller, earlier = heapq.heappop(queue)
-        world.state, answer = reserve(world.state, policy, ReservationRequest(classes[caller], earlier=earlier), now)
-        if answer.may_send:
+        world.state, reservation = reserve(
+            world.state, policy, ReservationRequest(classes[caller], earlier=earlier), now
+        )
+        if reservation.may_send:
             world.grants[classes[caller]] += 1
             world.arrivals.append(now)
-        heapq.heappush(queue, (now + answer.wait_seconds + 0.001, caller, None if answer.may_send else answer))
+        heapq.heappush(
+            queue, (now + reservation.wait_seconds + 0.001, caller, None if reservation.may_send else reservation)
+        )
     return world
 
 
@@ -142,8 +148,8 @@ def test_polls_alone_use_nearly_the_whole_limit():
 def test_a_command_finds_a_slot_while_polls_want_everything():
     policy = Policy.of(100, 6)
     state = saturate(policy, [POLL] * 8).state
-    _, answer = reserve(state, policy, ReservationRequest(COMMAND), state.updated_at)
-    assert answer.may_send
+    _, reservation = reserve(state, policy, ReservationRequest(COMMAND), state.updated_at)
+    assert reservation.may_send
 
 
 def test_equal_callers_get_equal_numbers_of_slots():
@@ -152,9 +158,9 @@ def test_equal_callers_get_equal_numbers_of_slots():
     queue: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
     while queue[0][0] < 600:
         now, caller, earlier = heapq.heappop(queue)
-        state, answer = reserve(state, policy, ReservationRequest(COMMAND, earlier=earlier), now)
-        grants[caller] += answer.may_send
-        heapq.heappush(queue, (now + answer.wait_seconds, caller, None if answer.may_send else answer))
+        state, reservation = reserve(state, policy, ReservationRequest(COMMAND, earlier=earlier), now)
+        grants[caller] += reservation.may_send
+        heapq.heappush(queue, (now + reservation.wait_seconds, caller, None if reservation.may_send else reservation))
     assert max(grants) - min(grants) <= 1
 
 
@@ -176,16 +182,16 @@ def test_a_slot_that_is_met_within_the_jitter_counts():
 def test_a_slot_beyond_the_callers_time_is_reported_but_not_taken():
     policy = Policy.of(60, 1)
     state = GcraState.empty(policy, 0.0)
-    after, answer = reserve(state, policy, ReservationRequest(COMMAND, within_seconds=0.5), 0.0)
-    assert (answer.granted, after.tat) == (False, state.tat)
-    assert answer.wait_seconds > 0.5
+    after, reservation = reserve(state, policy, ReservationRequest(COMMAND, within_seconds=0.5), 0.0)
+    assert (reservation.granted, after.tat) == (False, state.tat)
+    assert reservation.wait_seconds > 0.5
 
 
 def test_admissions_spend_nothing_of_the_budget():
     policy = Policy.of(100, 6)
     state = GcraState.full(policy, 0.0)
     for _ in range(50):
-        state, _answer = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
+        state, _reservation = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
     assert reserve(state, policy, ReservationRequest(COMMAND), 0.0)[1].may_send
 
 
@@ -193,8 +199,8 @@ def test_admissions_come_at_the_rate_of_the_budget():
     policy = Policy.of(100, 6)
     state, dues = GcraState.full(policy, 0.0), []
     for _ in range(200):
-        state, answer = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
-        dues.append(answer.due)
+        state, reservation = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
+        dues.append(reservation.due)
     assert worst_window(dues) <= 100
 
 
@@ -204,14 +210,14 @@ class TestAfterA429:
     policy = Policy.of(100, 6)
 
     def rejected(self, seconds: float | None = None) -> tuple[GcraState, Reservation]:
-        state, answer = reserve(GcraState.full(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
-        return cool_down(state, self.policy, seconds, answer.epoch, 0.0), answer
+        state, reservation = reserve(GcraState.full(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
+        return cool_down(state, self.policy, seconds, reservation.epoch, 0.0), reservation
 
     def test_nothing_is_sent_before_the_cool_down_is_over(self):
         state, _ = self.rejected(20.0)
-        _, answer = reserve(state, self.policy, ReservationRequest(COMMAND), 19.0)
-        assert answer.wait_seconds == 1.0
-        assert not answer.held
+        _, reservation = reserve(state, self.policy, ReservationRequest(COMMAND), 19.0)
+        assert reservation.wait_seconds == 1.0
+        assert not reservation.held
 
     def test_a_slot_held_before_the_cool_down_is_void(self):
         state, held = reserve(GcraState.empty(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
@@ -219,14 +225,14 @@ class TestAfterA429:
         assert not reserve(state, self.policy, ReservationRequest(COMMAND, earlier=held), held.due)[1].may_send
 
     def test_the_longest_of_several_cool_downs_counts(self):
-        state, answer = self.rejected(20.0)
-        state = cool_down(state, self.policy, 5.0, answer.epoch, 1.0)
+        state, reservation = self.rejected(20.0)
+        state = cool_down(state, self.policy, 5.0, reservation.epoch, 1.0)
         assert state.cool_until == 20.0
-        assert cool_down(state, self.policy, 50.0, answer.epoch, 1.0).cool_until == 51.0
+        assert cool_down(state, self.policy, 50.0, reservation.epoch, 1.0).cool_until == 51.0
 
     def test_requests_sent_before_the_cool_down_do_not_let_it_grow(self):
-        state, answer = self.rejected()
-        later = cool_down(state, self.policy, None, answer.epoch, state.cool_until + 5)
+        state, reservation = self.rejected()
+        later = cool_down(state, self.policy, None, reservation.epoch, state.cool_until + 5)
         assert later.consecutive_429 == state.consecutive_429
 
     def test_one_probe_goes_first(self):
@@ -271,11 +277,13 @@ class TestAfterA429:
         queue: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
         while queue[0][0] < 90:
             now, caller, earlier = heapq.heappop(queue)
-            state, answer = reserve(state, self.policy, ReservationRequest(COMMAND, earlier=earlier), now)
-            if answer.may_send:
+            state, reservation = reserve(state, self.policy, ReservationRequest(COMMAND, earlier=earlier), now)
+            if reservation.may_send:
                 sent += 1
-                state = cool_down(state, self.policy, None, answer.epoch, now + 0.05)
-            heapq.heappush(queue, (now + max(answer.wait_seconds, 0.1), caller, None if answer.may_send else answer))
+                state = cool_down(state, self.policy, None, reservation.epoch, now + 0.05)
+            heapq.heappush(
+                queue, (now + max(reservation.wait_seconds, 0.1), caller, None if reservation.may_send else reservation)
+            )
         assert sent <= 10
 
 

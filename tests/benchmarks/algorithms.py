@@ -1,4 +1,4 @@
-"""Five ways in which a server may count requests, each saying how many arrivals it would have rejected."""
+"""Five ways in which a server may count requests, each returning how many arrivals it would have rejected."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def worst_window(arrivals: list[float], period: float) -> int:
     return max((index - bisect_left(arrivals, at - period) + 1 for index, at in enumerate(arrivals)), default=0)
 
 
-JUDGES: dict[str, Callable[[list[float], int, float], int]] = {
+ALGORITHMS: dict[str, Callable[[list[float], int, float], int]] = {
     "fixed": fixed_window,
     "log": sliding_log,
     "counter": sliding_counter,
