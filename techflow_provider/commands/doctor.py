@@ -26,8 +26,7 @@ from techflow_provider.commands.console import Report, read_connection, table
 from techflow_provider.hooks.budget import MeteredBudget, is_for_one_host, open_budget, open_state, spreading_executors
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, Diagnosis, diagnose, uses_proxy
-from techflow_provider.state.records import drop_entry, get_entry, put_entry
-from techflow_provider.state.store import Store, StoreError
+from techflow_provider.state.store import Store, StoreError, Write
 
 # A person waits for the result.
 DEADLINE_SECONDS = 15.0
@@ -115,12 +114,12 @@ def _store_error(store: Store) -> str | None:
     """Write and read a value, and return what went wrong."""
     name = secrets.token_hex(8)
     try:
-        put_entry(store, NAMESPACE, name, name, TTL_SECONDS)
-        entry = get_entry(store, NAMESPACE, name)
-        drop_entry(store, NAMESPACE, name)
+        store.update(NAMESPACE, name, lambda *_: (Write(name, TTL_SECONDS), None))
+        values = [entry.value for entry in store.entries(NAMESPACE, name)]
+        store.update(NAMESPACE, name, lambda *_: (Write(None), None))
     except StoreError as error:
         return str(error)
-    return None if entry is not None and entry.value == name else f"{store.location} does not return what was written"
+    return None if values == [name] else f"{store.location} does not return what was written"
 
 
 def _response_findings(connection: TechFlowConnection, budget: MeteredBudget) -> Iterator[Finding]:

@@ -85,7 +85,7 @@ def open_records(connection: TechFlowConnection) -> Records:
     return Records(store, connection.settings.account)
 
 
-def open_lookouts(connection: TechFlowConnection) -> Records:
+def open_cursors(connection: TechFlowConnection) -> Records:
     """Return where event triggers keep their cursors: a place that doesn't change with the connection's API key.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store

@@ -1,4 +1,4 @@
-"""What the users of one API key share: its rate budget, and records of who started what.
+"""What the processes that use one API key share: its rate budget, and records.
 
 Knows neither HTTP nor Airflow.
 """

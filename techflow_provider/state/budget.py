@@ -15,20 +15,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetState, CoolDown, Reserve, Settle
-from techflow_provider.state.gcra import (
-    MINUTE_SECONDS,
-    GcraState,
-    Policy,
-    Reason,
-    RequestClass,
-    Reservation,
-    ReservationRequest,
-)
+from techflow_provider.state.gcra import GcraState, Policy, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
 from techflow_provider.state.store import BUDGET_NAME, Change, Entry, Store, StoreError, Write, read_only
 
-__all__ = ["Budget", "LocalBudget", "Reason", "RequestClass", "Reservation", "SharedBudget"]
+__all__ = ["Budget", "LocalBudget", "RequestClass", "Reservation", "SharedBudget"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -244,7 +236,7 @@ class SharedBudget(_TieredBudget):
         *,
         fallback: Store | None = None,
         fallback_share: float = FALLBACK_SHARE,
-        minute_seconds: float = MINUTE_SECONDS,
+        minute_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         share = max(1, int(requests_per_minute * fallback_share))

@@ -77,13 +77,9 @@ class BudgetState:
         earlier, space, last = self.grants.rpartition(" ")
         if last.startswith(f"{second}:"):
             (present,) = BudgetState(self.gcra, last).counts or [(second, 0, 0)]
-            return BudgetState(self.gcra, f"{earlier}{space}{_format(_sum(present, grant))}")
-        return BudgetState(self.gcra, " ".join(map(_format, _compact([*self.counts, grant], second))))
-
-
-def _format(grant: GrantCount) -> str:
-    at, commands, polls = grant
-    return f"{at}:{commands}:{polls}"
+            return BudgetState(self.gcra, earlier + space + ":".join(map(str, _sum(present, grant))))
+        merged = _compact([*self.counts, grant], second)
+        return BudgetState(self.gcra, " ".join(":".join(map(str, each)) for each in merged))
 
 
 def _compact(grants: list[GrantCount], now: int) -> list[GrantCount]:

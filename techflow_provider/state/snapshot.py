@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from techflow_provider.state.budget_state import HISTORY_SECONDS, SLICE_SECONDS, BudgetState, GrantCount
-from techflow_provider.state.gcra import MINUTE_SECONDS, GcraState, Policy, RequestClass, ReservationRequest, reserve
+from techflow_provider.state.gcra import MINUTE_SECONDS, Policy, RequestClass, ReservationRequest, reserve
 
 # Sums of intervals are off by a little.
 ROUNDING = 1e-6
@@ -68,7 +68,8 @@ def snapshot_of(
 ) -> Snapshot:
     """Return what a budget's state means under a policy."""
     gcra, interval = state.gcra, policy.rate.interval_seconds
-    waits = {each: _wait(gcra, policy, each, now) for each in (RequestClass.COMMAND, RequestClass.POLL)}
+    requests = (ReservationRequest(each) for each in (RequestClass.COMMAND, RequestClass.POLL))
+    waits = {each.request_class: reserve(gcra, policy, each, now)[1].wait_seconds for each in requests}
     behind = gcra.tat - policy.rate.tolerance() - now
     open_now = waits[RequestClass.COMMAND] <= 0 and gcra.consecutive_429 == 0
     return Snapshot(
@@ -83,10 +84,6 @@ def snapshot_of(
         store=store,
         shared=shared,
     )
-
-
-def _wait(gcra: GcraState, policy: Policy, request_class: RequestClass, now: float) -> float:
-    return reserve(gcra, policy, ReservationRequest(request_class), now)[1].wait_seconds
 
 
 def _count(grants: list[GrantCount]) -> dict[RequestClass, int]:

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from techflow_provider.client.flow import FlowContext
-from techflow_provider.state.store import Entry, Store, StoreError, Write
+from techflow_provider.state.store import Entry, Store, StoreError, Write, read_only
 from techflow_provider.submission import legacy
 
 T = TypeVar("T")
@@ -256,7 +256,7 @@ class AttemptStore:
     def holders(self, execution_ids: Iterable[str]) -> dict[str, str]:
         """Return the submissions that hold executions, by execution; those that nobody claims are left out."""
         namespace = f"{self._account}/claims"
-        held = {each: self._store.update(namespace, each, lambda entry, _: (None, entry)) for each in execution_ids}
+        held = {each: self._store.update(namespace, each, read_only)[0] for each in execution_ids}
         return {name: entry.value for name, entry in held.items() if entry is not None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from techflow_provider.state.store import Store, Write
+from techflow_provider.state.store import Store, Write, read_only
 
 NAMES = {"ticket": "submission_id", "round": "generation", "noted_at": "sent_at", "told": "report", "ended": "done"}
 # What a note leaves out: its attempt is gone, and nobody waits for the response any more.
@@ -51,9 +51,7 @@ def read_start(store: Store, account: str, submitter: str) -> dict[str, Any] | N
     :raises ValueError: they aren't JSON
     :raises KeyError: a field is missing
     """
-    note, intent = (
-        store.update(f"{account}/{kind}", submitter, lambda entry, _: (None, entry)) for kind in ("notes", "intents")
-    )
+    note, intent = (store.update(f"{account}/{kind}", submitter, read_only)[0] for kind in ("notes", "intents"))
     if note is None:
         return None
     fields = read_note(json.loads(note.value))

@@ -81,7 +81,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
 
     async def _events(self) -> AsyncIterator[Json]:
         # Not needed by a DAG file, which is parsed again and again.
-        from techflow_provider.hooks.budget import open_lookouts
+        from techflow_provider.hooks.budget import open_cursors
         from techflow_provider.hooks.techflow import TechFlowHook
         from techflow_provider.polling.event_stream import EventStream
         from techflow_provider.polling.observers import as_techflow_error
@@ -91,5 +91,5 @@ class TechFlowEventTrigger(BaseEventTrigger):
         connection = await as_techflow_error(f"the connection {self.techflow_conn_id!r} could not be read", look_up)
         # Whatever distinguishes two triggers in Airflow must distinguish their cursors, or they would share the events.
         name = json.dumps(self.serialize()[1], sort_keys=True)
-        stream = EventStream(self.event_filter, open_lookouts(connection), name, self.poll_interval, self.spacing)
+        stream = EventStream(self.event_filter, open_cursors(connection), name, self.poll_interval, self.spacing)
         return stream.events(partial(shared_poller, self.techflow_conn_id))

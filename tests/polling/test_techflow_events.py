@@ -15,7 +15,7 @@ import pytest
 from techflow_provider.client import Client, Settings
 from techflow_provider.client.history import History
 from techflow_provider.client.webhooks import EVENTS
-from techflow_provider.hooks.budget import open_lookouts
+from techflow_provider.hooks.budget import open_cursors
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.polling import event_stream, registry
 from techflow_provider.polling.event_cursor import EventCursor
@@ -104,7 +104,7 @@ class Emitted:
 
 def records() -> Records:
     """Where the triggers store their cursors."""
-    return open_lookouts(TechFlowConnection("events", Settings(KEY)))
+    return open_cursors(TechFlowConnection("events", Settings(KEY)))
 
 
 @asynccontextmanager

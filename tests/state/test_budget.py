@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from techflow_provider.state.budget import LocalBudget, Reason, RequestClass, SharedBudget
+from techflow_provider.state.budget import LocalBudget, RequestClass, SharedBudget
+from techflow_provider.state.gcra import Reason
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import Store, StoreError
 

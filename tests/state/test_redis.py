@@ -143,7 +143,8 @@ def test_records_of_version_0_1_0_are_kept(redis_server, key):
     (entry,) = store.entries(f"{key}/claims")
     assert (entry.name, entry.value) == ("exec_1", "a ticket")
     assert entry.age_seconds >= 10
-    assert Records(store, key).release("exec_1", "a ticket")
+    store.update(f"{key}/claims", "exec_1", lambda *_: (Write(None), None))
+    assert store.entries(f"{key}/claims") == []
     assert SharedBudget(store, key).reserve(COMMAND, 1e9).wait_seconds > 0
     client.close()
     store.close()
