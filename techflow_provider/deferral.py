@@ -94,11 +94,11 @@ def ended_execution(
     :raises BaseException: why there is none: the time was up, or there was no point in waiting any longer
     """
     outcome = WaitOutcome.from_event(event)
-    if outcome.error is not None:
-        raise outcome.error
+    if outcome.execution is not None:
+        return outcome.execution
     timed_out = outcome.timed_out
     if timed_out is None:
-        return outcome.ended
+        raise outcome.error or TimeoutError
     limit = shorter(timeout, task.execution_timeout)
     if limit < timeout:
         # Airflow doesn't enforce it while a task is deferred.

@@ -54,11 +54,11 @@ class EventCursor:
         """
         events: list[Event] = []
         executions, workflows = self.executions, self.workflows
-        if event_filter.about_executions:
+        if event_filter.is_about("execution"):
             listed = [each for each in history if event_filter.includes(each.workflow_id)]
             shown, executions = (executions or KnownExecutions({})).compared_with(listed)
             events += shown if self.executions is not None else ()
-        if event_filter.about_workflows and history.workflows is not None:
+        if event_filter.is_about("workflow") and history.workflows is not None:
             present = [each for each in history.workflows if event_filter.includes(each.id)]
             shown, workflows = (workflows or KnownWorkflows({})).compared_with(present)
             events += shown if self.workflows is not None else ()
@@ -112,11 +112,8 @@ class EventCursor:
 def _executions_to_json(known: KnownExecutions | None) -> dict[str, Any] | None:
     if known is None:
         return None
-    by_state = {
-        state.value: sorted(execution_id for execution_id, its_state in known.states.items() if its_state is state)
-        for state in ExecutionState
-    }
-    return {**by_state, "ended_before": known.ended_before.isoformat() if known.ended_before else None}
+    ids = {word.value: sorted(each for each, state in known.states.items() if state is word) for word in ExecutionState}
+    return {**ids, "ended_before": known.ended_before.isoformat() if known.ended_before else None}
 
 
 def _executions_of(value: Mapping[str, Any] | None) -> KnownExecutions | None:

@@ -84,11 +84,13 @@ class EventStream:
 
     def add_to(self, history_filter: HistoryFilter) -> None:
         """Add all from which the wanted events follow."""
-        history_filter.wants_workflows |= self._filter.about_workflows
-        if self._filter.about_executions and self._filter.workflow_id is not None:
-            history_filter.add_workflow(self._filter.workflow_id)
-        elif self._filter.about_executions:
+        history_filter.wants_workflows |= self._filter.is_about("workflow")
+        if not self._filter.is_about("execution"):
+            return
+        if self._filter.workflow_id is None:
             history_filter.everything = True
+        else:
+            history_filter.add_workflow(self._filter.workflow_id)
 
     def update(self, history: History, now: float) -> bool:  # noqa: ARG002  # the interface of an observer
         """Keep the result of a poll until it is stored, and return whether it shows a wanted event."""

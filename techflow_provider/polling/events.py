@@ -43,15 +43,9 @@ class EventFilter:
             raise InvalidParameterError("events", quote(unknown[0] if names else names), f"some of {', '.join(EVENTS)}")
         return cls(tuple(sorted(set(names))), workflow_id)
 
-    @property
-    def about_executions(self) -> bool:
-        """Whether some of them follow from the execution history."""
-        return any(name.startswith("execution.") for name in self.events)
-
-    @property
-    def about_workflows(self) -> bool:
-        """Whether some of them follow from the list of workflows."""
-        return any(name.startswith("workflow.") for name in self.events)
+    def is_about(self, kind: str) -> bool:
+        """Whether some of them are about a kind of object: `execution` or `workflow`."""
+        return any(name.startswith(f"{kind}.") for name in self.events)
 
     def includes(self, workflow_id: str | None) -> bool:
         """Whether events of a workflow are wanted."""
@@ -69,23 +63,18 @@ class Event:
     :param name: one of the six names
     :param workflow_id: its workflow, where that is known
     :param at: when it happened, where that is known
-    :param payload: what a DAG gets: `event`, and `execution` or `workflow`
+    :param fields: the execution or the workflow
     """
 
     name: str
     workflow_id: str | None
     at: datetime | None
-    payload: dict[str, Json] = field(repr=False)
+    fields: Json = field(repr=False)
 
-    @classmethod
-    def of_execution(cls, name: str, execution: Execution, at: datetime | None) -> Event:
-        """Return an event of an execution."""
-        return cls(name, execution.workflow_id, at, {"event": name, "execution": execution.to_dict()})
-
-    @classmethod
-    def of_workflow(cls, name: str, workflow_id: str, fields: Json) -> Event:
-        """Return an event of a workflow."""
-        return cls(name, workflow_id, None, {"event": name, "workflow": fields})
+    @property
+    def payload(self) -> dict[str, Json]:
+        """What a DAG gets: `event`, and `execution` or `workflow`."""
+        return {"event": self.name, self.name.partition(".")[0]: self.fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +128,13 @@ class KnownExecutions:
 
 
 def _events_of(known: ExecutionState | None, execution: Execution) -> list[Event]:
-    events = []
+    times: dict[str, datetime | None] = {}
     if known is None:
-        events.append(Event.of_execution("execution.started", execution, execution.started_at))
+        times["started"] = execution.started_at
     if known in (None, ExecutionState.RUNNING) and execution.ended:
-        at = execution.finished_at or execution.started_at
-        events.append(Event.of_execution(f"execution.{execution.state}", execution, at))
-    return events
+        times[execution.state.value] = execution.finished_at or execution.started_at
+    fields = execution.to_dict() if times else None
+    return [Event(f"execution.{name}", execution.workflow_id, at, fields) for name, at in times.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +152,16 @@ class KnownWorkflows:
         :param workflows: all of them
         """
         present: dict[str, Json] = {workflow.id: workflow.to_dict() for workflow in workflows}
-        created = present.keys() - self.fields.keys()
-        updated = [each for each in present if each not in created and present[each] != self.fields[each]]
-        events = [Event.of_workflow("workflow.created", each, present[each]) for each in present if each in created]
-        events += [Event.of_workflow("workflow.updated", each, present[each]) for each in updated]
-        deleted = [each for each in self.fields if each not in present]
-        events += [Event.of_workflow("workflow.deleted", each, self.fields[each]) for each in deleted]
+        changes = {
+            "created": {each: present[each] for each in present if each not in self.fields},
+            "updated": {
+                each: present[each] for each in present if self.fields.get(each, present[each]) != present[each]
+            },
+            "deleted": {each: self.fields[each] for each in self.fields if each not in present},
+        }
+        events = [
+            Event(f"workflow.{name}", each, None, fields)
+            for name, these in changes.items()
+            for each, fields in these.items()
+        ]
         return events, KnownWorkflows(present)

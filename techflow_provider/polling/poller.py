@@ -112,12 +112,15 @@ class Poller:
         while self._observers:
             access = self._access
             settings = replace(access.settings, deadline_seconds=POLL_DEADLINE_SECONDS)
-            clock = asyncio.get_running_loop().time
             async with AsyncClient(
-                settings=settings, budget=access.budget, retry=SEND_ONCE, transport=access.transport, clock=clock
+                settings=settings,
+                budget=access.budget,
+                retry=SEND_ONCE,
+                transport=access.transport,
+                clock=asyncio.get_running_loop().time,
             ) as client:
                 try:
-                    await _PollLoop(client, access, self._observers, clock).run()
+                    await _PollLoop(client, access, self._observers).run()
                 except UnauthorizedError:
                     self._access = await self._connect()
                     if self._access.settings == access.settings:
@@ -131,18 +134,15 @@ class _PollLoop:
     :param client: reads the history
     :param access: how it reaches TechFlow
     :param observer_set: what receives the result of each poll
-    :param clock: the event loop's clock
     """
 
-    def __init__(
-        self, client: AsyncClient, access: Access, observer_set: ObserverSet, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, client: AsyncClient, access: Access, observer_set: ObserverSet) -> None:
         self._client = client
         self._wakeups = access.wakeups
         self._heartbeat = access.heartbeat
         self._observers = observer_set
-        self._clock = clock
-        self._pages: ConditionalCache[Execution] = ConditionalCache(clock)
+        self._clock = client.context.clock
+        self._pages: ConditionalCache[Execution] = ConditionalCache(self._clock)
         self._schedule = PollSchedule()
         self._added = 0
         self._wakeup_count = 0
@@ -165,7 +165,10 @@ class _PollLoop:
 
     async def _poll(self, *, woken: bool) -> None:
         observers = self._observers.present()
-        self._forget_unchanged_pages()
+        if self._added != self._observers.added:
+            # Observers added since the last poll began haven't received the pages that are unchanged since then.
+            self._added = self._observers.added
+            self._pages.clear()
         history_filter = HistoryFilter()
         await for_each(observers, lambda observer: observer.add_to(history_filter))
         try:
@@ -199,12 +202,6 @@ class _PollLoop:
         history = await self._client.executions.poll(POLL_DEADLINE_SECONDS, history_filter, self._pages)
         history.workflows = workflows
         return history
-
-    def _forget_unchanged_pages(self) -> None:
-        # Observers added since the last poll began haven't received the pages that are unchanged since then.
-        if self._added != self._observers.added:
-            self._added = self._observers.added
-            self._pages.clear()
 
     async def _wait_until_due(self, began: float) -> bool:
         """Wait for the next poll while there are observers, and return whether a webhook asks for it."""

@@ -147,7 +147,8 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     def _poll(self, tracker: ExecutionTracker, within_seconds: float) -> Execution | None:
         try:
-            execution = tracker.update(self.hook.poll_history(within_seconds, tracker.history_filter), time.monotonic())
+            history = self.hook.poll_history(within_seconds, tracker.history_filter)
+            execution = tracker.update(history, time.monotonic())
         except BudgetTimeoutError as error:
             self.log.info("No poll this time, since the rate budget is used up: %s", error)
             return None

@@ -32,8 +32,10 @@ class TechFlowAdmissionTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""
-        path = f"{TechFlowAdmissionTrigger.__module__}.{TechFlowAdmissionTrigger.__qualname__}"
-        return path, {"techflow_conn_id": self.techflow_conn_id, "deadline": self.deadline}
+        return f"{__name__}.TechFlowAdmissionTrigger", {
+            "techflow_conn_id": self.techflow_conn_id,
+            "deadline": self.deadline,
+        }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the task is admitted or there is no point in waiting any longer."""

@@ -64,13 +64,6 @@ class WaitOutcome:
     timed_out: TimedOut | None = None
     error: TechFlowError | None = None
 
-    @property
-    def ended(self) -> Execution:
-        """The execution of a wait that neither timed out nor failed."""
-        if self.execution is None:
-            raise _unreadable(self.to_event())
-        return self.execution
-
     def to_event(self) -> dict[str, Json]:
         """Return the payload: `execution` and its `state`, `timed_out`, or `error` with a class and its arguments."""
         if self.execution is not None:

@@ -67,8 +67,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""
-        path = f"{TechFlowExecutionTrigger.__module__}.{TechFlowExecutionTrigger.__qualname__}"
-        return path, {name: getattr(self, name) for name in FIELDS}
+        return f"{__name__}.TechFlowExecutionTrigger", {name: getattr(self, name) for name in FIELDS}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the wait is over."""

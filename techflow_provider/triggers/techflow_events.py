@@ -60,8 +60,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""
-        path = f"{TechFlowEventTrigger.__module__}.{TechFlowEventTrigger.__qualname__}"
-        return path, {
+        return f"{__name__}.TechFlowEventTrigger", {
             "techflow_conn_id": self.techflow_conn_id,
             "events": list(self.event_filter.events),
             "workflow_id": self.event_filter.workflow_id,

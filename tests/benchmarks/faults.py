@@ -1,4 +1,4 @@
-"""What a fault of the server does to 100 waits: whether one ends wrongly, or learns late of an end, or floods.
+"""What a fault of the server does to 100 waits: whether one ends wrongly, or sees a completion late, or floods.
 
 Each fault lasts `--seconds` (two minutes), begins a little after the waits, and has a server and a process of its own;
 all run at once. The ends are spread over the time of the fault. "missed" is by how much the slowest wait learnt of its
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     add_option(parser)
     asked = parser.parse_args()
-    # A hundred waits tell of each fault in a log of their own.
+    # A hundred waits each log every fault.
     logging.disable(logging.CRITICAL)
     seconds = 15.0 if asked.quick else asked.seconds
     sys.stdout.write(

@@ -3,7 +3,7 @@
 A poller with 100 waits reads a history of N executions every few seconds while a ticker in the same loop notes by how
 much its latest tick was late: on the clock, which a busy machine adds to, and in CPU time of this process, all threads
 together, which it doesn't. "in one go" decodes and reads the same bytes whole, in a thread, as often; "nothing" is the
-ticker alone. The time is the CPU time of the process for one look, without the ticker's; the memory is what the
+ticker alone. The time is the CPU time of the process for one poll, without the ticker's; the memory is what the
 resident size grew by at most.
 
     python tests/benchmarks/history.py [--sizes 10000 100000] [--seconds 30]
@@ -88,7 +88,7 @@ READERS: dict[str, Callable[[str, list[str]], Awaitable[None]]] = {
 async def stalls(reader: str, base_url: str, ids: list[str], seconds: float) -> tuple[float, float, float]:
     """Return the longest stall on the clock and in CPU time, in milliseconds, and the ticker's CPU time in seconds."""
     task = asyncio.ensure_future(READERS[reader](base_url, ids))
-    # The first look makes the client, whose TLS context alone takes 20 ms once.
+    # The first poll makes the client, whose TLS context alone takes 20 ms once.
     await asyncio.sleep(INTERVAL)
     late = busy = ticking = 0.0
     end = time.monotonic() + seconds
@@ -125,7 +125,7 @@ class Figures:
     :param looks: how often it read the history
     :param late: longest stall on the clock, in milliseconds
     :param busy: the same in CPU time
-    :param a_look: CPU milliseconds of one look
+    :param a_look: CPU milliseconds of one poll
     :param growth: memory in MB
     """
 

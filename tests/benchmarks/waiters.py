@@ -27,7 +27,7 @@ else:
     from server import KEY, Served
 
 INTERVAL = 5.0
-# Looks during which the CPU time of waiting is measured.
+# Polls during which the CPU time of waiting is measured.
 STEADY_LOOKS = 6
 
 
@@ -100,7 +100,7 @@ async def each_polls(base_url: str, ids: list[str], until: float, report: Report
 
 
 async def http_sensor(base_url: str, ids: list[str], until: float, report: Report) -> None:
-    """Run the HTTP provider's trigger; its event comes with the first answer that is no error."""
+    """Run the HTTP provider's trigger; its event comes with the first response that isn't an error."""
     from airflow.providers.http.triggers.http import HttpSensorTrigger
 
     os.environ["AIRFLOW_CONN_HTTP_BENCH"] = json.dumps({"conn_type": "http", "host": base_url})

@@ -101,7 +101,7 @@ class Flood:
 
 
 async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> Latency:
-    """End executions one after the other, and return how long it took until each wait was told."""
+    """End executions one after the other, and return how long it took until each wait saw that."""
     ids = [sandbox.start("wf_1").id for _ in range(count)]
     ends: dict[str, float] = {}
     tasks = [asyncio.create_task(wait_for(each, ends)) for each in ids]
@@ -110,7 +110,7 @@ async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> Latency
     for number, each in enumerate(ids):
         ended[each] = time.monotonic()
         sandbox.finish(each, outcome="completed")
-        # Not in step with the looks.
+        # Not in step with the polls.
         await asyncio.sleep(pause_seconds * (0.75 + number % 7 / 12))
     await asyncio.gather(*tasks)
     rate = (sandbox.count() - before) / (time.monotonic() - began) * 60
@@ -188,7 +188,7 @@ def flood_rows(name: str, floods: dict[str, Flood]) -> Iterator[Row]:
         of, n = f"{FLOOD:,} {stage} deliveries, {name}", f"1 flood, 1,000 a second, answered in {found.seconds:.1f} s"
         good = HTTPStatus.UNAUTHORIZED if stage == "forged" else HTTPStatus.OK
         yield Row(f"answered with {good.value} of {of}", found.statuses[good], "", n, limit=FLOOD, bound="=")
-        # Forged ones cost no more looks than the waits take anyway.
+        # Forged ones cost no more polls than the waits take anyway.
         most = math.ceil(found.seconds / POLL_SECONDS) + 1 if stage == "forged" else None
         yield Row(f"requests spent on {of}", found.spent, "", n, limit=most)
         yield Row(f"growth of the receiver by {of}", after - before, "MiB", n)

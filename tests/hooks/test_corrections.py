@@ -76,7 +76,9 @@ def test_an_event_contains_the_meaning_of_its_status(state):
     status = {"completed": "Done", "failed": "broken", "running": "queued"}[state]
     execution = Execution.read({"id": "ex_1", "status": status}, words)
     event = json.loads(json.dumps(WaitOutcome(execution=execution).to_event()))
-    assert WaitOutcome.from_event(event).ended.state is state
+    received = WaitOutcome.from_event(event).execution
+    assert received is not None
+    assert received.state is state
 
 
 def test_a_wait_ends_on_an_additional_word(tmp_path: Path, monkeypatch):

@@ -117,5 +117,5 @@ def test_the_order_of_names_does_not_matter_to_a_filter() -> None:
     assert EventFilter.of(["workflow.deleted", "execution.failed"]) == EventFilter.of(
         ["execution.failed", "workflow.deleted"]
     )
-    assert EventFilter.of("workflow.created").about_workflows
-    assert not EventFilter.of("workflow.created").about_executions
+    assert EventFilter.of("workflow.created").is_about("workflow")
+    assert not EventFilter.of("workflow.created").is_about("execution")

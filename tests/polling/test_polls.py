@@ -120,8 +120,8 @@ async def test_polls_that_webhooks_ask_for_are_spaced(sandbox: Sandbox, schedule
     assert len(schedule.woken_dues) >= 19
     assert all(began >= due for due, began in zip(schedule.woken_dues, schedule.began[1:], strict=False))
     gaps = [after - before for before, after in zip(schedule.began, schedule.began[1:], strict=False)]
-    assert min(gaps) == pytest.approx(1.0)
-    assert max(gaps) == pytest.approx(3.0)
+    assert min(gaps) == pytest.approx(1.0, abs=0.1)
+    assert max(gaps) == pytest.approx(3.0, abs=0.1)
 
 
 @virtual_time
