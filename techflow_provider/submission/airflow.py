@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote as percent_encode
 
@@ -22,7 +23,8 @@ from techflow_provider.hooks.budget import open_state
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
-from techflow_provider.submission.start import discard, mark_done, resolve, send
+from techflow_provider.submission.reuse import discard, mark_done, resolve
+from techflow_provider.submission.start import send
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -71,7 +73,7 @@ class Identity:
 
     def __str__(self) -> str:
         parts = [self.dag_id, self.run_id, self.task_id, str(self.map_index), *([self.part] if self.part else [])]
-        return "/".join(percent_encode(part, safe="") for part in parts)
+        return "/".join(map(partial(percent_encode, safe=""), parts))
 
 
 class AirflowTaskState:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from techflow_provider.client.flow import FlowContext
@@ -97,7 +98,8 @@ class AttemptRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON."""
-        return {name: getattr(self, name) for name in STORED_FIELDS} | {"sent_at": self.sent_at.isoformat()}
+        values = attrgetter(*STORED_FIELDS)(self)
+        return {**dict(zip(STORED_FIELDS, values, strict=True)), "sent_at": self.sent_at.isoformat()}
 
     @classmethod
     def read(cls, value: Any, age_seconds: float = 0.0) -> AttemptRecord:
@@ -139,7 +141,7 @@ class AttemptStore:
     """
 
     def __init__(self, store: Store, account: str, submitter: str, task_state: TaskState | None = None) -> None:
-        self._task_state = task_state
+        self.task_state = task_state
         self._store = store
         self._account = account
         self._submitter = submitter
@@ -163,6 +165,8 @@ class AttemptStore:
     def read(self) -> AttemptRecord | None:
         """Return the record, from whichever of the two states knows more about it."""
         shared = self.update(lambda present: present)
+        if self.task_state is None:
+            return shared
         own = self._read_task_state()
         if own is None or (
             shared is not None and shared.submission_id == own.submission_id and not _is_ahead(own, shared)
@@ -172,23 +176,19 @@ class AttemptStore:
 
     def _read_task_state(self) -> AttemptRecord | None:
         """Return the record that Airflow keeps; its age is unknown, and nobody waits for a response to it any more."""
-        value = None if self._task_state is None else self._task_state.read()
+        value = None if self.task_state is None else self.task_state.read()
         if value is None:
             return None
         record = AttemptRecord.read(legacy.read_note(value) if legacy.is_note(value) else value)
         return replace(record, lost=True, sent_seconds=0.0, is_restored=True)
 
-    def write_task_state(self, record: AttemptRecord) -> None:
-        """Let Airflow keep the record as well, where it keeps a task's own state."""
-        if self._task_state is not None:
-            self._task_state.write(record.to_dict())
-
     def drop(self, record: AttemptRecord) -> AttemptRecord | None:
         """Delete a record where it is unchanged, and return what the shared state keeps then."""
         present = self.update(lambda present: None if present is None or present.is_same(record) else present)
         own = self._read_task_state()
-        if self._task_state is not None and own is not None and own.submission_id == record.submission_id:
-            self._task_state.drop()
+        is_gone = present is None or present.submission_id != record.submission_id
+        if self.task_state is not None and own is not None and own.submission_id == record.submission_id and is_gone:
+            self.task_state.drop()
         return present
 
     def amend(self, execution_id: str, change: Callable[[AttemptRecord], AttemptRecord | None]) -> AttemptRecord | None:
@@ -203,13 +203,13 @@ class AttemptStore:
         if self.update(decide) is None and found is None and self.migrate() is not None:
             self.update(decide)
         own = self._read_task_state()
-        if self._task_state is None or own is None or own.execution_id != execution_id:
+        if self.task_state is None or own is None or own.execution_id != execution_id:
             return found
         amended = change(own)
         if amended is None:
-            self._task_state.drop()
+            self.task_state.drop()
         else:
-            self.write_task_state(amended)
+            self.task_state.write(amended.to_dict())
         return found or own
 
     def migrate(self) -> AttemptRecord | None:

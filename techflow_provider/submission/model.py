@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from uuid import uuid4
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.models import Execution, ExecutionState
 from techflow_provider.client.parsing import Json
-from techflow_provider.submission.attempts import AttemptRecord, AttemptStore, use_state
-
-T = TypeVar("T")
+from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
 
 OnAmbiguous = Literal["adopt", "fail"]
 
@@ -94,13 +92,6 @@ class Attempt:
             return None
         text = json.dumps(self.payload, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
-
-    async def use_records(self, act: Callable[[AttemptStore], T]) -> T:
-        """Run an operation on the submitter's records, and retry it when it fails.
-
-        :raises StoreError: it still fails
-        """
-        return await use_state(self.context, lambda: act(self.submitter.attempts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from techflow_provider.client import calls
 from techflow_provider.client.errors import (
@@ -17,7 +18,7 @@ from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import read_pages
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.state.store import StoreError
-from techflow_provider.submission.attempts import AttemptRecord
+from techflow_provider.submission.attempts import AttemptRecord, use_state
 from techflow_provider.submission.matching import (
     Ambiguous,
     CompetingIntent,
@@ -78,7 +79,7 @@ async def take_over(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
             return record.taken_over(attempt_id)
         return present if is_other or present.execution_id is not None else present.taken_over(attempt_id)
 
-    present = await attempt.use_records(lambda attempts: attempts.update(decide))
+    present = await use_state(attempt.context, partial(attempt.submitter.attempts.update, decide))
     if present is not None and present.attempt_id == attempt_id:
         return present
     raise OtherAttemptError(present or record)
@@ -109,7 +110,7 @@ async def _find(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> 
         began = context.clock()
         executions, at = await _read_history(context, record.workflow_id, loss)
         arrived = context.clock()
-        pending = await attempt.use_records(lambda attempts: attempts.pending(record.workflow_id))
+        pending = await use_state(attempt.context, partial(attempt.submitter.attempts.pending, record.workflow_id))
         if context.clock() - arrived > HELD_UP_SECONDS:
             continue
         snapshot = HistorySnapshot(executions, at, context.now(), context.clock() - began)
@@ -135,7 +136,9 @@ async def _find(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> 
 
 
 async def _claim(attempt: Attempt, record: AttemptRecord, execution: Execution) -> bool:
-    holder = await attempt.use_records(lambda attempts: attempts.claim(execution.id, record.submission_id))
+    holder = await use_state(
+        attempt.context, partial(attempt.submitter.attempts.claim, execution.id, record.submission_id)
+    )
     return holder == record.submission_id
 
 
@@ -145,7 +148,7 @@ async def _own_record(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
     :raises OtherAttemptError: another attempt has learnt which execution it is
     :raises SupersededError: another attempt searches for it, or has given it up
     """
-    own = await attempt.use_records(lambda attempts: attempts.update(lambda present: present))
+    own = await use_state(attempt.context, partial(attempt.submitter.attempts.update, lambda present: present))
     if own is not None and own.attempt_id == attempt.submitter.attempt_id:
         return own
     if own is not None and own.submission_id == record.submission_id and own.execution_id is not None:
@@ -192,7 +195,9 @@ async def _match_input(
     competing = tuple(each for each in intents if each.record.submission_id != record.submission_id)
     search = MatchInput(own.record, own.window, snapshot.executions, competing, {})
     possible = [each.id for each in snapshot.executions if search.is_possible(each)]
-    return replace(search, holders=await attempt.use_records(lambda attempts: attempts.holders(possible)))
+    return replace(
+        search, holders=await use_state(attempt.context, partial(attempt.submitter.attempts.holders, possible))
+    )
 
 
 def _submission(found: Match, search: MatchInput, loss: LostResponse, at: datetime) -> Submission:

@@ -34,7 +34,8 @@ from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.open import open_store
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.start import resolve, send
+from techflow_provider.submission.reuse import resolve
+from techflow_provider.submission.start import send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over

@@ -1,20 +1,22 @@
 """How much code and how many state transactions do one start, one wait and its resumption take?
 
-Runs the operators themselves in this process, against the sandbox over a socket, with the shared state in a SQLite file,
-and counts the package's own frames (`sys.setprofile`, without the sandbox) and the transactions on the state's file.
+Runs the operators in this process, against the sandbox over a socket, with the shared state in a SQLite file, and
+counts the package's own frames (`sys.setprofile`, without the sandbox) and the transactions on the state's file.
 Run it with a Python that has Airflow and this package: `python tests/benchmarks/start_cost.py`. It imports only public
 names, so that it runs on earlier commits as well.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sqlite3
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,27 +43,31 @@ KEY = "start-cost-key-0123456789"
 class Cost:
     """What one step took.
 
-    :param frames: calls of the package's own functions
-    :param functions: how many different ones
-    :param files: in how many files
+    :param functions: the package's own functions, by file and name, and how often each was called
     :param transactions: transactions on the state's file
     """
 
-    frames: int = 0
-    functions: set[tuple[str, int]] = field(default_factory=set)
+    functions: Counter[tuple[str, str]] = field(default_factory=Counter)
     transactions: int = 0
 
     @property
-    def files(self) -> int:
-        """In how many files the functions are."""
-        return len({file for file, _ in self.functions})
+    def frames(self) -> int:
+        """How many calls there were."""
+        return self.functions.total()
+
+    @property
+    def files(self) -> Counter[str]:
+        """The calls by file."""
+        files: Counter[str] = Counter()
+        for (file, _), calls in self.functions.items():
+            files[file] += calls
+        return files
 
     def profile(self, frame: FrameType, event: str, _: object) -> None:
         """Count a call; resuming a generator or coroutine counts as well, since a reader has to follow it."""
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(PACKAGE) and not file.startswith(SANDBOX):
-            self.frames += 1
-            self.functions.add((file, frame.f_code.co_firstlineno))
+            self.functions[os.path.relpath(file, PACKAGE), frame.f_code.co_qualname] += 1
 
 
 current = Cost()
@@ -119,11 +125,8 @@ def execute(run_id: str, act: Callable[[TechFlowTriggerWorkflowOperator, Any], A
     """Run one step of a fresh operator."""
     operator = TechFlowTriggerWorkflowOperator(task_id="start", **options)
     context = context_of(run_id)
-    with measured() as cost:
-        try:
-            act(operator, context)
-        except TaskDeferred:
-            pass
+    with measured() as cost, suppress(TaskDeferred):
+        act(operator, context)
     return cost
 
 
@@ -140,8 +143,21 @@ def completed(execution_id: str) -> dict[str, Any]:
     return {"execution": execution, "state": "completed"}
 
 
+def show_detail(name: str, cost: Cost) -> None:
+    """Print where the calls of one step go."""
+    print(f"\n{name}")
+    for file, calls in cost.files.most_common():
+        print(f"{calls:>6}  {file}")
+        for (where, function), count in cost.functions.most_common():
+            if where == file:
+                print(f"{count:>12}  {function}")
+
+
 def main() -> None:
     """Print a table of what each step took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--detail", action="store_true", help="also print the calls by file and function")
+    detail = parser.parse_args().detail
     count_transactions()
     sandbox = Sandbox(api_keys=(KEY,))
     workflow_id = sandbox.add_workflow("Cost", id="wf_1")
@@ -170,7 +186,10 @@ def main() -> None:
         }
     print(f"{'':34}{'frames':>8}{'functions':>11}{'files':>7}{'transactions':>14}")
     for name, cost in rows.items():
-        print(f"{name:34}{cost.frames:>8}{len(cost.functions):>11}{cost.files:>7}{cost.transactions:>14}")
+        print(f"{name:34}{cost.frames:>8}{len(cost.functions):>11}{len(cost.files):>7}{cost.transactions:>14}")
+    if detail:
+        for name, cost in rows.items():
+            show_detail(name, cost)
 
 
 if __name__ == "__main__":

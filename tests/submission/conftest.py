@@ -15,7 +15,8 @@ from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
-from techflow_provider.submission.start import resolve, send
+from techflow_provider.submission.reuse import resolve
+from techflow_provider.submission.start import send
 
 ACCOUNT = "account"
 TASK = "dag/run/task/-1"

@@ -14,7 +14,8 @@ from techflow_provider.client import StateUnavailableError
 from techflow_provider.state.store import StoreError, Write
 from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
 from techflow_provider.submission.model import Origin, SubmissionPolicy
-from techflow_provider.submission.start import discard, mark_done, resolve, send
+from techflow_provider.submission.reuse import discard, mark_done, resolve
+from techflow_provider.submission.start import send
 from tests.submission.conftest import ACCOUNT, TASK, TaskState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

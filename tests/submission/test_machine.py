@@ -28,7 +28,8 @@ from techflow_provider.sandbox.state import Execution
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.start import discard, mark_done, resolve, send
+from techflow_provider.submission.reuse import discard, mark_done, resolve
+from techflow_provider.submission.start import send
 from tests.submission.stepping import OpenBudget, Send, Sleep, SteppingIO, UseState, step
 
 WORKFLOWS = ("wf_1", "wf_2")

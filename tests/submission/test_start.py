@@ -19,7 +19,8 @@ from techflow_provider.client import (
 from techflow_provider.sandbox import Fault
 from techflow_provider.state.store import Write
 from techflow_provider.submission.model import Origin, SubmissionPolicy
-from techflow_provider.submission.start import discard, mark_done, resolve, send
+from techflow_provider.submission.reuse import discard, mark_done, resolve
+from techflow_provider.submission.start import send
 from tests.submission.conftest import ACCOUNT, Starter, TaskState
 
 START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
