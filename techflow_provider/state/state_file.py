@@ -25,6 +25,7 @@ from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, StoreError
 log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Prepare = Callable[[sqlite3.Connection], None]
 
 FILE_LOCK_RETRY_SECONDS = 0.005
 CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -60,9 +61,7 @@ class StateFile:
         if self._connection is not None:
             self._connection.close()
 
-    def run(
-        self, act: Callable[[sqlite3.Connection], T], prepare: Callable[[sqlite3.Connection], None], begin: str
-    ) -> T:
+    def run(self, act: Callable[[sqlite3.Connection], T], prepare: Prepare, begin: str) -> T:
         """Run `act` in a transaction.
 
         :param prepare: creates the tables when a connection is new, in a transaction of its own
@@ -79,9 +78,7 @@ class StateFile:
                     raise StoreError(f"{self.path}: {error}") from error
         raise StoreError(f"{self.path}: the file is replaced again and again")
 
-    def _run(
-        self, act: Callable[[sqlite3.Connection], T], prepare: Callable[[sqlite3.Connection], None], begin: str
-    ) -> T:
+    def _run(self, act: Callable[[sqlite3.Connection], T], prepare: Prepare, begin: str) -> T:
         try:
             connection = self._connection or self._open(prepare)
             with _transaction(connection, begin):
@@ -103,7 +100,7 @@ class StateFile:
             if connection is not None:
                 connection.close()
 
-    def _open(self, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    def _open(self, prepare: Prepare) -> sqlite3.Connection:
         with self._file_lock():
             self._create()
             self._file_id = self._present_file()
