@@ -126,7 +126,7 @@ class _SyncIO:
     settings: Settings
     http: httpx.Client
     clock: Callable[[], float]
-    pause: Callable[[float], None]
+    wait: Callable[[float], None]
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         body = Body(self.settings, self.clock)
@@ -142,7 +142,7 @@ class _SyncIO:
         return body.complete(response)
 
     async def sleep(self, seconds: float) -> None:
-        self.pause(seconds)
+        self.wait(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
         return act()
@@ -158,7 +158,7 @@ class _AsyncIO:
     settings: Settings
     http: httpx.AsyncClient
     clock: Callable[[], float]
-    pause: Callable[[float], Coroutine[Any, Any, None]]
+    wait: Callable[[float], Coroutine[Any, Any, None]]
     # State that processes share is used in one thread, so that its store never blocks the loop.
     thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-state")
@@ -178,7 +178,7 @@ class _AsyncIO:
         return body.complete(response)
 
     async def sleep(self, seconds: float) -> None:
-        await self.pause(seconds)
+        await self.wait(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread, act)

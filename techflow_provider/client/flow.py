@@ -57,8 +57,8 @@ class Call(Generic[T]):
     :param headers: headers beside the standard ones
     :param params: the query
     :param request_class: whether it is a user's command or a poll
-    :param url: an absolute URL in place of the path, for a further page
-    :param unchanged: what a 304 stands for, when the request is conditional
+    :param url: an absolute URL instead of the path, for a further page
+    :param unchanged: the result of a 304, when the request is conditional
     :param any_status: whether a response other than a 2xx is read as well, instead of raised as an error
     """
 

@@ -91,7 +91,7 @@ def test_the_table_has_every_call_and_every_status():
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.replace("/", ""))
-def test_a_wrong_key_is_refused_by_the_server_and_not_retried(connect, sandbox, workflow_id, call):
+def test_a_wrong_key_is_rejected_by_the_server_and_not_retried(connect, sandbox, workflow_id, call):
     with pytest.raises(UnauthorizedError, match="check the API key"):
         connect(api_key="another-key")(CALLS[call])
     assert [record.status for record in sandbox.requests] == [401]
