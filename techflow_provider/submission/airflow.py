@@ -129,8 +129,8 @@ class ExecutionStarter:
         state = None if context is None else task_state_store(context)
         attempts = AttemptStore(open_state()[0], account, name, None if state is None else AirflowTaskState(state))
         self._hook = hook
-        self.policy = check_policy(policy or SubmissionPolicy(history_lag_seconds=history_lag()))
-        self.submitter = Submitter(name, identity.generation, account, attempts, identity.is_retry)
+        self.policy: SubmissionPolicy = check_policy(policy or SubmissionPolicy(history_lag_seconds=history_lag()))
+        self.submitter: Submitter = Submitter(name, identity.generation, account, attempts, identity.is_retry)
 
     def start(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Submission:
         """Return the execution of an earlier attempt, or start one; once per generation when nobody waits for it."""

@@ -21,7 +21,7 @@ from techflow_provider.submission import legacy
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 STATE_RETRY_DELAYS = (0.1, 0.4, 1.5, 4.0)
 # A record is needed as long as its task may be retried or cleared.

@@ -9,7 +9,7 @@ from techflow_provider.state.store import Store, Write, read_only
 
 NAMES = {"ticket": "submission_id", "round": "generation", "noted_at": "sent_at", "told": "report", "ended": "done"}
 # What a note leaves out: its attempt is gone, and nobody waits for the response any more.
-NOTE_FIELDS = {"attempt_id": "of version 0.1.0", "response_seconds": 0.0, "lost": True}
+NOTE_FIELDS: dict[str, Any] = {"attempt_id": "of version 0.1.0", "response_seconds": 0.0, "lost": True}
 
 
 def is_note(value: Any) -> bool:

@@ -19,7 +19,7 @@ from techflow_provider.submission.attempts import AttemptRecord, use_state
 from techflow_provider.submission.model import Attempt, Submission, Submitter, from_record, is_reusable
 from techflow_provider.submission.recovery import LostResponse, OtherAttemptError, find, take_over
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 async def resolve(attempt: Attempt) -> Submission | None:
