@@ -1,4 +1,4 @@
-"""What OpenLineage is told about an execution; nothing of it is imported where its provider is not installed."""
+"""An execution's facets for OpenLineage, which is imported only where its provider is installed."""
 
 from __future__ import annotations
 

@@ -22,15 +22,15 @@ log: logging.Logger = logging.getLogger(__name__)
 
 
 class TechFlowNotifier(BaseNotifier):
-    """Start one execution of a workflow for each time that a callback is due (Trigger Execution).
+    """Start one execution of a workflow each time that a callback is due (Trigger Execution).
 
-    Airflow may call a callback twice, in a worker and in the DAG processor; the execution is started once for a try of
-    a task, or for a run of a DAG. It does not wait for the execution's end.
+    Airflow may call a callback twice, in a worker and in the DAG processor. The execution is started once for an
+    attempt of a task, or for a run of a DAG. The notifier doesn't wait for its completion.
 
     :param workflow_id: the workflow's id
     :param payload: a dict to send as JSON; the reference shows no body
     :param techflow_conn_id: connection of the type `techflow`
-    :param name: tells apart several notifiers of one task with the same workflow and payload
+    :param name: distinguishes several notifiers of one task with the same workflow and payload
     :raises TechFlowError: what the start raises; Airflow logs it
     """
 
@@ -85,7 +85,7 @@ class TechFlowNotifier(BaseNotifier):
 
 
 def identity_of(context: Mapping[str, Any], part: str) -> Identity:
-    """Return who calls back: the try of a task, or the run of a DAG, which have different contexts.
+    """Return the identity behind a callback: an attempt of a task, or a run of a DAG; their contexts differ.
 
     A DAG's callback gets a `reason`, and a deadline's the run as a dict.
     """
@@ -96,7 +96,7 @@ def identity_of(context: Mapping[str, Any], part: str) -> Identity:
     run_id = _of(run, "run_id") or _of(run, "dag_run_id") or context["run_id"]
     began = _of(run, "start_date") or ""
     ti = None if "reason" in context else context.get("ti")
-    # Each try calls back for itself, and must not join what the last one has started: it belongs to the name.
+    # Each attempt has callbacks of its own, which must not join what the last one has started: it is part of the name.
     if ti is None:
         deadline = _of(context.get("deadline"), "id") or ""
         return Identity(dag_id, run_id, "", part=f"{part} {began} {deadline}")

@@ -140,7 +140,7 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
         """Create the workflow, or use the one there is."""
         if self.if_exists not in ("create", "return", "update", "fail"):
             raise InvalidParameterError("if_exists", quote(self.if_exists), "create, return, update or fail")
-        # Those there are tell which one is new when the answer to the creation is lost.
+        # Comparing with these shows which one is new when the response to the creation is lost.
         named = self.hook.list_workflows(name=self.name)
         existing = None if self.if_exists == "create" else self._only(named)
         if existing is None:

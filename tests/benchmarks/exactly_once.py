@@ -1,8 +1,8 @@
-"""How many executions does one task start when the answer to its start is a 502 or lost: other providers and this one?
+"""How many executions does a task start when the response to its start is a 502 or lost, with several providers?
 
-Each provider's own hook makes its own call that triggers a run, against a local server that acts on it and then spoils
-the answer. A task is tried as Airflow tries one with `retries=2`: again, up to three times in all, until the call
-succeeds. Only the server's address is changed in the other hooks; waits between retries are theirs.
+Each provider's own hook makes its own call that triggers a run, against a local server that acts on it and then
+spoils the response. A task is retried as Airflow does with `retries=2`: up to three attempts, until the call succeeds.
+Only the server's address is changed in the other hooks; waits between retries are theirs.
 
 Needs an environment with Airflow 3 and the providers http, dbt-cloud, databricks, fivetran-async and hightouch
 (`make bench` makes one).
@@ -51,7 +51,7 @@ WORKFLOW = "wf_1"
 class Cause:
     """What happens to the first requests that trigger a run.
 
-    :param kind: `502`, or `lost` for a connection that is closed without an answer
+    :param kind: `502`, or `lost` for a connection that is closed without a response
     :param times: how many of them it happens to; None means all
     :param acts: whether the server has acted on the request
     """
@@ -73,12 +73,12 @@ TROUBLES = (
     Cause("502", 1, acts=False),
 )
 CONNECTOR = {"succeeded_at": "2026-01-01T00:00:00Z", "failed_at": None, "paused": False, "service": "s", "schema": "s"}
-# An answer in which each of the hooks finds what it looks for.
+# A response in which each of the hooks finds what it needs.
 ANSWER = json.dumps({"id": "1", "run_id": 1, "code": "Success", "data": {"id": 1, **CONNECTOR}}).encode()
 
 
 class Server(LocalServer):
-    """Counts what it was told to start, and spoils answers.
+    """Counts what it was asked to start, and spoils responses.
 
     :param trouble: how
     """
@@ -100,7 +100,7 @@ class Handler(QuietHandler):
         self.respond(200, ANSWER)
 
     def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
-        """Start something, and spoil the answer."""
+        """Start something, and spoil the response."""
         self.rfile.read(int(self.headers.get("content-length") or 0))
         trouble = self.server.trouble
         self.server.asked += 1
@@ -166,11 +166,11 @@ def http(url: str) -> None:
 
 
 def succeeds(call: Callable[[], object]) -> bool:
-    """Try a task's call as Airflow does with `retries=2`, and return whether a try succeeded."""
+    """Retry a task's call as Airflow does with `retries=2`, and return whether it succeeded."""
     for _ in range(TRIES):
         try:
             call()
-        except Exception:  # noqa: BLE001 - hooks raise whatever they like, and Airflow tries again
+        except Exception:  # noqa: BLE001 - hooks raise whatever they like, and Airflow retries
             continue
         return True
     return False

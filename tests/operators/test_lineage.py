@@ -1,4 +1,4 @@
-"""What OpenLineage is told, where its provider is installed."""
+"""The facets for OpenLineage, where its provider is installed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ pytestmark = [
 HOOK: Any = SimpleNamespace(connection=SimpleNamespace(settings=Settings("key", "https://api.techflow.com/v2")))
 
 
-def test_openlineage_is_told_the_execution_and_where_it_ran():
+def test_the_facet_names_the_execution_and_where_it_ran():
     facet = execution_lineage(HOOK, Execution.read({"id": "ex_1", "status": "completed"})).run_facets["externalQuery"]
     assert (facet.externalQueryId, facet.source) == ("ex_1", "https://api.techflow.com/v2")
 
 
-def test_a_task_without_an_execution_tells_nothing():
+def test_a_task_without_an_execution_has_no_facet():
     assert execution_lineage(HOOK, None).run_facets == {}

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Send:
-    """Send a request; the answer is a response or a `TransportError`."""
+    """Send a request; the result is a response or a `TransportError`."""
 
     call: Call[Any]
     request: httpx.Request
@@ -33,7 +33,7 @@ class Sleep:
 
 @dataclass(frozen=True)
 class UseState:
-    """Run an operation on the shared state; the answer is its result, or its `StoreError`."""
+    """Run an operation on the shared state; the result is what it returns, or its `StoreError`."""
 
     act: Callable[[], Any]
 
@@ -47,7 +47,7 @@ class UseState:
 
 @types.coroutine
 def step(value: Any) -> Generator[Any, Any, Any]:
-    """Suspend with a step, and return what its driver answers."""
+    """Suspend with a step, and return what its driver sends."""
     return (yield value)
 
 
@@ -64,10 +64,10 @@ class SteppingIO:
 
     async def use_state(self, act: Callable[[], T]) -> T:
         """Use the shared state."""
-        answer = await step(UseState(act))
-        if isinstance(answer, StoreError):
-            raise answer
-        result: T = answer
+        outcome = await step(UseState(act))
+        if isinstance(outcome, StoreError):
+            raise outcome
+        result: T = outcome
         return result
 
     async def decode(self, response: httpx.Response, read: Callable[[], T]) -> T:

@@ -1,7 +1,7 @@
-"""Any interleaving of starts, lost answers, crashes, retries, clears and tasks on one workflow, step by step.
+"""Any interleaving of starts, lost responses, crashes, retries, clears and tasks on one workflow, step by step.
 
 Every attempt of a task is a coroutine whose steps are carried out one at a time, in an order and with outcomes that
-hypothesis chooses; a crash can come between any two. In the end there are as many executions as were needed.
+hypothesis chooses; a crash can come between any two. Finally there are as many executions as were needed.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.reuse import discard, mark_done, resolve
 from techflow_provider.submission.start import send
+from tests.submission.conftest import TaskState
 from tests.submission.stepping import OpenBudget, Send, Sleep, SteppingIO, UseState, step
 
 WORKFLOWS = ("wf_1", "wf_2")
 KEY = "k"
 # What may happen to a start; a `late` one takes effect after the client has given up.
-OUTCOMES = ("answer", "slow", "lost", "502", "502 acting", "unreadable", "429", "refused", "late")
+OUTCOMES = ("response", "slow", "lost", "502", "502 acting", "unreadable", "429", "refused", "late")
 SECONDS = st.floats(0, 60)
 
 
 @dataclass(frozen=True)
-class WaitForEnd:
-    """A step of a try: wait until an execution has ended; the answer says whether it completed."""
+class WaitForCompletion:
+    """A step of an attempt: wait until an execution is over; the result is whether it completed."""
 
     execution_id: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """The last step of a try: tell Airflow how it ended."""
+    """The last step of an attempt: report its outcome to Airflow."""
 
     completed: bool
 
@@ -64,6 +65,7 @@ class Job:
     generation: int = 1
     needed: int = 1
     got: set[str] = field(default_factory=set)
+    task_state: TaskState | None = None
     done: bool = False
     unclear: bool = False
 
@@ -73,21 +75,21 @@ class Job:
 
 @dataclass(eq=False)
 class Process:
-    """One try: a conversation, the step it wants, and that step's answer once there is one."""
+    """One attempt: a flow, the step it waits for, and the result of that step once there is one."""
 
     job: Job
     flow: Coroutine[Any, Any, None]
     step: Any = None
-    answered: bool = False
-    answer: Any = None
+    performed: bool = False
+    result: Any = None
     wakes_at: float = 0.0
 
     def __repr__(self) -> str:
-        return f"{self.job}@{type(self.step).__name__}{'!' if self.answered else ''}"
+        return f"{self.job}@{type(self.step).__name__}{'!' if self.performed else ''}"
 
     @property
     def about_to_post(self) -> bool:
-        return isinstance(self.step, Send) and self.step.call.method == "POST" and not self.answered
+        return isinstance(self.step, Send) and self.step.call.method == "POST" and not self.performed
 
 
 class Starts(RuleBasedStateMachine):
@@ -110,12 +112,16 @@ class Starts(RuleBasedStateMachine):
             lambda: 0.5,
             now=self.clock.now,
         )
+        self.tasks_have_state = False
         self.jobs: list[Job] = []
         self.processes: list[Process] = []
         self.late: list[tuple[float, httpx.Request]] = []
 
-    @initialize(lag=st.sampled_from([0.0, 3.0, 60.0]), times=st.sampled_from(["iso", "iso_seconds"]))
-    def set_up(self, lag, times) -> None:
+    @initialize(
+        lag=st.sampled_from([0.0, 3.0, 60.0]), times=st.sampled_from(["iso", "iso_seconds"]), stateful=st.booleans()
+    )
+    def set_up(self, lag, times, stateful) -> None:
+        self.tasks_have_state = stateful
         self.sandbox.history_lag_seconds = lag
         self.sandbox.times = times
 
@@ -126,11 +132,12 @@ class Starts(RuleBasedStateMachine):
     def a_task_begins(self, workflow, payload, waits) -> None:
         name = f"task-{len(self.jobs)}"
         self.jobs.append(Job(name, workflow, {"of": name} if payload else None, waits))
+        self.jobs[-1].task_state = TaskState() if self.tasks_have_state else None
         self.spawn(self.jobs[-1])
 
     @precondition(lambda self: self.retriable())
     @rule(data=st.data())
-    def a_task_is_tried_again(self, data) -> None:
+    def a_task_is_retried(self, data) -> None:
         """Because its process is gone, or is taken for dead and is not."""
         self.spawn(data.draw(st.sampled_from(self.retriable())))
 
@@ -164,14 +171,14 @@ class Starts(RuleBasedStateMachine):
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), steps=st.integers(1, 25))
-    def a_process_goes_on(self, data, steps) -> None:
+    def a_process_continues(self, data, steps) -> None:
         process = data.draw(st.sampled_from(self.processes))
         for _ in range(steps):
             if process not in self.processes:
                 return
-            outcome = data.draw(st.sampled_from(OUTCOMES)) if process.about_to_post else "answer"
-            self.go_on(process, outcome, data.draw(SECONDS) if outcome in ("slow", "late") else 0.0)
-            if isinstance(process.step, WaitForEnd) and not process.answered:
+            outcome = data.draw(st.sampled_from(OUTCOMES)) if process.about_to_post else "response"
+            self.resume(process, outcome, data.draw(SECONDS) if outcome in ("slow", "late") else 0.0)
+            if isinstance(process.step, WaitForCompletion) and not process.performed:
                 self.finish(process.step.execution_id, process.job, completed=data.draw(st.booleans()))
 
     @invariant()
@@ -180,7 +187,7 @@ class Starts(RuleBasedStateMachine):
             assert len(self.executions(workflow_id)) <= sum(each.needed for each in self.jobs_of(workflow_id))
 
     def teardown(self) -> None:
-        """Let everything go on without further faults, and count."""
+        """Let everything continue without further faults, and count."""
         self.advance(1000)
         for job in self.jobs:
             for _ in range(5000):
@@ -189,8 +196,8 @@ class Starts(RuleBasedStateMachine):
                 if not self.of(job):
                     self.spawn(job)
                 process = self.of(job)[0]
-                self.go_on(process, "answer", 0.0)
-                if isinstance(process.step, WaitForEnd) and not process.answered:
+                self.resume(process, "response", 0.0)
+                if isinstance(process.step, WaitForCompletion) and not process.performed:
                     self.finish(process.step.execution_id, job, completed=True)
             assert job.done
         for workflow_id in WORKFLOWS:
@@ -227,7 +234,7 @@ class Starts(RuleBasedStateMachine):
         return next(each for each in self.sandbox.executions if each.id == execution_id)
 
     def attempts(self, job: Job) -> AttemptStore:
-        return AttemptStore(self.store, KEY, job.name)
+        return AttemptStore(self.store, KEY, job.name, job.task_state)
 
     def is_served(self, record: AttemptRecord) -> bool:
         """Whether nothing is left to a task but to report its success, so that clearing it asks for another."""
@@ -245,27 +252,27 @@ class Starts(RuleBasedStateMachine):
         self.processes.append(process)
 
     async def life(self, job: Job) -> None:
-        """What the operator does in one try."""
+        """What the operator does in one attempt."""
         submitter = Submitter(job.name, str(job.generation), KEY, self.attempts(job))
         policy = SubmissionPolicy(wait_for_completion=job.waits)
         attempt = Attempt(self.context, submitter, policy, job.workflow_id, job.payload)
         execution_id = ((await resolve(attempt)) or (await send(attempt))).execution.id
         job.got.add(execution_id)
-        completed = (await step(WaitForEnd(execution_id))) if job.waits else True
+        completed = (await step(WaitForCompletion(execution_id))) if job.waits else True
         if job.waits:
             await (mark_done if completed else discard)(self.context, submitter, execution_id)
         await step(Report(completed))
 
-    def go_on(self, process: Process, outcome: str, seconds: float) -> None:
-        """Carry out a process's step, or hand its answer over."""
-        if not process.answered:
-            process.answer, process.answered = self.perform(process, outcome, seconds), True
+    def resume(self, process: Process, outcome: str, seconds: float) -> None:
+        """Perform a process's step, or hand its result over."""
+        if not process.performed:
+            process.result, process.performed = self.perform(process, outcome, seconds), True
             return
         if process.wakes_at > self.clock.monotonic():
             self.advance(process.wakes_at - self.clock.monotonic())
-        process.answered = False
+        process.performed = False
         try:
-            process.step = process.flow.send(process.answer)
+            process.step = process.flow.send(process.result)
         except StopIteration:
             self.processes.remove(process)
         except AmbiguousExecutionError:
@@ -285,7 +292,7 @@ class Starts(RuleBasedStateMachine):
                 return self.post(process, request, outcome, seconds)
             case Send(_, request):
                 return self.deliver(request)
-            case WaitForEnd(execution_id):
+            case WaitForCompletion(execution_id):
                 return self.execution(execution_id).status == "completed"
             case Report(completed):
                 self.report(process, completed)
@@ -336,10 +343,10 @@ class Starts(RuleBasedStateMachine):
         return response
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. A request that is written down as leaving leaves at once, or never."""
+        """Let time pass. A request that is recorded is sent at once, or never."""
         for process in tuple(self.processes):
             if process.about_to_post:
-                self.go_on(process, "answer", 0.0)
+                self.resume(process, "response", 0.0)
         end = self.clock.monotonic() + seconds
         for due, request in sorted((each for each in self.late if each[0] <= end), key=lambda each: each[0]):
             self.clock.advance(max(0.0, due - self.clock.monotonic()))
