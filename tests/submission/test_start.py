@@ -19,6 +19,7 @@ from techflow_provider.client import (
 from techflow_provider.sandbox import Fault
 from techflow_provider.state.store import Write
 from techflow_provider.submission.model import Origin, SubmissionPolicy
+from techflow_provider.submission.recovery import OtherAttemptError, take_over
 from techflow_provider.submission.reuse import discard, mark_done, resolve
 from techflow_provider.submission.start import send
 from tests.submission.conftest import ACCOUNT, Starter, TaskState
@@ -148,7 +149,8 @@ def test_a_success_that_was_not_noticed_starts_no_other_execution(starter, sandb
 @pytest.mark.parametrize("policy", [SubmissionPolicy(), WAITS])
 def test_a_finished_task_that_is_cleared_starts_another(starter, sandbox, policy):
     started = starter.start(policy=policy)
-    starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
+    if policy.wait_for_completion:
+        starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
     assert starter.start(generation=2, policy=policy).origin is Origin.STARTED
     assert len(sandbox.executions) == 2
 
@@ -238,6 +240,7 @@ def test_a_response_that_arrives_after_a_retry_has_taken_over_serves_both(starte
 def test_a_late_response_does_not_undo_what_a_later_attempt_has_completed(starter, sandbox):
     def later() -> None:
         started = starter.start(generation=2, policy=WAITS)
+        sandbox.finish(started.execution.id)
         starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
 
     interrupt(starter, later)
@@ -246,12 +249,41 @@ def test_a_late_response_does_not_undo_what_a_later_attempt_has_completed(starte
     assert len(sandbox.executions) == 1
 
 
-def test_a_refused_request_is_not_repeated_once_a_later_attempt_has_taken_over(starter, sandbox):
+@pytest.mark.parametrize("decide", [lambda _: None, lambda present: present.taken_over("another attempt")])
+def test_a_refused_request_is_not_repeated_once_a_later_attempt_has_taken_over(starter, sandbox, decide):
     sandbox.faults.add(Fault(status=429, when="before", retry_after="1", times=1, **START))
-    interrupt(starter, lambda: starter.attempt().submitter.attempts.update(lambda _: None))
+    interrupt(starter, lambda: starter.attempt().submitter.attempts.update(decide))
     with pytest.raises(SupersededError):
         starter.run(send(starter.attempt()))
     assert not sandbox.executions
+
+
+def test_a_request_that_is_held_up_after_it_was_recorded_is_recorded_again(starter, store, clock, monkeypatch):
+    update, held_up, ages = store.update, [6.0, 6.0], []
+
+    def slow_update(namespace: str, name: str, change: Any) -> Any:
+        result = update(namespace, name, change)
+        clock.advance(held_up.pop() if held_up else 0.0)
+        return result
+
+    attempt = starter.attempt()
+    interrupt(starter, lambda: ages.append(attempt.submitter.attempts.read().since_sent))
+    monkeypatch.setattr(store, "update", slow_update)
+    starter.run(send(attempt))
+    assert ages == [pytest.approx(0.0, abs=1.0)]
+
+
+def test_a_record_that_changed_meanwhile_is_not_taken_over(starter):
+    attempt = starter.attempt(policy=WAITS)
+    starter.start(policy=WAITS)
+    known = attempt.submitter.attempts.read()
+    pending = replace(known, execution_id=None)
+    other = replace(pending, submission_id="another")
+    for stale in (pending, other):
+        with pytest.raises(OtherAttemptError) as caught:
+            starter.run(take_over(attempt, stale))
+        assert caught.value.record.is_same(known)
+    assert starter.run(take_over(attempt, replace(other, is_restored=True))).submission_id == "another"
 
 
 # A task's own state, which Airflow keeps since 3.3.
