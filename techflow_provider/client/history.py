@@ -1,6 +1,6 @@
 """Find an execution in the history and decide what that means for a wait; no I/O, shared by every kind of wait.
 
-The reference has no call for one execution, so every wait reads `GET /executions` and looks its execution up there.
+The reference has no call for one execution, so every wait reads `GET /executions` and looks up its execution there.
 """
 
 from __future__ import annotations

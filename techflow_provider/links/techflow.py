@@ -41,7 +41,7 @@ class TechFlowLink(BaseOperatorLink):
 def keep_link(hook: TechFlowHook, execution_id: str, workflow_id: str | None = None, status: str | None = None) -> None:
     """Write down the execution of the running task, for its link and the TechFlow page.
 
-    A link is no reason for a task to fail: outside of a task, or without a connection, nothing is written.
+    A link must not fail a task: outside of a task, or without a connection, nothing is written.
     """
     try:
         ti = get_current_context()["ti"]

@@ -61,7 +61,7 @@ class Poller:
     """Polls with one API key while there are observers.
 
     :param access: how to reach TechFlow
-    :param connect: looks that up again when the key is refused
+    :param connect: reads that again when the key is refused
     :param ended: called when the last observer has been removed and polling has stopped
     """
 

@@ -35,7 +35,7 @@ async def look_up(conn_id: str) -> Access:
 class PollerRegistry:
     """The pollers of one event loop, and the connections that were looked up for them.
 
-    :param look_up: looks a connection up by its id
+    :param look_up: returns a connection by its id
     """
 
     def __init__(self, look_up: LookUp = look_up) -> None:

@@ -31,7 +31,7 @@ class PollSchedule:
 
     :param failures: polls in a row that failed
     :param webhook_streak: polls in a row that found something, each after a webhook
-    :param expecting: whether a webhook's news isn't found yet, since the history may lag behind
+    :param expecting: whether what a webhook announced isn't found yet, since the history may lag behind
     """
 
     failures: int = 0

@@ -29,7 +29,7 @@ Prepare = Callable[[sqlite3.Connection], None]
 
 FILE_LOCK_RETRY_SECONDS = 0.005
 CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-# A file may be replaced, and the new one be found corrupt, during one operation; more often than this is no accident.
+# A file may be replaced, and the new one be found corrupt, during one operation; more often isn't an accident.
 MAX_OPENINGS = 3
 
 # Held during each transaction, and by a thread that forks.

@@ -39,7 +39,7 @@ START_KEY = "techflow_start"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who starts an execution: the same text in every attempt of one task.
+    """The starter of an execution: the same text in every attempt of one task.
 
     :param dag_id: the DAG
     :param run_id: its run

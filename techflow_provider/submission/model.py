@@ -46,7 +46,7 @@ class SubmissionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """Who starts an execution, and where its attempts are recorded.
+    """The starter of an execution, and where its attempts are recorded.
 
     :param name: the identity, the same in all attempts of a task
     :param generation: names the attempts among which one execution is enough; clearing a finished task begins another

@@ -74,7 +74,7 @@ TROUBLES = (
 )
 CONNECTOR = {"succeeded_at": "2026-01-01T00:00:00Z", "failed_at": None, "paused": False, "service": "s", "schema": "s"}
 # A response in which each of the hooks finds what it needs.
-ANSWER = json.dumps({"id": "1", "run_id": 1, "code": "Success", "data": {"id": 1, **CONNECTOR}}).encode()
+RESPONSE = json.dumps({"id": "1", "run_id": 1, "code": "Success", "data": {"id": 1, **CONNECTOR}}).encode()
 
 
 class Server(LocalServer):
@@ -97,7 +97,7 @@ class Handler(QuietHandler):
 
     def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         """Answer."""
-        self.respond(200, ANSWER)
+        self.respond(200, RESPONSE)
 
     def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
         """Start something, and spoil the response."""
@@ -109,7 +109,7 @@ class Handler(QuietHandler):
         if struck and trouble.kind == "lost":
             self.close_connection = True
             return
-        self.respond(502 if struck else 200, ANSWER)
+        self.respond(502 if struck else 200, RESPONSE)
 
 
 def connect(conn_id: str, url: str, **fields: Any) -> None:

@@ -3,9 +3,9 @@
 Each fault lasts `--seconds` (two minutes), begins a little after the waits, and has a server and a process of its own;
 all run at once. The ends are spread over the time of the fault. "missed" is by how much the slowest wait learnt of its
 end after it: the fault's length and two intervals are allowed, in the table of all benchmarks. "late" counts from the
-fault's end where that was later. Where a request is answered by nothing, the connection's time-out comes on top, since
-the last such request may begin just before the fault's end; a storm of 429s without Retry-After leaves a pause of ten
-seconds.
+fault's end where that was later. Where a request gets no response, the connection's time-out comes on top, since
+the last such request may begin just before the fault's end; a storm of 429s without Retry-After leaves a cool-down of
+ten seconds.
 
     python tests/benchmarks/faults.py [--quick] [--seconds 120] [--only truncated huge]
 """

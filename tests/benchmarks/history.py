@@ -122,17 +122,17 @@ def resident_mb() -> float:
 class Figures:
     """What a reader did to the loop of its process.
 
-    :param looks: how often it read the history
+    :param polls: how often it read the history
     :param late: longest stall on the clock, in milliseconds
     :param busy: the same in CPU time
-    :param a_look: CPU milliseconds of one poll
+    :param a_poll: CPU milliseconds of one poll
     :param growth: memory in MB
     """
 
-    looks: int
+    polls: int
     late: float
     busy: float
-    a_look: float
+    a_poll: float
     growth: float
 
 
@@ -144,7 +144,7 @@ def main() -> int:
     add_option(parser)
     asked = parser.parse_args()
     sys.stdout.write(f"longest stall allowed {ALLOWED_STALL_MS} ms, load {os.getloadavg()[0]:.2f}\n")
-    line(WIDTHS, "reader", "executions", "looks", "stall ms", "in CPU ms", "CPU ms a look", "memory MB")
+    line(WIDTHS, "reader", "executions", "polls", "stall ms", "in CPU ms", "CPU ms a poll", "memory MB")
     rows = []
     for size in asked.sizes:
         figures = {reader: run(reader, size, asked.seconds) for reader in READERS}
@@ -163,24 +163,24 @@ def run(reader: str, size: int, seconds: float) -> Figures:
         process.start()
         late, busy, spent, growth = ours.recv()
         process.join()
-        looks = sum(server.counts().values())
-    figures = Figures(looks, late, busy, spent / looks * 1000 if looks else math.nan, growth)
-    a_look = f"{figures.a_look:.0f}" if looks else "-"
-    line(WIDTHS, reader, size, looks, f"{late:.1f}", f"{busy:.1f}", a_look, f"{growth:.0f}")
+        polls = sum(server.counts().values())
+    figures = Figures(polls, late, busy, spent / polls * 1000 if polls else math.nan, growth)
+    a_poll = f"{figures.a_poll:.0f}" if polls else "-"
+    line(WIDTHS, reader, size, polls, f"{late:.1f}", f"{busy:.1f}", a_poll, f"{growth:.0f}")
     return figures
 
 
 def rows_of(size: int, ours: Figures, whole: Figures) -> list[Row]:
     """Return the poller's figures beside those of reading the history in one go."""
-    of, n = f"of a history of {size:,}", f"{ours.looks} looks"
+    of, n = f"of a history of {size:,}", f"{ours.polls} polls"
 
     def beside(value: float) -> dict[str, float]:
         return {"read in one go": value}
 
     return [
         Row(f"longest stall of the loop {of}", ours.busy, "ms", n, limit=ALLOWED_STALL_MS, peers=beside(whole.busy)),
-        Row(f"CPU time of a look {of}", ours.a_look, "ms", n, peers=beside(whole.a_look)),
-        Row(f"memory of looks {of}", ours.growth, "MB", n, peers=beside(whole.growth)),
+        Row(f"CPU time of a poll {of}", ours.a_poll, "ms", n, peers=beside(whole.a_poll)),
+        Row(f"memory of polls {of}", ours.growth, "MB", n, peers=beside(whole.growth)),
     ]
 
 

@@ -46,7 +46,7 @@ KEY = "sandbox-key"
 SHARED_WORKFLOWS = 4
 AT_ONCE = 12
 MOST_KILLS = 6
-# A server that is slower than this under load, or a longer pause of a process, would break what the package assumes.
+# A server that is slower than this under load, or a process stopped for longer, would break what the package assumes.
 LAG_SECONDS = 4.0
 START = {"method": "POST", "path": "/workflows/*/execute"}
 LOOK = {"method": "GET", "path": "/executions"}

@@ -171,7 +171,7 @@ def main() -> None:
         def run(operator: Any, context: Any) -> Any:
             return operator.execute(context)
 
-        # What is loaded and opened once per process is no part of a start.
+        # What is loaded and opened once per process isn't part of a start.
         execute("warm-up", run, **options)
         execute("warm-up-deferred", run, **waiting)
         rows = {

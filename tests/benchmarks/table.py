@@ -52,7 +52,7 @@ BENCHMARKS = {
     "kills": ("kills.py", "kills.py --trials 20"),
     "exactly_once": ("exactly_once.py", "exactly_once.py"),
     # More webhooks than the 12 polls a minute that they may cause would measure that bound.
-    "webhooks": ("webhooks.py --count 16 --pause 5.5", "webhooks.py --only sqlite --count 3 --pause 1"),
+    "webhooks": ("webhooks.py --count 16 --spacing 5.5", "webhooks.py --only sqlite --count 3 --spacing 1"),
     "admission": ("admission.py --tasks 60", "admission.py --tasks 8"),
 }
 QUICK_AT_ONCE = 4

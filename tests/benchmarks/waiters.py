@@ -78,7 +78,7 @@ async def ours(base_url: str, ids: list[str], until: float, report: Report) -> N
 
 
 async def each_polls(base_url: str, ids: list[str], until: float, report: Report) -> None:
-    """Poll once per wait, as a trigger without a shared poll does; whatever is no 200 is tried again."""
+    """Poll once per wait, as a trigger without a shared poll does; it retries after every other status than 200."""
     async with httpx.AsyncClient(
         headers={"authorization": f"Bearer {KEY}"}, timeout=30, limits=httpx.Limits(max_connections=None)
     ) as client:

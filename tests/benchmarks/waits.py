@@ -2,14 +2,14 @@
 
 N deferred waits, each for an execution of its own, with the ends spread over a minute and a server that allows 100
 requests a minute. Server and waits have a process each. "all CPU" is the CPU time of the waits' process with the
-beginning and the end of each wait; "CPU" is that of waiting alone, and the memory is what a wait holds meanwhile: both
-are measured in runs of their own, once the history has been read.
+beginning and the completion of each wait; "CPU" is that of waiting alone, and the memory is what a wait holds:
+both are measured in runs of their own, once the history has been read.
 
     python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000] [--holding 10000] [--only ours each http]
 
 `--quick` takes up to 1,000 waits with ends spread over 15 seconds, `--spread` says how long they are spread;
 `--holding` measures CPU and memory of waiting for these numbers alone. HttpSensorTrigger needs
-apache-airflow-providers-http; it can't read the history, and is given a server that answers 429 to show what it does.
+apache-airflow-providers-http; it can't read the history, so its server responds with 429 to show its behaviour.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ MOST_MICROSECONDS = 50
 class Line:
     """What came of some waits.
 
-    :param counts: answers of the server by status
+    :param counts: responses of the server by status
     """
 
     kind: str

@@ -81,7 +81,7 @@ class Latency:
 class Flood:
     """What many deliveries cost.
 
-    :param statuses: how often each was answered
+    :param statuses: how often each came back
     :param seconds: how long they took
     :param spent: requests to the API meanwhile
     :param memory: of the receiver before and after, in MiB
@@ -100,7 +100,7 @@ class Flood:
         )
 
 
-async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> Latency:
+async def latency(sandbox: Sandbox, count: int, spacing_seconds: float) -> Latency:
     """End executions one after the other, and return how long it took until each wait saw that."""
     ids = [sandbox.start("wf_1").id for _ in range(count)]
     ends: dict[str, float] = {}
@@ -111,7 +111,7 @@ async def latency(sandbox: Sandbox, count: int, pause_seconds: float) -> Latency
         ended[each] = time.monotonic()
         sandbox.finish(each, outcome="completed")
         # Not in step with the polls.
-        await asyncio.sleep(pause_seconds * (0.75 + number % 7 / 12))
+        await asyncio.sleep(spacing_seconds * (0.75 + number % 7 / 12))
     await asyncio.gather(*tasks)
     rate = (sandbox.count() - before) / (time.monotonic() - began) * 60
     return Latency([ends[each] - ended[each] for each in ids], rate, sandbox.count(status=429))
@@ -158,7 +158,7 @@ async def measure(name: str, homes: tuple[Path, Path], options: argparse.Namespa
             }
             for stage, sandbox.webhooks in sent.items():
                 if stage in options.stages:
-                    latencies[stage] = await latency(sandbox, options.count, options.pause)
+                    latencies[stage] = await latency(sandbox, options.count, options.spacing)
                     print(f"{name:6}: {stage:15} {latencies[stage]}", flush=True)
             sandbox.webhooks = None
             for stage, token in {"forged": "", "genuine": SECRET}.items():
@@ -185,9 +185,9 @@ def flood_rows(name: str, floods: dict[str, Flood]) -> Iterator[Row]:
     """Say what floods cost."""
     for stage, found in floods.items():
         before, after = found.memory
-        of, n = f"{FLOOD:,} {stage} deliveries, {name}", f"1 flood, 1,000 a second, answered in {found.seconds:.1f} s"
+        of, n = f"{FLOOD:,} {stage} deliveries, {name}", f"1 flood, 1,000 a second, handled in {found.seconds:.1f} s"
         good = HTTPStatus.UNAUTHORIZED if stage == "forged" else HTTPStatus.OK
-        yield Row(f"answered with {good.value} of {of}", found.statuses[good], "", n, limit=FLOOD, bound="=")
+        yield Row(f"responses with {good.value} of {of}", found.statuses[good], "", n, limit=FLOOD, bound="=")
         # Forged ones cost no more polls than the waits take anyway.
         most = math.ceil(found.seconds / POLL_SECONDS) + 1 if stage == "forged" else None
         yield Row(f"requests spent on {of}", found.spent, "", n, limit=most)
@@ -198,7 +198,7 @@ def main() -> None:
     """Measure on SQLite and on Redis."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--pause", type=float, default=4.0)
+    parser.add_argument("--spacing", type=float, default=4.0)
     parser.add_argument("--only", choices=("sqlite", "redis"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     add_option(parser)

@@ -14,7 +14,7 @@ import techflow_provider.client as techflow
 from techflow_provider.sandbox import Sandbox
 
 ROOT = Path(techflow_provider.__file__).parents[1]
-# "Python Example" of the reference, with its first line as the README tells to write it.
+# "Python Example" of the reference, with its first line as the README has it.
 EXAMPLE = """
 import techflow_provider.client as techflow
 

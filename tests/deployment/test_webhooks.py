@@ -89,8 +89,8 @@ def test_each_event_runs_its_dag_once_through_a_kill_of_the_triggerer() -> None:
         # Long enough for more, if there were any.
         time.sleep(30)
         subjects, updates, runs = _subjects(run), _updates(run), _runs(run)
-    # An event that was emitted right before the kill is emitted again, since Airflow may have lost it; and Airflow makes
-    # one run of all updates that its scheduler finds at once.
+    # An event that was emitted right before the kill is emitted again, since Airflow may have lost it; and Airflow
+    # makes one run of all updates that its scheduler finds at once.
     print(f"events: 50 and 50; updates: {updates}; runs: {runs}")  # noqa: T201
     assert {name: len(ids) for name, ids in subjects.items()} == {"execution.completed": 50, "workflow.created": 50}
     assert max(updates.values()) <= 51

@@ -17,7 +17,7 @@ from techflow_provider.state.gcra import Policy
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store, StoreError, read_only
-from tests.state.worker import PATIENT_SECONDS, patient_store
+from tests.state.worker import BUSY_TIMEOUT_SECONDS, store_with_long_timeout
 
 COMMAND = RequestClass.COMMAND
 
@@ -57,7 +57,7 @@ def in_threads(act: Callable[[], object], count: int) -> None:
 @pytest.fixture
 def shared(state_url) -> Store:
     """A store that waits as long for others as a busy machine may need."""
-    return patient_store(state_url)
+    return store_with_long_timeout(state_url)
 
 
 def test_slots_taken_by_many_processes_lie_an_interval_apart(state_url, key, worker):
@@ -115,7 +115,7 @@ class TestAProcessInsideATransaction:
     def test_a_killed_one_blocks_no_other_and_leaves_nothing_half_done(self, holder, sqlite_path, key):
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        store = SqliteStore(StateFile(sqlite_path, PATIENT_SECONDS))
+        store = SqliteStore(StateFile(sqlite_path, BUSY_TIMEOUT_SECONDS))
         budget = SharedBudget(store, key)
         assert budget.reserve(COMMAND, 1e9).granted
         assert budget.snapshot().shared
@@ -133,7 +133,7 @@ class TestAProcessInsideATransaction:
         holder.wait()
         store.close()
         clock.advance(2)
-        patient = SharedBudget(SqliteStore(StateFile(sqlite_path, PATIENT_SECONDS)), key, clock=clock)
+        patient = SharedBudget(SqliteStore(StateFile(sqlite_path, BUSY_TIMEOUT_SECONDS)), key, clock=clock)
         assert patient.reserve(COMMAND, 1e9).granted
         assert patient.snapshot().shared
 

@@ -15,15 +15,15 @@ from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Entry, Store, Write
 
 # Only bounds a hang.
-PATIENT_SECONDS = 300.0
+BUSY_TIMEOUT_SECONDS = 300.0
 
 
-def patient_store(state_url: str) -> Store:
+def store_with_long_timeout(state_url: str) -> Store:
     """Open a store that waits as long for others as a busy machine may need."""
     scheme, _, path = state_url.partition("://")
     if scheme == "sqlite":
-        return SqliteStore(StateFile(Path(path.removeprefix("/")), PATIENT_SECONDS))
-    return RedisStore(f"{state_url}?socket_timeout={PATIENT_SECONDS}")
+        return SqliteStore(StateFile(Path(path.removeprefix("/")), BUSY_TIMEOUT_SECONDS))
+    return RedisStore(f"{state_url}?socket_timeout={BUSY_TIMEOUT_SECONDS}")
 
 
 def ready() -> None:
@@ -34,14 +34,14 @@ def ready() -> None:
 
 def reserve(state_url: str, key: str, times: str) -> list[float]:
     """Take slots and report when they are."""
-    budget = SharedBudget(patient_store(state_url), key)
+    budget = SharedBudget(store_with_long_timeout(state_url), key)
     ready()
     return [budget.reserve(RequestClass.COMMAND, 1e6).due for _ in range(int(times))]
 
 
 def count(state_url: str, key: str, times: str) -> list[int]:
     """Increment a counter and report what it was."""
-    store = patient_store(state_url)
+    store = store_with_long_timeout(state_url)
 
     def change(entry: Entry | None, _: float) -> tuple[Write, int]:
         found = 0 if entry is None else int(entry.value)

@@ -71,12 +71,12 @@ class SteppingIO:
         return result
 
     async def decode(self, response: httpx.Response, read: Callable[[], T]) -> T:
-        """Read a response, which is no step of its own."""
+        """Read a response, which isn't a step of its own."""
         return read()
 
 
 class OpenBudget:
-    """A budget in which every request may leave at once."""
+    """A budget in which every request may be sent at once."""
 
     def reserve(self, *_: Any) -> Reservation:
         """Grant a slot."""

@@ -1,4 +1,4 @@
-"""Who starts an execution, where its record is kept, and what each step of a start does, in Airflow's terms."""
+"""The identity of a start, where its record is kept, and what each step of a start does, in Airflow's terms."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_an_outcome_survives_json(outcome: WaitOutcome) -> None:
     "error",
     [
         UnauthorizedError("GET /executions", 401, "no such key"),
-        TransportError("GET /executions", "no answer", maybe_sent=True),
+        TransportError("GET /executions", "no response", maybe_sent=True),
         ExecutionNotFoundError("execution ex_1", 120.0),
         TechFlowError("the connection could not be read"),
     ],
