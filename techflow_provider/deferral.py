@@ -98,6 +98,7 @@ def ended_execution(
         return outcome.execution
     timed_out = outcome.timed_out
     if timed_out is None:
+        # One of the three is always set.
         raise outcome.error or TimeoutError
     limit = shorter(timeout, task.execution_timeout)
     if limit < timeout:

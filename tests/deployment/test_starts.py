@@ -77,7 +77,7 @@ def second_try(running: Deployment, dag_id: str) -> str:
 def test_a_task_that_is_killed_before_its_request_starts_one(running: Deployment) -> None:
     dag_id = "killed_before_the_request"
     begin(running, dag_id)
-    until(lambda: "for its turn" in running.log(dag_id, "start", 1), 120, "a wait for the budget")
+    until(lambda: "for a slot" in running.log(dag_id, "start", 1), 600, "a wait for the budget")
     running.kill_task(dag_id, "start")
     assert not executions(running, dag_id)
     assert second_try(running, dag_id) == "started"
@@ -86,7 +86,7 @@ def test_a_task_that_is_killed_before_its_request_starts_one(running: Deployment
 def test_a_task_that_is_killed_before_the_response_adopts_what_it_started(running: Deployment) -> None:
     dag_id = "killed_before_the_response"
     begin(running, dag_id)
-    until(lambda: executions(running, dag_id), 120, "an execution")
+    until(lambda: executions(running, dag_id), 600, "an execution")
     running.kill_task(dag_id, "start")
     assert second_try(running, dag_id) == "adopted after a lost answer"
 
@@ -94,7 +94,7 @@ def test_a_task_that_is_killed_before_the_response_adopts_what_it_started(runnin
 def test_a_task_that_is_killed_while_it_waits_joins_what_it_started(running: Deployment) -> None:
     dag_id = "killed_while_waiting"
     begin(running, dag_id)
-    until(lambda: ", started: " in running.log(dag_id, "start", 1), 120, "a log line about the execution")
+    until(lambda: ", started: " in running.log(dag_id, "start", 1), 600, "a log line about the execution")
     running.kill_task(dag_id, "start")
     assert second_try(running, dag_id) == "re-attached"
 
@@ -102,14 +102,14 @@ def test_a_task_that_is_killed_while_it_waits_joins_what_it_started(running: Dep
 def test_a_task_that_is_killed_when_it_resumes_joins_what_it_started(running: Deployment) -> None:
     dag_id = "killed_when_resuming"
     begin(running, dag_id)
-    until((running.home / "resumed").exists, 180, "the end of the deferral")
+    until((running.home / "resumed").exists, 600, "the end of the deferral")
     running.kill_task(dag_id, "start")
     assert second_try(running, dag_id) == "re-attached"
 
 
 def test_a_retry_after_a_failed_execution_starts_another(running: Deployment) -> None:
     begin(running, "failed")
-    until(lambda: executions(running, "failed"), 120, "an execution")
+    until(lambda: executions(running, "failed"), 600, "an execution")
     running.sandbox.plan("failed", seconds=8.0)
     # On a busy host Airflow may lose the event of a deferral and try once more, which joins the second execution.
     tries = running.await_task("failed", "start", "success").tries
@@ -122,7 +122,7 @@ def test_a_finished_task_that_is_cleared_starts_another(running: Deployment, dag
     begin(running, dag_id)
     assert running.await_task(dag_id, "start", "success").tries == 1
     running.clear(dag_id, "start")
-    until(lambda: running.task(dag_id, "start").tries == 2, 120, "a second try")
+    until(lambda: running.task(dag_id, "start").tries == 2, 600, "a second try")
     running.await_task(dag_id, "start", "success")
     assert len(executions(running, dag_id)) == 2
     assert decision(running, dag_id) == "started"
@@ -131,9 +131,9 @@ def test_a_finished_task_that_is_cleared_starts_another(running: Deployment, dag
 def test_a_task_that_is_cleared_while_its_execution_runs_joins_it_again(running: Deployment) -> None:
     dag_id = "cleared_while_running"
     begin(running, dag_id)
-    until(lambda: ", started: " in running.log(dag_id, "start", 1), 120, "a log line about the execution")
+    until(lambda: ", started: " in running.log(dag_id, "start", 1), 600, "a log line about the execution")
     running.clear(dag_id, "start")
-    until(lambda: ", re-attached: " in running.log(dag_id, "start"), 120, "a second try")
+    until(lambda: ", re-attached: " in running.log(dag_id, "start"), 600, "a second try")
     assert [each.status for each in executions(running, dag_id)] == ["running"]
     running.sandbox.finish(executions(running, dag_id)[0].id)
     running.await_task(dag_id, "start", "success")
