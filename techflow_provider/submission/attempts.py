@@ -177,10 +177,12 @@ class AttemptStore:
     def _read_task_state(self) -> AttemptRecord | None:
         """Return the record that Airflow keeps; its age is unknown, and nobody waits for a response to it any more."""
         value = None if self.task_state is None else self.task_state.read()
+        if self.task_state is not None and legacy.is_note(value):
+            self.migrate(value)
+            value = self.task_state.read()
         if value is None:
             return None
-        record = AttemptRecord.read(legacy.read_note(value) if legacy.is_note(value) else value)
-        return replace(record, lost=True, sent_seconds=0.0, is_restored=True)
+        return replace(AttemptRecord.read(value), lost=True, sent_seconds=0.0, is_restored=True)
 
     def drop(self, record: AttemptRecord) -> AttemptRecord | None:
         """Delete a record where it is unchanged, and return what the shared state keeps then."""
@@ -200,9 +202,9 @@ class AttemptStore:
             found = present if present is not None and present.execution_id == execution_id else None
             return present if found is None else change(found)
 
+        own = self._read_task_state()
         if self.update(decide) is None and found is None and self.migrate() is not None:
             self.update(decide)
-        own = self._read_task_state()
         if self.task_state is None or own is None or own.execution_id != execution_id:
             return found
         amended = change(own)
@@ -212,16 +214,21 @@ class AttemptStore:
             self.task_state.write(amended.to_dict())
         return found or own
 
-    def migrate(self) -> AttemptRecord | None:
-        """Replace what version 0.1.0 wrote for the submitter by a record, and return that."""
+    def migrate(self, note: dict[str, Any] | None = None) -> AttemptRecord | None:
+        """Replace what version 0.1.0 wrote for the submitter by a record, and return that.
+
+        :param note: what the task's own state has; without it, the note is in the shared state
+        """
         try:
-            value = legacy.read_start(self._store, self._account, self._submitter)
+            value = legacy.read_start(self._store, self._account, self._submitter, note)
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"expected the note of {self._submitter} written by version 0.1.0, got {error!r}"
             ) from error
         record = None if value is None else AttemptRecord.read(value)
         present = self.update(lambda present: present or record)
+        if self.task_state is not None and note is not None:
+            self.task_state.drop() if present is None else self.task_state.write(present.to_dict())
         legacy.drop_start(self._store, self._account, self._submitter)
         return present
 

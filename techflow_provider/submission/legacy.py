@@ -43,18 +43,20 @@ def read_intent(text: str) -> dict[str, Any]:
     }
 
 
-def read_start(store: Store, account: str, submitter: str) -> dict[str, Any] | None:
+def read_start(store: Store, account: str, submitter: str, own_note: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the fields of the record that a submitter's note and intent stand for.
 
     None when there is no note, or when the request was surely not sent.
 
+    :param own_note: the note in the task's own state, where Airflow 3.3 kept it; None where it is in the store
     :raises ValueError: they aren't JSON
     :raises KeyError: a field is missing
     """
     note, intent = (store.update(f"{account}/{kind}", submitter, read_only)[0] for kind in ("notes", "intents"))
-    if note is None:
+    value = own_note if own_note is not None or note is None else json.loads(note.value)
+    if value is None:
         return None
-    fields = read_note(json.loads(note.value))
+    fields = read_note(value)
     if intent is None or fields["execution_id"] is not None:
         return fields
     sent = read_intent(intent.value)

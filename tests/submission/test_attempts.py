@@ -205,6 +205,39 @@ def test_a_note_of_version_0_1_0_in_the_tasks_own_state_is_understood(starter, s
     assert len(sandbox.executions) == 1
 
 
+def test_a_note_in_the_tasks_own_state_is_read_with_the_intent_in_the_shared_state(starter, sandbox, store, clock):
+    task_state = TaskState()
+    task_state.value = NOTE
+    put(store, "intents", {**INTENT, "sent_at": None})
+    policy = SubmissionPolicy(on_ambiguous="fail", wait_for_completion=True)
+    found = starter.start(task_state=task_state, policy=policy)
+    assert found.origin is Origin.STARTED
+    assert clock.monotonic() < 10
+    assert task_state.value["execution_id"] == found.execution.id
+    assert not legacy(store)
+
+
+def test_a_request_of_a_note_in_the_tasks_own_state_is_as_old_as_its_intent(starter, sandbox, store, clock):
+    task_state = TaskState()
+    task_state.value = NOTE
+    put(store, "intents", INTENT)
+    clock.advance(50)
+    assert starter.start(task_state=task_state).origin is Origin.STARTED
+    assert clock.monotonic() < 180
+    assert not legacy(store)
+
+
+@pytest.mark.parametrize("end", [mark_done, discard])
+def test_a_task_with_a_note_in_its_own_state_completes_and_fails(starter, store, end):
+    task_state = TaskState()
+    task_state.value = {**NOTE, "execution_id": "ex_1", "told": {"decision": "started"}}
+    submitter = starter.attempt(task_state=task_state).submitter
+    starter.run(end(starter.client.context, submitter, "ex_1"))
+    record = submitter.attempts.read()
+    assert (record.done if record else None) == (True if end is mark_done else None)
+    assert bool(task_state.value) is (end is mark_done)
+
+
 def test_an_execution_that_a_task_of_version_0_1_0_may_get_is_left_to_it(starter, sandbox, store):
     sandbox.start("wf_1")
     put(store, "intents", {**INTENT, "ticket": "other#1"}, "other")
