@@ -74,7 +74,7 @@ REMEDIES = {
     "and lower requests_per_minute.",
     Cause.SERVER: "Try again later; if it persists, contact TechFlow's support.",
 }
-CAUSES: dict[type[TechFlowError], Cause] = {
+CAUSES: dict[type, Cause] = {
     InvalidParameterError: Cause.SETTINGS,
     UnauthorizedError: Cause.KEY,
     RateLimitError: Cause.LIMIT,
@@ -97,7 +97,7 @@ def diagnose(error: TechFlowError, *, through_proxy: bool = False) -> Diagnosis:
     elif isinstance(error, UnexpectedResponseError) and error.status_code in INTERMEDIARY_STATUS:
         cause = Cause.PROXY
     else:
-        cause = CAUSES.get(type(error), Cause.SERVER)
+        cause = next((CAUSES[kind] for kind in type(error).__mro__ if kind in CAUSES), Cause.SERVER)
     unknown_host = cause is Cause.NETWORK and any(isinstance(each, socket.gaierror) for each in chain)
     message = error.summary if isinstance(error, ResponseError) else str(error)
     return Diagnosis(cause, message.rstrip("."), UNKNOWN_HOST if unknown_host else REMEDIES[cause])

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from techflow_provider.hooks.connection import ConnectionFieldError
+from techflow_provider.hooks.diagnosis import Cause, diagnose
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Fault, Sandbox
 
@@ -201,3 +203,8 @@ def test_an_invalid_field_is_diagnosed(tested):
     ok, message = tested("ftp://api.techflow.com")
     assert not ok
     assert message.startswith("The problem is a field of the connection. host (the base URL): expected")
+
+
+def test_an_invalid_field_of_a_named_connection_is_a_matter_of_its_settings():
+    error = ConnectionFieldError("tf", "extra timeout", "0", "a number above 0")
+    assert diagnose(error).cause is Cause.SETTINGS
