@@ -17,7 +17,7 @@ from techflow_provider.client.settings import Settings
 
 METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
 SUPPORTED = ("timeout", "verify", "check_response")
-EXPECTED = "timeout, verify or check_response (proxies are a matter of the connection, and redirects aren't followed)"
+EXPECTED = "timeout, verify or check_response (the connection sets the proxy, and redirects aren't followed)"
 # Further options of HttpHook that describe what happens here anyway.
 NO_EFFECT: dict[str, object] = {"stream": False, "allow_redirects": False}
 

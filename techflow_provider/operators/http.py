@@ -56,7 +56,8 @@ class TechFlowHttpOperator(HttpOperator):
     def __init__(self, *, techflow_conn_id: str = "techflow_default", deferrable: bool = False, **kwargs: Any) -> None:
         # Raised when the DAG is parsed, since none of these is templated.
         for name in signature(HttpOperator.__init__).parameters.keys() & kwargs.keys() - {*SUPPORTED}:
-            raise InvalidParameterError(name, quote(kwargs[name]), f"no such parameter, only {', '.join(SUPPORTED)}")
+            expected = f"one of {', '.join(SUPPORTED)} or techflow_conn_id instead of this parameter"
+            raise InvalidParameterError(name, quote(kwargs[name]), expected)
         if deferrable:
             expected = "False, since a triggerer could send the request twice"
             raise InvalidParameterError("deferrable", "True", expected)

@@ -127,10 +127,8 @@ def test_an_unsupported_parameter_is_rejected_when_the_dag_is_parsed(parameters)
 
 
 def test_the_error_of_an_unsupported_parameter_names_the_supported_ones():
-    with pytest.raises(
-        InvalidParameterError, match="auth_type: expected no such parameter, only endpoint, method, data"
-    ):
-        TechFlowHttpOperator(task_id="call", endpoint="workflows", auth_type=object)
+    with pytest.raises(InvalidParameterError, match=r"http_conn_id: expected one of endpoint, .* or techflow_conn_id"):
+        TechFlowHttpOperator(task_id="call", endpoint="workflows", http_conn_id="http_default")
 
 
 def test_an_unknown_method_is_rejected(served):
