@@ -1,7 +1,7 @@
 """The command line: `python -m techflow_provider …` everywhere, `airflow techflow …` on Airflow 3.2 and later.
 
-Every run of Airflow's own command line imports this module, so it loads the definitions of the commands only when
-they are needed.
+Every run of Airflow's own command line loads the definitions of the commands, so the module of a command is imported
+only when the command runs.
 
 Exit codes: 0 success; 1 TechFlow rejected the request, the execution failed or `doctor` found a problem; 2 the command
 or the connection can't be used; 3 the execution was still running at the timeout; 130 interrupted.

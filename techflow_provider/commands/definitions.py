@@ -1,4 +1,4 @@
-"""The commands in Airflow's own classes, and how one is run; Airflow's command line imports this module at each run."""
+"""The commands in Airflow's own classes, and how one is run: its module is imported only then."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A local TechFlow for tests and for trying DAGs without an account: `Sandbox`, and the `techflow-sandbox` command.
 
-It is based on the vendor's reference alone and imports nothing else of this package, so that it can disagree with it.
+It is based on the vendor's reference alone and imports nothing else of this package but its version, so that it can
+disagree with it.
 """
 
 from __future__ import annotations
