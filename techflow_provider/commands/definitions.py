@@ -83,7 +83,7 @@ def _arg(*flags: str, **options: Any) -> Arg:
     return Arg(flags=flags, **options)  # type: ignore[no-untyped-call]  # unannotated in Airflow
 
 
-CONN_ID = _arg("--conn-id", default="techflow_default", help="the Airflow connection (techflow_default)")
+CONN_ID = _arg("--conn-id", default="techflow_default", help="the Airflow connection (default: techflow_default)")
 OUTPUT = _arg("--output", "-o", choices=("table", "json"), default="table", help="table for people, json for programs")
 WORKFLOW_ID = _arg("workflow_id", help="such as wf_123")
 NAME = _arg("--name", dest="workflow_name", help="the workflow's name")
@@ -107,11 +107,11 @@ WORKFLOW_COMMANDS = (
     ),
     _command(
         "update",
-        "Change the fields of a workflow that are given",
+        "Change the given fields of a workflow",
         "resources:update_workflow",
         *(WORKFLOW_ID, NAME, DESCRIPTION, TRIGGER),
     ),
-    _command("delete", "Delete a workflow for good", "resources:delete_workflow", WORKFLOW_ID),
+    _command("delete", "Delete a workflow permanently", "resources:delete_workflow", WORKFLOW_ID),
 )
 COMMANDS: tuple[CLICommand, ...] = (
     GroupCommand("workflows", "List, get, create, update and delete workflows", WORKFLOW_COMMANDS),
@@ -120,10 +120,10 @@ COMMANDS: tuple[CLICommand, ...] = (
         "Start an execution of a workflow",
         "resources:trigger",
         WORKFLOW_ID,
-        _arg("--payload", help="a JSON object to send along"),
+        _arg("--payload", help="a JSON object to send"),
         _arg("--wait", action="store_true", help="wait for the execution's completion"),
-        _arg("--timeout", type=positive, help="seconds to wait at most; the execution keeps running afterwards"),
-        _arg("--poll-interval", type=positive, default=5.0, help="seconds between two polls (5)"),
+        _arg("--timeout", type=positive, help="maximum seconds to wait; the execution keeps running afterwards"),
+        _arg("--poll-interval", type=positive, default=5.0, help="seconds between two polls (default: 5)"),
     ),
     _command(
         "executions",
@@ -131,12 +131,12 @@ COMMANDS: tuple[CLICommand, ...] = (
         "resources:list_executions",
         _arg("--workflow-id", help="only those of this workflow"),
         STATUS,
-        _arg("--limit", type=count, default=50, help="how many at most (50)"),
+        _arg("--limit", type=count, default=50, help="maximum number of executions (default: 50)"),
     ),
     _command("budget", "Show the state of the API key's rate budget; sends nothing", "resources:show_budget"),
     _command(
         "doctor",
-        "Check the whole set-up, and suggest a remedy for each problem",
+        "Check the whole setup, and suggest a remedy for each problem",
         "doctor:examine",
         _arg("--learn", action="store_true", help="show how a page of the history is interpreted"),
     ),

@@ -36,7 +36,7 @@ PACKAGES = {"airflow": "apache-airflow", "common-compat": "apache-airflow-provid
 
 
 def examine(args: Namespace) -> Report:
-    """Check the whole set-up, or interpret a page of the history with `--learn`."""
+    """Check the whole setup, or interpret a page of the history with `--learn`."""
     return _learn(args.conn_id) if args.learn else _report(list(_findings(args.conn_id)))
 
 

@@ -54,7 +54,7 @@ def update_workflow(args: Namespace) -> Report:
 
 
 def delete_workflow(args: Namespace) -> Report:
-    """Delete a workflow for good (Delete Workflow)."""
+    """Delete a workflow permanently (Delete Workflow)."""
     with open_client(args.conn_id) as client:
         client.workflows.delete(args.workflow_id)
     return Report({"id": args.workflow_id, "deleted": True}, f"deleted {args.workflow_id}")

@@ -133,7 +133,7 @@ class TechFlowHook(BaseHook):
         return self.get_conn().workflows.update(workflow_id, name, description, triggers)
 
     def delete_workflow(self, workflow_id: str) -> None:
-        """Delete a workflow for good (Delete Workflow)."""
+        """Delete a workflow permanently (Delete Workflow)."""
         self.get_conn().workflows.delete(workflow_id)
 
     def trigger_workflow(

@@ -209,7 +209,7 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
 
 
 class TechFlowDeleteWorkflowOperator(TechFlowOperator):
-    """Delete a workflow for good (Delete Workflow).
+    """Delete a workflow permanently (Delete Workflow).
 
     :param workflow_id: its id
     :param ignore_if_missing: whether a workflow that is gone already counts as deleted

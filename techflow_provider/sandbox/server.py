@@ -188,13 +188,13 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
     ),
     "webhooks": (
         ("--webhook-url", "url", "URL for the six documented events (default: none)", {"metavar": "URL"}),
-        ("--webhook-secret", "secret", "secret of the proof (default: no proof)", {"metavar": "SECRET"}),
+        ("--webhook-secret", "secret", "secret that authenticates webhooks (default: none)", {"metavar": "SECRET"}),
         ("--webhook-proof", "proof", "sign webhooks, or append the secret to the URL as a token", _one_of(Proof)),
-        ("--webhook-delay", "delay_seconds", "how long after the event each is sent", SECONDS),
+        ("--webhook-delay", "delay_seconds", "delay between an event and its webhook", SECONDS),
         ("--webhook-jitter", "jitter_seconds", "maximum random extra delay", SECONDS),
         ("--webhook-loss", "loss", "probability that a webhook is not sent", PROBABILITY),
         ("--webhook-duplicates", "duplicates", "probability that a webhook is sent twice", PROBABILITY),
-        ("--webhook-forged", "forged", "probability that one with a wrong proof is also sent", PROBABILITY),
+        ("--webhook-forged", "forged", "probability that a forged webhook is also sent", PROBABILITY),
     ),
 }
 FLAGS = {name: flag for options in OPTIONS.values() for flag, name, *_ in reversed(options)}

@@ -1,4 +1,4 @@
-"""`doctor` in broken set-ups: the severity and remedy of each; and how it interprets a page of the history."""
+"""`doctor` in broken setups: the severity and remedy of each; and how it interprets a page of the history."""
 
 from __future__ import annotations
 
