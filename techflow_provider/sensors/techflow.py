@@ -155,7 +155,8 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         except TechFlowError as error:
             log_or_raise(error, self.log.warning)
             return None
-        self.log.info("Waiting for %s to end: %s", self._selector, tracker.last_seen)
+        if execution is None:
+            self.log.info("Waiting for %s to finish: %s", self._selector, tracker.last_seen)
         return execution
 
     def _defer(self) -> None:

@@ -123,7 +123,7 @@ class Submission:
 
     def __str__(self) -> str:
         of = f" of workflow {self.execution.workflow_id}" if self.execution.workflow_id else ""
-        return f"Execution {self.execution.id}{of}, {self.origin.value}: {self.reason}"
+        return f"Execution {self.execution.id}{of} was {self.origin.value}: {self.reason}"
 
 
 def from_record(record: AttemptRecord, reason: str, execution: Execution | None = None) -> Submission:

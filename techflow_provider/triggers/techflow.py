@@ -83,7 +83,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     async def _wait(self) -> WaitOutcome:
         tracker = ExecutionTracker(self.selector)
-        log.info("Waiting for %s to end, with one poll for all waits every %g s", self.selector, self.poll_interval)
+        log.info("Waiting for %s to finish; one poll every %g s serves all waits", self.selector, self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
                 poller = await shared_poller(self.techflow_conn_id)

@@ -94,7 +94,7 @@ def test_a_task_that_is_killed_before_the_response_adopts_what_it_started(runnin
 def test_a_task_that_is_killed_while_it_waits_joins_what_it_started(running: Deployment) -> None:
     dag_id = "killed_while_waiting"
     begin(running, dag_id)
-    until(lambda: ", started: " in running.log(dag_id, "start", 1), 600, "a log line about the execution")
+    until(lambda: " was started: " in running.log(dag_id, "start", 1), 600, "a log line about the execution")
     running.kill_task(dag_id, "start")
     assert second_try(running, dag_id) == "re-attached"
 
@@ -131,9 +131,9 @@ def test_a_finished_task_that_is_cleared_starts_another(running: Deployment, dag
 def test_a_task_that_is_cleared_while_its_execution_runs_joins_it_again(running: Deployment) -> None:
     dag_id = "cleared_while_running"
     begin(running, dag_id)
-    until(lambda: ", started: " in running.log(dag_id, "start", 1), 600, "a log line about the execution")
+    until(lambda: " was started: " in running.log(dag_id, "start", 1), 600, "a log line about the execution")
     running.clear(dag_id, "start")
-    until(lambda: ", re-attached: " in running.log(dag_id, "start"), 600, "a second try")
+    until(lambda: " was re-attached: " in running.log(dag_id, "start"), 600, "a second try")
     assert [each.status for each in executions(running, dag_id)] == ["running"]
     running.sandbox.finish(executions(running, dag_id)[0].id)
     running.await_task(dag_id, "start", "success")
