@@ -27,7 +27,8 @@ def read_connection(conn_id: str) -> TechFlowConnection:
         # Outside of tasks and servers, Airflow's BaseHook doesn't read the database.
         connection = Connection.get_connection_from_secrets(conn_id)
     except AirflowNotFoundException as error:
-        expected = f"the id of a connection (airflow connections add {conn_id} --conn-type {CONNECTION_TYPE} …)"
+        command = f"airflow connections add {conn_id} --conn-type {CONNECTION_TYPE} …"
+        expected = f"an existing connection (to create it: {command})"
         raise InvalidParameterError("--conn-id", f"{conn_id!r}, which is not defined", expected) from error
     if connection.conn_type != CONNECTION_TYPE:
         received = f"{conn_id!r} of the type {connection.conn_type!r}"
