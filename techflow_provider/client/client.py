@@ -218,7 +218,7 @@ class Client:
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
-        # The time-outs are set on each request. Redirects are not followed: the key must not go elsewhere.
+        # The timeouts are set on each request. Redirects are not followed: the key must not go elsewhere.
         self._http = httpx.Client(transport=transport, verify=self.settings.ssl_context(), proxy=self.settings.proxy)
         io = _SyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(

@@ -127,7 +127,7 @@ class TransportError(TechFlowError):
         return not self.maybe_sent
 
     def __str__(self) -> str:
-        effect = "it may have reached the server" if self.maybe_sent else "it never reached the server"
+        effect = f"the request {'may have' if self.maybe_sent else 'never'} reached the server"
         return f"{self.call}: {self.reason}; {effect}"
 
 

@@ -1,4 +1,4 @@
-"""What a client needs to reach TechFlow: key, base URL, time-outs, limits. Checked once, shown without the key."""
+"""What a client needs to reach TechFlow: key, base URL, timeouts, limits. Checked once, shown without the key."""
 
 from __future__ import annotations
 

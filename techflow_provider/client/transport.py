@@ -14,10 +14,10 @@ from techflow_provider.client.settings import Settings
 # With these the request was never written, so a retry is safe.
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
-    (httpx.ConnectTimeout, "no connection within the time-out"),
-    (httpx.PoolTimeout, "no free connection within the time-out"),
-    (httpx.WriteTimeout, "the request could not be written within the time-out"),
-    (httpx.ReadTimeout, "no response within the time-out"),
+    (httpx.ConnectTimeout, "no connection within the timeout"),
+    (httpx.PoolTimeout, "no free connection within the timeout"),
+    (httpx.WriteTimeout, "the request could not be written within the timeout"),
+    (httpx.ReadTimeout, "no response within the timeout"),
     (httpx.ConnectError, "no connection"),
     (httpx.ProxyError, "the proxy refused the request"),
     (httpx.ReadError, "the connection broke while the response was read"),

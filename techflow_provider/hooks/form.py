@@ -33,7 +33,7 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         *(1, 10_000, 6),
     ),
     "timeout": _number(
-        "Time-out in seconds", "How long to wait for a connection to TechFlow, and for a response.", *(0.1, 3600, 30)
+        "Timeout in seconds", "How long to wait for a connection to TechFlow, and for a response.", *(0.1, 3600, 30)
     ),
     "verify": _text(
         "Verify TLS certificates", "true, false, or the path of a file with the certificates to trust.", default="true"

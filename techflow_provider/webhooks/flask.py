@@ -60,7 +60,7 @@ def _read_body() -> bytes | WebhookResponse:
 
 @contextmanager
 def _deadline() -> Iterator[threading.Event]:
-    """Stop reading a body at the time-out; a worker of the web server would wait two minutes for it."""
+    """Stop reading a body at the timeout; a worker of the web server would wait two minutes for it."""
     expired = threading.Event()
     connection = next((request.environ[name] for name in SOCKETS if name in request.environ), None)
 

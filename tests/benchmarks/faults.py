@@ -3,7 +3,7 @@
 Each fault lasts `--seconds` (two minutes), begins a little after the waits, and has a server and a process of its own;
 all run at once. The ends are spread over the time of the fault. "missed" is by how much the slowest wait learnt of its
 end after it: the fault's length and two intervals are allowed, in the table of all benchmarks. "late" counts from the
-fault's end where that was later. Where a request gets no response, the connection's time-out comes on top, since
+fault's end where that was later. Where a request gets no response, the connection's timeout comes on top, since
 the last such request may begin just before the fault's end; a storm of 429s without Retry-After leaves a cool-down of
 ten seconds.
 
@@ -140,7 +140,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     seconds = 15.0 if asked.quick else asked.seconds
     sys.stdout.write(
-        f"{WAITS} waits, interval {INTERVAL:g} s, time-out {TIMEOUT:g} s, faults of {seconds:g} s, "
+        f"{WAITS} waits, interval {INTERVAL:g} s, timeout {TIMEOUT:g} s, faults of {seconds:g} s, "
         f"load {os.getloadavg()[0]:.2f}\n"
     )
     line(WIDTHS, "fault", "seen", "wrong", "missed s", "late s", "requests", "in a minute")
