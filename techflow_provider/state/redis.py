@@ -1,6 +1,6 @@
 """The store for several hosts: Redis or Valkey, timed by the server's clock.
 
-An update is a compare-and-set that is tried again when another process was faster. The changes to a rate budget run as
+An update is a compare-and-set that is retried when another process was faster. The changes to a rate budget run as
 a script (`gcra.lua`) on the server instead, so that callers that never wait can't shut each other out. The server's
 clock can be set: when it steps back, or ahead of what a caller's own clock proves, a budget moves along with it, and
 slots that were held are void. The redis package is imported with the first operation, not before.

@@ -76,7 +76,7 @@ class StateFile:
                     continue
                 except (sqlite3.Error, OSError) as error:
                     raise StoreError(f"{self.path}: {error}") from error
-        raise StoreError(f"{self.path}: the file is replaced again and again")
+        raise StoreError(f"{self.path}: the file keeps being replaced")
 
     def _run(self, act: Callable[[sqlite3.Connection], T], prepare: Prepare, begin: str) -> T:
         try:

@@ -47,7 +47,7 @@ class Identity:
     :param map_index: the index of a mapped task
     :param part: distinguishes several starts of one task, such as a callback's name
     :param generation: names the attempts among which one execution is enough. In another generation an execution that
-        is still running is joined, and one that is over is not
+        is still running is joined if its task was waiting for it, and one that is over is not
     :param is_retry: whether an earlier attempt may have been made
     """
 

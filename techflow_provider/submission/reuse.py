@@ -151,9 +151,7 @@ async def mark_done(context: FlowContext, submitter: Submitter, execution_id: st
             context, partial(submitter.attempts.amend, execution_id, lambda found: replace(found, done=True))
         )
     except StoreError as error:
-        log.warning(
-            "The completion of %s could not be recorded, so clearing it may not start anew: %s", submitter.name, error
-        )
+        log.warning("The completion of %s could not be recorded, so a retry polls again: %s", submitter.name, error)
         return None
     return None if record is None else record.report
 

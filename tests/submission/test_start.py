@@ -160,6 +160,17 @@ def test_a_task_that_is_cleared_while_it_waits_joins_its_running_execution(start
     assert starter.start(generation=2, policy=WAITS).origin is Origin.REATTACHED
 
 
+def test_a_completion_that_cannot_be_recorded_changes_neither_a_retry_nor_a_clear(starter, sandbox, store, caplog):
+    first = starter.start(policy=WAITS)
+    sandbox.finish(first.execution.id)
+    store.broken = True
+    assert starter.run(mark_done(starter.client.context, starter.attempt().submitter, first.execution.id)) is None
+    assert "a retry polls again: the disk is full" in caplog.text
+    store.broken = False
+    assert starter.start(policy=WAITS).execution.id == first.execution.id
+    assert starter.start(generation=2, policy=WAITS).origin is Origin.STARTED
+
+
 def test_without_reattach_every_attempt_starts_its_own(starter):
     for _ in range(2):
         assert starter.start(policy=SubmissionPolicy(reattach=False)).origin is Origin.STARTED
