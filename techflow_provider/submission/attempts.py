@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ STATE_RETRY_DELAYS = (0.1, 0.4, 1.5, 4.0)
 RECORD_TTL_SECONDS = 30 * 24 * 3600.0
 # After completion it matters only to an attempt that is made because Airflow did not notice the success.
 DONE_TTL_SECONDS = 2 * 24 * 3600.0
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,11 @@ class AttemptRecord:
         :raises StoreError: it isn't a record
         """
         try:
-            return cls(**{**value, "sent_at": datetime.fromisoformat(value["sent_at"]), "age_seconds": age_seconds})
+            # A time without a zone can't be compared with this one.
+            sent_at = max(datetime.fromisoformat(value["sent_at"]), LONG_AGO)
+            response, sent = float(value["response_seconds"]), float(value.get("sent_seconds", 0.0))
+            checked = {"sent_at": sent_at, "response_seconds": response, "sent_seconds": sent}
+            return cls(**{**value, **checked, "age_seconds": age_seconds})
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"expected the record of an attempt, got {str(value)[:200]!r}") from error
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from techflow_provider.client.models import Execution
-from techflow_provider.submission.attempts import AttemptRecord
+from techflow_provider.submission.attempts import LONG_AGO, AttemptRecord
 
 # An HTTP date has no fractions, a history may cut them off its times as well, and a request takes its time.
 TOLERANCE = timedelta(seconds=5)
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
 LONGEST_SECONDS = 10 * 365 * 86400.0
 
 

@@ -104,7 +104,15 @@ def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
     assert attempts.holders(["ex_1", "ex_2"]) == {"ex_1": "a"}
 
 
-@pytest.mark.parametrize("value", ["not json", "[]", "{}", '{"sent_at": "2026-01-01T00:00:00+00:00", "new": 1}'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("not json", "[]", "{}", '{"sent_at": "2026-01-01T00:00:00+00:00", "new": 1}'),
+        json.dumps({**RECORD.to_dict(), "sent_at": "2026-01-01T00:00:00"}),
+        json.dumps({**RECORD.to_dict(), "sent_seconds": None}),
+        json.dumps({**RECORD.to_dict(), "response_seconds": "soon"}),
+    ],
+)
 def test_an_unreadable_record_of_another_task_is_skipped_with_one_warning(store, attempts, caplog, value):
     put(store, "attempts", value, "other")
     attempts.update(lambda _: RECORD)
