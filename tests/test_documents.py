@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -315,6 +316,20 @@ def test_each_name_in_the_readmes_table_can_be_imported(module, name):
     if module not in ("techflow_provider.client", "techflow_provider.sandbox"):
         pytest.importorskip("airflow")
     assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(("module", "name"), IMPORTS, ids=lambda value: value)
+def test_the_docstring_of_each_name_has_an_example_with_parameters_that_exist(module, name):
+    if module not in ("techflow_provider.client", "techflow_provider.sandbox"):
+        pytest.importorskip("airflow")
+    documented = getattr(importlib.import_module(module), name)
+    example = "\n".join(re.findall(r"^ *(?:>>>|\.\.\.) (.*)$", documented.__doc__, re.MULTILINE))
+    nodes = [node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if isinstance(node.func, ast.Name) and node.func.id == name]
+    assert calls
+    bases = documented.__mro__ if isinstance(documented, type) else (documented,)
+    known = {parameter for base in bases for parameter in inspect.signature(base).parameters}
+    assert all(keyword.arg in known for call in calls for keyword in call.keywords)
 
 
 def test_every_make_target_has_a_description_and_is_in_the_help():

@@ -263,6 +263,10 @@ class Client:
 class AsyncClient:
     """TechFlow for asyncio; like `Client`, with awaitable methods.
 
+    >>> async def main():
+    ...     async with AsyncClient(api_key="your_key") as client:
+    ...         return await client.workflows.list()
+
     :param api_key: the API key (Authentication)
     :param base_url: base URL of the API (Base URL)
     :param settings: all settings at once, instead of the key and the URL

@@ -24,6 +24,8 @@ class RetryPolicy:
     retried only when the method is idempotent or the request certainly never reached the server. A response that is
     too large is never requested again. Everything else is a result.
 
+    >>> client = Client(api_key="your_key", retry=RetryPolicy(max_attempts=1))
+
     :param max_attempts: requests sent for one call at most; 429s are not counted
     :param backoff_seconds: delay before the second request, doubled each time
     :param max_backoff_seconds: upper bound of that delay

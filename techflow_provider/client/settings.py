@@ -25,6 +25,8 @@ JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 class Settings:
     """How to reach TechFlow.
 
+    >>> client = Client(settings=Settings("your_key", timeout_seconds=10))
+
     :param api_key: the key, sent as `Authorization: Bearer` (Authentication)
     :param base_url: base URL of the API (Base URL)
     :param timeout_seconds: limit of each network operation: to connect, to write, to read the next chunk

@@ -42,6 +42,10 @@ class TechFlowHook(BaseHook):
 
         execution = TechFlowHook().trigger_workflow("wf_123", {"day": "2026-01-01"})
 
+    >>> hook = TechFlowHook("techflow_default")
+    >>> execution = hook.trigger_workflow("wf_123")
+    >>> hook.wait_for_execution(execution.id, timeout=3600)
+
     :param techflow_conn_id: connection of the type `techflow`: the password is the API key (Authentication), the host
         the base URL (Base URL)
     :param method: the HTTP method of `run`

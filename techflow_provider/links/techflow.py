@@ -24,7 +24,10 @@ EXECUTION_KEY = "techflow_execution"
 
 
 class TechFlowLink(BaseOperatorLink):
-    """Opens a task's execution in TechFlow's dashboard, by the connection's `dashboard_url`."""
+    """Opens a task's execution in TechFlow's dashboard, by the connection's `dashboard_url`.
+
+    >>> operator_extra_links = (TechFlowLink(),)
+    """
 
     name = "Open in TechFlow"
 

@@ -27,6 +27,8 @@ class TechFlowNotifier(BaseNotifier):
     Airflow may call a callback twice, in a worker and in the DAG processor. The execution is started once for an
     attempt of a task, or for a run of a DAG. The notifier doesn't wait for its completion.
 
+    >>> EmptyOperator(task_id="load", on_failure_callback=TechFlowNotifier(workflow_id="wf_456"))
+
     :param workflow_id: the workflow's id
     :param payload: a dict to send as JSON; the reference shows no body
     :param techflow_conn_id: connection of the type `techflow`

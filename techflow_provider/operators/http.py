@@ -32,6 +32,8 @@ class TechFlowHttpOperator(HttpOperator):
 
         TechFlowHttpOperator(task_id="quota", method="GET", endpoint="quota", response_filter=lambda r: r.json())
 
+    >>> TechFlowHttpOperator(task_id="status", method="GET", endpoint="status", response_filter=lambda it: it.json())
+
     :param endpoint: path below the connection's base URL
     :param method: GET, POST (the default), PUT, PATCH or DELETE
     :param data: the query of a GET, otherwise the body: a dict is sent as a form, text is sent unchanged

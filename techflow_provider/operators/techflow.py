@@ -67,6 +67,8 @@ class TechFlowOperator(BaseOperator):
 class TechFlowListWorkflowsOperator(TechFlowOperator):
     """List workflows (List Workflows) as dicts, ready for `.expand()`.
 
+    >>> TechFlowListWorkflowsOperator(task_id="list_active", status="active")
+
     :param status: only those with this status word, such as `active`
     :param name: only those with exactly this name
     :raises TechFlowError: the call failed
@@ -89,6 +91,8 @@ class TechFlowListWorkflowsOperator(TechFlowOperator):
 class TechFlowGetWorkflowOperator(TechFlowOperator):
     """Return one workflow as a dict (Get Workflow).
 
+    >>> TechFlowGetWorkflowOperator(task_id="get", workflow_id="wf_123")
+
     :param workflow_id: its id, such as `wf_123`
     :raises TechFlowError: the call failed; `NotFoundError` when there is no such workflow
     """
@@ -109,6 +113,8 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
 
     Names need not be unique in TechFlow, so a DAG that runs daily with the default leaves a workflow a day. When the
     response is lost, the workflow is the one of this name that the list did not show before; nothing is sent twice.
+
+    >>> TechFlowCreateWorkflowOperator(task_id="create", name="Nightly report", if_exists="return")
 
     :param name: the workflow's name
     :param description: its description
@@ -171,6 +177,8 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
 
     It is read, changed and written whole, since the reference does not say whether PUT keeps what is left out.
 
+    >>> TechFlowUpdateWorkflowOperator(task_id="rename", workflow_id="wf_123", name="Weekly report")
+
     :param workflow_id: its id
     :param name: the new name; None keeps the old one
     :param description: the new description; None keeps the old one
@@ -211,6 +219,8 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
 class TechFlowDeleteWorkflowOperator(TechFlowOperator):
     """Delete a workflow permanently (Delete Workflow).
 
+    >>> TechFlowDeleteWorkflowOperator(task_id="delete", workflow_id="wf_123")
+
     :param workflow_id: its id
     :param ignore_if_missing: whether a workflow that is gone already counts as deleted
     :raises TechFlowError: the call failed
@@ -238,6 +248,8 @@ class TechFlowDeleteWorkflowOperator(TechFlowOperator):
 class TechFlowListExecutionsOperator(TechFlowOperator):
     """List the execution history (List Executions) as dicts.
 
+    >>> TechFlowListExecutionsOperator(task_id="list_failed", workflow_id="wf_123", status="failed")
+
     :param workflow_id: only those of this workflow
     :param status: only those with this status word, or in this state: `running`, `completed`, `failed`
     :raises TechFlowError: the call failed
@@ -263,8 +275,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     The id is returned in every mode. TechFlow documents no call to cancel an execution: when the task is killed, the
     log names the one that keeps running. A task gets one execution, whatever is lost on the way: a retry joins the one
     that an earlier attempt has started, and starts another when that failed. The log and the XCom `techflow_start` show
-    how the task got its execution. `TechFlowTriggerWorkflowOperator(task_id="report", workflow_id="wf_123",
-    wait_for_completion=True, deferrable=True)` waits without a worker slot.
+    how the task got its execution.
+
+    >>> TechFlowTriggerWorkflowOperator(task_id="run", workflow_id="wf_123", wait_for_completion=True, deferrable=True)
 
     :param workflow_id: the workflow's id
     :param payload: a dict to send as JSON; the reference shows no body

@@ -40,6 +40,8 @@ HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Sign 
 class Fault:
     """Something that goes wrong.
 
+    >>> sandbox.faults.add(Fault("lost_response", path="/workflows/*/execute"))
+
     :param kind: `status` responds with `status`; `hang` waits `seconds` (by default for ever); `reset` resets the
         connection, `drop` closes it without a response, `lost_response` does so after acting; `truncated` cuts the
         JSON body in half, `wrong_length` also announces the other half; `html` is a page with status 200; `garbage`

@@ -86,6 +86,10 @@ class Sandbox(Settings):
     """A local TechFlow; its parameters are those of `Settings`. Safe to use from many threads.
 
     `sandbox.transport()` serves httpx clients in-process, `sandbox.serve()` over a socket.
+
+    >>> sandbox = Sandbox(api_keys=("key",))
+    >>> workflow_id = sandbox.add_workflow("Nightly report")
+    >>> client = Client("key", base_url=sandbox.base_url, transport=sandbox.transport())
     """
 
     def __post_init__(self) -> None:

@@ -48,6 +48,10 @@ class Clock:
 class ManualClock(Clock):
     """A clock that stands still until it is advanced.
 
+    >>> clock = ManualClock()
+    >>> sandbox = Sandbox(clock=clock)
+    >>> clock.advance(60)
+
     :param start: the time at first
     """
 
