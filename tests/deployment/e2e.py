@@ -81,7 +81,7 @@ def run(executor: str, steps: int, limit: int, folder: Path) -> list[str]:
         # Before 3.3 Airflow logs the whole URL of a request.
         proof: Any = "token" if airflow.version >= (3, 3) else "signature"
         sandbox.webhooks = Webhooks(url, secret=SECRET, proof=proof)
-        say(f"· running {steps} steps at {limit} requests a minute, with webhooks proved by {proof}")
+        say(f"· running {steps} steps at {limit} requests a minute, with webhooks authenticated by {proof}")
         outcome = _run(airflow, steps)
     _report(steps, outcome, sandbox, metrics)
     return _faults(steps, outcome, sandbox)
