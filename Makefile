@@ -4,7 +4,7 @@ AIRFLOW ?= 3.3.2
 EXECUTOR ?= celery
 ENVIRONMENTS := .cache/environments
 # How long `make test` takes on two idle cores.
-TEST_MINUTES := 3
+TEST_MINUTES := 2
 # Versions that this Airflow can't run with, from the matrix.
 HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
 # Test files run in parallel. Tests that need a deployment have targets of their own.
