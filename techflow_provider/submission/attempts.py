@@ -167,9 +167,14 @@ class AttemptStore:
 
         return self._store.update(f"{self._account}/attempts", self._submitter, change)
 
+    def read_shared(self) -> AttemptRecord | None:
+        """Return what the shared state keeps."""
+        entry, _ = self._store.update(f"{self._account}/attempts", self._submitter, read_only)
+        return None if entry is None else _record_of(entry)
+
     def read(self) -> AttemptRecord | None:
         """Return the record, from whichever of the two states knows more about it."""
-        shared = self.update(lambda present: present)
+        shared = self.read_shared()
         if self.task_state is None:
             return shared
         own = self._read_task_state()

@@ -148,7 +148,7 @@ async def _own_record(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
     :raises OtherAttemptError: another attempt has learnt which execution it is
     :raises SupersededError: another attempt searches for it, or has given it up
     """
-    own = await use_state(attempt.context, partial(attempt.submitter.attempts.update, lambda present: present))
+    own = await use_state(attempt.context, attempt.submitter.attempts.read_shared)
     if own is not None and own.attempt_id == attempt.submitter.attempt_id:
         return own
     if own is not None and own.submission_id == record.submission_id and own.execution_id is not None:
