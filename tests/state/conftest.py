@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -75,6 +76,15 @@ class RedisServer:
             self.process.terminate()
             self.process.wait(timeout=STARTED_SECONDS)
             self.process = None
+
+
+def in_threads(act: Callable[[], object], count: int) -> None:
+    """Run a function in threads at once."""
+    threads = [threading.Thread(target=act) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture(scope="session")

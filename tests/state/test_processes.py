@@ -17,6 +17,7 @@ from techflow_provider.state.gcra import Policy
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store, StoreError, read_only
+from tests.state.conftest import in_threads
 from tests.state.worker import BUSY_TIMEOUT_SECONDS, store_with_long_timeout
 
 COMMAND = RequestClass.COMMAND
@@ -43,15 +44,6 @@ def in_fork(act: Callable[[], object]) -> Any:
     os.waitpid(child, 0)
     with os.fdopen(reading) as pipe:
         return json.loads(pipe.read())
-
-
-def in_threads(act: Callable[[], object], count: int) -> None:
-    """Run a function in threads at once."""
-    threads = [threading.Thread(target=act) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 import pytest
 
 from techflow_provider.state.open import open_store
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.store import Entry, StateUrlError, Write, budget_key, read_only
+from tests.state.conftest import in_threads
 
 
 def write(store, namespace: str, name: str, value: str | None, ttl_seconds: float = 10.0) -> None:
@@ -89,14 +87,6 @@ class TestUpdate:
 
         in_threads(lambda: [each_store.update(key, "count", change) for _ in range(10)], 4)
         assert read(each_store, key, "count") == Entry("count", "40", 0.0)
-
-
-def in_threads(act: Callable[[], object], count: int) -> None:
-    threads = [threading.Thread(target=act) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def test_entries_are_listed_by_name_with_a_prefix_and_a_namespace(each_store, key):
