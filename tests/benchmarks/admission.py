@@ -23,8 +23,9 @@ from techflow_provider.state.budget import DEFAULT_BURST  # noqa: E402
 from techflow_provider.state.gcra import Policy  # noqa: E402
 from techflow_provider.triggers.outcomes import ADMISSION_SECONDS  # noqa: E402
 from tests.benchmarks.rows import Row, add_option, hand_over  # noqa: E402
-from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until  # noqa: E402
+from tests.deployment.airflow_deployment import KEY, Deployment, deployment  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402
+from tests.servers import until  # noqa: E402
 
 STARTED = "SELECT count(*) FROM task_instance WHERE dag_id = 'mapped_starts' AND state IN ('success', 'failed')"
 STATES = "SELECT state, count(*) FROM task_instance WHERE dag_id = 'mapped_starts' GROUP BY state"

@@ -11,21 +11,18 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import httpx
 
 from techflow_provider.sandbox import Sandbox
-
-T = TypeVar("T")
+from tests.servers import READY_SECONDS, Postgres, Program, free_port, listens, until
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "key-of-the-deployment-tests"
@@ -37,159 +34,6 @@ GENEROUS_TIMEOUTS = {
     "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "600",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "600",
 }
-READY_SECONDS = 120.0
-LOOK_SECONDS = 0.2
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nothing listens on."""
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        return int(unheard.getsockname()[1])
-
-
-def until(ask: Callable[[], T | None], seconds: float, wanted: str) -> T:
-    """Ask again and again until there is a result.
-
-    :raises TimeoutError: there was none in time
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        result = ask()
-        if result:
-            return result
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{wanted}: not within {seconds:g} s")
-        time.sleep(LOOK_SECONDS)
-
-
-@dataclass
-class Program:
-    """A process with a group of its own and its output in a file.
-
-    :param name: what it is called in the file's name
-    :param command: its command line
-    :param log: the file
-    """
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it."""
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                self.command,
-                env=dict(self.environment),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=self.log.parent,
-                start_new_session=True,
-            )
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended by itself."""
-        return self.process is not None and self.process.poll() is not None
-
-    def kill(self) -> None:
-        """Kill it and its children at once, as the loss of a host does."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """Ask it to end, and kill it when it does not."""
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: int) -> None:
-        process, self.process = self.process, None
-        if process is None:
-            return
-        _signal_group(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(15)
-        # Its children may outlive it.
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait(15)
-
-
-def _signal_group(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return
-
-
-class Postgres:
-    """A private PostgreSQL on a free port, run as the user `postgres` when this is root's process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.port = free_port()
-
-    def __enter__(self) -> Self:
-        self._folder.mkdir()
-        if os.geteuid() == 0:
-            shutil.chown(self._folder, "postgres")
-        self._run("initdb", "-D", str(self._folder / "data"), "-U", "airflow", "-A", "trust", "--no-sync")
-        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
-        self._run(
-            "pg_ctl", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-o", options, "-w", "start"
-        )
-        self.query("postgres", "CREATE DATABASE airflow")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "stop")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        path = _postgres_program(program)
-        user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        with (self._folder.parent / "postgres.log").open("ab") as output:
-            done = subprocess.run(
-                [path, *arguments],
-                cwd=self._folder,
-                # The server keeps what it is given open, so a pipe would never end.
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=60,
-                **(user if os.geteuid() == 0 else {}),
-            )
-        if done.returncode:
-            raise RuntimeError(f"{program} failed; see {output.name}")
-
-    def query(self, database: str, statement: str) -> list[list[str]]:
-        """Run a statement and return its rows as text."""
-        url = f"postgresql://airflow@127.0.0.1:{self.port}/{database}"
-        command = [
-            _postgres_program("psql"),
-            url,
-            "-X",
-            "-A",
-            "-t",
-            "-F",
-            "\t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-c",
-            statement,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        return [line.split("\t") for line in done.stdout.splitlines()]
-
-
-def _postgres_program(name: str) -> str:
-    # Debian's programs on the path are scripts that search for these.
-    found = next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None) or shutil.which(name)
-    if found is None:
-        raise RuntimeError(f"{name} is missing (apt-get install postgresql)")
-    return found
 
 
 @dataclass(frozen=True)
@@ -452,13 +296,7 @@ def _start_all(running: Deployment) -> None:
         running.start(name, name)
     if "api-server" in names:
         port = int(running.environment["AIRFLOW__API__PORT"])
-        until(lambda: _listens(port), READY_SECONDS, "the API server")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as caller:
-        caller.settimeout(1)
-        return caller.connect_ex(("127.0.0.1", port)) == 0
+        until(lambda: listens(port), READY_SECONDS, "the API server")
 
 
 def _stop_all(running: Deployment) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from techflow_provider.sandbox import Sandbox
 from tests.deployment.airflow_deployment import Deployment, deployment
-from tests.deployment.redis_server import Redis
+from tests.servers import Redis
 
 # Beside the runner's drivers.
 CELERY = ("apache-airflow-providers-celery", "redis")

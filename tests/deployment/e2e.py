@@ -25,11 +25,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from techflow_provider.sandbox import Sandbox, Webhooks  # noqa: E402  # the checkout comes first
-from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment, until  # noqa: E402
+from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
 from tests.deployment.metrics import Metrics  # noqa: E402
 from tests.deployment.secrets_search import Search, search, show_everything  # noqa: E402
 from tests.deployment.webhook_deployment import SECRET, await_status  # noqa: E402
+from tests.servers import until  # noqa: E402
 
 DAG = ROOT / "tests" / "deployment" / "dags" / "steps.py"
 STATES = "SELECT task_id, state, count(*) FROM task_instance WHERE dag_id = 'steps' GROUP BY 1, 2 ORDER BY 1, 2"

@@ -21,9 +21,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402  # the checkout comes first
-from tests.deployment.airflow_deployment import KEY, Deployment, until  # noqa: E402
+from tests.deployment.airflow_deployment import KEY, Deployment  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
 from tests.deployment.e2e import DAG, ENDED, RUN, STATES, in_a_folder, say  # noqa: E402
+from tests.servers import until  # noqa: E402
 
 EXECUTION_SECONDS = 15.0
 SECONDS_A_STEP = 6.0

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from techflow_provider.client.webhooks import WebhookSecret
-from tests.deployment.airflow_deployment import until
 from tests.deployment.webhook_deployment import SECRET, Airflow, airflow, start_waits
+from tests.servers import until
 
 WAITS = 5
 FLOOD = 10_000

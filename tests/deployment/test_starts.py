@@ -12,7 +12,8 @@ import pytest
 
 from techflow_provider.sandbox import Fault, Sandbox
 from techflow_provider.sandbox.state import Execution
-from tests.deployment.airflow_deployment import KEY, Deployment, deployment, until
+from tests.deployment.airflow_deployment import KEY, Deployment, deployment
+from tests.servers import until
 
 pytestmark = pytest.mark.airflow
 HERE = Path(__file__).parent

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.sandbox import Sandbox
-from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment, until
+from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment
+from tests.servers import until
 
 HERE = Path(__file__).parent
 figures = logging.getLogger("figures")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.compat import has_api_server
-from tests.deployment.airflow_deployment import until
-from tests.deployment.redis_server import Redis
 from tests.deployment.webhook_deployment import Airflow, Latency, airflow, end_one_by_one, start_waits
+from tests.servers import Redis, until
 
 # Tasks that wait at the same time, twice.
 COUNT = 26

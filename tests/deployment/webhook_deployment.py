@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment, until
+from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, KEY, Deployment, deployment
+from tests.servers import until
 
 DAGS = Path(__file__).with_name("dags")
 SECRET = "secret-of-the-deployment-tests"
