@@ -7,11 +7,8 @@ comparison.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +19,7 @@ from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
 from techflow_provider.hooks.budget import open_records
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
+from techflow_provider.hooks.connection_cache import ConnectionCache
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StoreError
 
@@ -31,13 +29,6 @@ log: logging.Logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 # Bounds the time to receive a body, however steadily it arrives.
 BODY_TIMEOUT_SECONDS = 5.0
-# As in Airflow.
-CONNECTION_ID = re.compile(r"[\w#!()\-.:/\\]{1,250}")
-# A rotated secret takes effect after this time.
-CACHE_SECONDS = 30.0
-MAX_UNKNOWN_NAMES = 1000
-# Bounds the database queries that a caller can cause by guessing names, per process.
-UNKNOWN_LOOKUPS_PER_SECOND = 20
 
 
 class WebhookResponse(Enum):
@@ -101,7 +92,7 @@ class Receiver:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._now = now
-        self._subscribers = _SubscriberCache(find, clock)
+        self._subscribers = ConnectionCache(find, clock)
         # Verified against when there is no secret, so that the response time reveals nothing.
         self._decoy = WebhookSecret(secrets.token_urlsafe(32))
 
@@ -131,46 +122,3 @@ def _notify(conn_id: str, records: Records, delivery: Delivery) -> WebhookRespon
         return WebhookResponse.BUSY
     log.info("Received a webhook for connection %s: %s", conn_id, Hint.read(delivery.body))
     return WebhookResponse.ACCEPTED
-
-
-class _SubscriberCache:
-    """Caches subscribers and unknown names, and limits the rate at which unknown names are looked up."""
-
-    def __init__(self, find: Callable[[str], Subscriber | None], clock: Callable[[], float]) -> None:
-        self._find = find
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[float, Subscriber]] = {}
-        self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._lookups = (0, 0)
-
-    def get(self, conn_id: str) -> Subscriber | None:
-        """Return a subscriber that is at most 30 seconds old."""
-        if CONNECTION_ID.fullmatch(conn_id) is None:
-            return None
-        with self._lock:
-            now = self._clock()
-            expires, subscriber = self._known.get(conn_id, (0.0, None))
-            if subscriber is not None and now < expires:
-                return subscriber
-            if subscriber is None and not self._may_look_up(conn_id, now):
-                return None
-        return self._store(conn_id, self._find(conn_id), now + CACHE_SECONDS)
-
-    def _may_look_up(self, conn_id: str, now: float) -> bool:
-        if now < self._unknown.get(conn_id, 0.0):
-            return False
-        second, count = self._lookups
-        self._lookups = (int(now), count + 1 if int(now) == second else 1)
-        return self._lookups[1] <= UNKNOWN_LOOKUPS_PER_SECOND
-
-    def _store(self, conn_id: str, subscriber: Subscriber | None, expires: float) -> Subscriber | None:
-        with self._lock:
-            self._known.pop(conn_id, None)
-            if subscriber is not None:
-                self._known[conn_id] = (expires, subscriber)
-                return subscriber
-            self._unknown[conn_id] = expires
-            if len(self._unknown) > MAX_UNKNOWN_NAMES:
-                self._unknown.popitem(last=False)
-            return None

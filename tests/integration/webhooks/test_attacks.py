@@ -17,10 +17,10 @@ import pytest
 
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.compat import has_api_server
+from techflow_provider.hooks.connection_cache import UNKNOWN_LOOKUPS_PER_SECOND
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.open import open_store
 from techflow_provider.state.records import Records
-from techflow_provider.webhooks import receiver as module
 from techflow_provider.webhooks.receiver import Receiver, Subscriber
 from tests.integration.webhooks.conftest import Serve
 
@@ -214,7 +214,7 @@ def test_names_that_are_tried_are_looked_up_at_a_bounded_rate(served: Served) ->
         statuses = {client.post(f"guess-{number % 150}", content=BODY).status_code for number in range(300)}
     seconds = time.monotonic() - began
     assert statuses == {401}
-    assert len(served.subscribers.looked_up) <= module.UNKNOWN_LOOKUPS_PER_SECOND * (seconds + 2)
+    assert len(served.subscribers.looked_up) <= UNKNOWN_LOOKUPS_PER_SECOND * (seconds + 2)
     assert served.post(f"one?token={SECRET.text}") in (200, 401)
 
 
