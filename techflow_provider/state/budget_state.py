@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
 from techflow_provider.state.gcra import (
     MINUTE_SECONDS,
@@ -21,6 +23,7 @@ from techflow_provider.state.gcra import (
     settle,
 )
 from techflow_provider.state.store import Entry, Write
+from techflow_provider.state.wire import build
 
 # Grants are kept for as long as the chart of them goes back, and each slice of it lasts so long.
 HISTORY_SECONDS = 600
@@ -168,3 +171,42 @@ class Settle:
 
 
 BudgetChange = Reserve | CoolDown | Settle
+# Each change with the type of its result, beside which it says whether a state was discarded; None: it has no result.
+CHANGES: Mapping[str, tuple[type[BudgetChange], type | None]] = {
+    "Reserve": (Reserve, Reservation),
+    "CoolDown": (CoolDown, float),
+    "Settle": (Settle, None),
+}
+
+
+def change_to_dict(change: BudgetChange) -> dict[str, object]:
+    """Return a change as a JSON object, for a store that runs it where the value is; numbers may be infinite."""
+    return {"change": type(change).__name__, **asdict(change)}
+
+
+def read_change(value: Mapping[str, Any]) -> BudgetChange:
+    """Read a change that another process asks for.
+
+    :raises ValueError: it isn't one
+    """
+    kind, _ = CHANGES.get(str(value.get("change")), (None, None))
+    if kind is None:
+        raise ValueError(f"change: expected one of {', '.join(CHANGES)}")
+    return build(kind, value)
+
+
+def result_to_dict(result: object) -> dict[str, object]:
+    """Return the result of a change as a JSON object."""
+    if not isinstance(result, tuple):
+        return {}
+    value, discarded = result
+    return {"result": asdict(value) if is_dataclass(value) else value, "discarded": discarded}  # type: ignore[arg-type]  # an instance
+
+
+def read_result(change: BudgetChange, value: Mapping[str, Any]) -> object:
+    """Read the result of a change that was run elsewhere.
+
+    :raises ValueError: it isn't one
+    """
+    _, kind = CHANGES[type(change).__name__]
+    return None if kind is None else (build(kind, value.get("result")), build(bool, value.get("discarded")))

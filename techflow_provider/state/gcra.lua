@@ -1,15 +1,15 @@
 -- The changes of budget_state.py with the arithmetic of gcra.py, for Redis.
--- KEYS: the namespace's entries, and when each expires. ARGV: the change's class, the entry's name, the time as JSON
--- (null: the server's clock counts), the entry's time to live, and the change as a JSON object. Returns the result as a
--- JSON object. Numbers are written with 17 digits, which keeps them exact.
+-- KEYS: the namespace's entries, and when each expires. ARGV: the entry's name, the time as JSON (null: the server's
+-- clock counts), the entry's time to live, and the change as a JSON object. Returns the result as a JSON object.
+-- Numbers are written with 17 digits, which keeps them exact.
 
 local FIELDS = {'updated_at', 'tat', 'admission_tat', 'pushback_seconds', 'pushed_at', 'polled_at', 'cool_until',
   'probe_until', 'consecutive_429', 'epoch'}
 local MINUTE_SECONDS, HISTORY_SECONDS, SLICE_SECONDS, SHORTEST_WAIT_SECONDS, JUMPS = 60, 600, 10, 0.001, 3
 
-local operation, name, clock, ttl_seconds = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local change = cjson.decode(ARGV[5])
-local policy = change.policy
+local name, clock, ttl_seconds = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local change = cjson.decode(ARGV[4])
+local operation, policy = change.change, change.policy
 if not clock then
   local time = redis.call('TIME')
   clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -152,23 +152,28 @@ if operation == 'CoolDown' then
     state.probe_until = now
   end
   keep(state)
-  return object({seconds = state.cool_until - now, discarded = discarded})
+  return string.format('{"result":%s,"discarded":%s}', number(state.cool_until - now), tostring(discarded))
 end
 
 local class, earlier, within = request.request_class, given(request.earlier), request.within_seconds
 
+-- The texts of Reason in gcra.py.
+local NONE, LIMIT, COMMANDS = 'nothing', 'the rate limit', 'commands go first'
+local COOL_DOWN, PROBE = 'the cool-down after a 429', 'the first request after a 429'
+
 local function reservation(due, reason, is_held, is_probe)
   local wait = due - now
   if wait <= 0 then
-    wait, reason = 0, 'NONE'
+    wait, reason = 0, NONE
   else
     wait = math.max(wait, SHORTEST_WAIT_SECONDS)
   end
   local granted = wait <= within
   if granted and wait == 0 and class ~= 'admission' then state.grants = count(state.grants, now, class) end
   keep(state)
-  return object({wait_seconds = wait, granted = granted, due = due, held = is_held, probe = is_probe, reason = reason,
-    at = now, pushback_seconds = state.pushback_seconds, epoch = state.epoch, discarded = discarded})
+  local result = object({wait_seconds = wait, granted = granted, due = due, held = is_held, probe = is_probe,
+    reason = reason, at = now, pushback_seconds = state.pushback_seconds, epoch = state.epoch})
+  return string.format('{"result":%s,"discarded":%s}', result, tostring(discarded))
 end
 
 local function held_slot()
@@ -206,17 +211,17 @@ end
 
 if request.assume_spent then state.tat = math.max(state.tat, now + exhausted) end
 local slot = held_slot()
-if slot then return reservation(slot, 'LIMIT', true, false) end
-if now < state.cool_until then return reservation(state.cool_until, 'COOL_DOWN', false, false) end
+if slot then return reservation(slot, LIMIT, true, false) end
+if now < state.cool_until then return reservation(state.cool_until, COOL_DOWN, false, false) end
 local probing = state.consecutive_429 > 0
 if probing and now < state.probe_until then
-  return reservation(math.min(state.probe_until, now + policy.shortest_cool_down_seconds), 'PROBE', false, false)
+  return reservation(math.min(state.probe_until, now + policy.shortest_cool_down_seconds), PROBE, false, false)
 end
 local due, after = place()
 local probe = probing and class ~= 'admission'
-if not after then return reservation(due, 'COMMANDS', false, false) end
-if probe and due > now then return reservation(due, 'LIMIT', false, false) end
-if due - now > within then return reservation(due, 'LIMIT', true, false) end
+if not after then return reservation(due, COMMANDS, false, false) end
+if probe and due > now then return reservation(due, LIMIT, false, false) end
+if due - now > within then return reservation(due, LIMIT, true, false) end
 for field, value in pairs(after) do state[field] = value end
 if probe then state.probe_until = now + policy.probe_seconds end
-return reservation(due, 'LIMIT', true, probe)
+return reservation(due, LIMIT, true, probe)

@@ -15,13 +15,11 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetChange, CoolDown, Settle
-from techflow_provider.state.gcra import Reason, Reservation
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetChange, change_to_dict, read_result
 from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, Change, Entry, StateUrlError, StoreError, Write
 
 if TYPE_CHECKING:
@@ -74,9 +72,8 @@ class RedisStore:
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
         if isinstance(change, BudgetChange):
-            settings = (type(change).__name__, name, json.dumps(self._now()), str(BUDGET_TTL_SECONDS))
-            reply = self._run(_gcra_script(), namespace, *settings, json.dumps(asdict(change)))
-            return cast("T", _result(change, json.loads(reply)))
+            settings = (name, json.dumps(self._now()), str(BUDGET_TTL_SECONDS), json.dumps(change_to_dict(change)))
+            return cast("T", read_result(change, json.loads(self._run(_gcra_script(), namespace, *settings))))
         for _ in range(MAX_UPDATE_ATTEMPTS):
             text, now = self._read(lambda pipeline: pipeline.hget(_keys(namespace)[0], name))
             entry = None if text is None else self._entry(name, text, now)
@@ -177,16 +174,6 @@ def _connect(url: str) -> Redis:
 @functools.cache
 def _gcra_script() -> str:
     return (files("techflow_provider.state") / "gcra.lua").read_text(encoding="utf-8")
-
-
-def _result(change: BudgetChange, reply: dict[str, Any]) -> object:
-    """Return a change's result from what the script replied."""
-    if isinstance(change, Settle):
-        return None
-    discarded = reply.pop("discarded")
-    if isinstance(change, CoolDown):
-        return reply["seconds"], discarded
-    return Reservation(**{**reply, "reason": Reason[reply["reason"]]}), discarded
 
 
 def _location(url: str) -> str:

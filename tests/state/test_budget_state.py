@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 
 from techflow_provider.state.budget import SharedBudget
-from techflow_provider.state.budget_state import FIELDS, BudgetState, CoolDown, Reserve, Settle
-from techflow_provider.state.gcra import GcraState, Policy, RequestClass, Reservation, ReservationRequest
+from techflow_provider.state.budget_state import (
+    FIELDS,
+    BudgetState,
+    CoolDown,
+    Reserve,
+    Settle,
+    change_to_dict,
+    read_change,
+    read_result,
+    result_to_dict,
+)
+from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import BUDGET_NAME, Write, read_only
@@ -200,3 +210,49 @@ def test_the_script_in_redis_keeps_the_same_fields(redis_server, key):
     (entry,) = store.entries(key)
     assert tuple(json.loads(entry.value)) == (*FIELDS, "grants")
     store.close()
+
+
+class TestWire:
+    """A change and its result cross a process boundary as JSON, and are checked there."""
+
+    HELD = Reservation(1.5, True, 7.0, reason=Reason.LIMIT)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            Reserve(POLICY, ReservationRequest(POLL, math.inf, HELD, True, 3.5)),
+            Reserve(POLICY, ReservationRequest(COMMAND)),
+            CoolDown(POLICY, None, 4.0),
+            Settle(4.0),
+        ],
+        ids=repr,
+    )
+    def test_it_is_read_as_it_was_sent(self, clock, key, change):
+        sent = json.loads(json.dumps(change_to_dict(change)))
+        assert read_change(sent) == change
+        result = MemoryStore(clock).update(key, BUDGET_NAME, change)
+        assert read_result(change, json.loads(json.dumps(result_to_dict(result)))) == result
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"change": "Else"},
+            {"change": None},
+            {"policy": None},
+            {"policy": {}},
+            {"policy": {"rate": [1, 2]}},
+            {"request": {"request_class": "else"}},
+            {"request": {"request_class": "poll", "within_seconds": math.nan}},
+            {"request": {"request_class": "poll", "within_seconds": "1"}},
+            {"request": {"request_class": "poll", "within_seconds": True}},
+        ],
+    )
+    def test_what_is_not_a_change_is_refused(self, changed):
+        sent = change_to_dict(Reserve(POLICY, ReservationRequest(COMMAND)))
+        with pytest.raises(ValueError, match=r"expected|missing|valid"):
+            read_change({**sent, **changed})
+
+    @pytest.mark.parametrize("value", [{}, {"result": {}, "discarded": True}, {"result": 1.0, "discarded": 0}])
+    def test_what_is_not_a_result_is_refused(self, value):
+        with pytest.raises(ValueError, match=r"expected|missing"):
+            read_result(CoolDown(POLICY, None, 4.0), value)
