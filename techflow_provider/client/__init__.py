@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         InvalidParameterError,
         NotFoundError,
         RateLimitError,
+        RefusedError,
         ResponseError,
         ResponseSizeError,
         ServerError,
@@ -46,7 +47,7 @@ __all__ = ["DEFAULT_BASE_URL", "AsyncClient", "Client", "Execution", "ExecutionS
 __all__ += ["Workflow"]
 __all__ += ["AmbiguousExecutionError", "AmbiguousWorkflowError", "BadRequestError", "BudgetTimeoutError"]
 __all__ += ["ExecutionFailedError", "ExecutionNotFoundError", "ExecutionTimeoutError", "InvalidParameterError"]
-__all__ += ["NotFoundError", "RateLimitError", "ResponseError", "ResponseSizeError", "ServerError"]
+__all__ += ["NotFoundError", "RateLimitError", "RefusedError", "ResponseError", "ResponseSizeError", "ServerError"]
 __all__ += ["StateUnavailableError", "SupersededError", "TechFlowError", "TransportError", "UnauthorizedError"]
 __all__ += ["UnexpectedResponseError"]
 

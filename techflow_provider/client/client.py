@@ -20,8 +20,8 @@ from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.operations import DEFAULT_POLL_INTERVAL_SECONDS, AsyncExecutions, AsyncWorkflows
-from techflow_provider.client.paging import ConditionalCache
 from techflow_provider.client.parsing import Json
+from techflow_provider.client.reading import PollMemory
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.transport import SEND_ERRORS, Body, transport_error
@@ -110,13 +110,10 @@ class Executions:
         return self._run(self._flows.wait(selector, interval_seconds, timeout_seconds))
 
     def poll(
-        self,
-        within_seconds: float,
-        history_filter: HistoryFilter | None = None,
-        cache: ConditionalCache[Execution] | None = None,
+        self, within_seconds: float, history_filter: HistoryFilter | None = None, memory: PollMemory | None = None
     ) -> History:
         """Read the execution history as a wait does; see `AsyncExecutions.poll`."""
-        return self._run(self._flows.poll(within_seconds, history_filter, cache))
+        return self._run(self._flows.poll(within_seconds, history_filter, memory))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@
     │   ├── RateLimitError         429, and the deadline left no time for a retry
     │   ├── ServerError            500 and every other 5xx
     │   └── UnexpectedResponseError  anything that the reference doesn't describe
+    │       └── RefusedError       403, 410 or another status that refuses the request for ever
     ├── AmbiguousExecutionError    an execution may have been started, but which one cannot be determined
     ├── AmbiguousWorkflowError     a workflow may have been created, but which one cannot be determined
     ├── StateUnavailableError      the record that a start needs could not be written; nothing was sent
@@ -35,6 +36,8 @@ from techflow_provider.client.parsing import in_seconds
 
 # Responses that refuse a request before acting on it. Any other may come from an intermediary.
 REFUSALS = frozenset({*range(400, 408), *range(410, 418), *(421, 422, 423, 424, 426, 428, 429, 431, 451)})
+# Of these, a later request may be accepted.
+PASSING_REFUSALS = frozenset({423, 429})
 SUCCESSES = range(200, 300)
 
 
@@ -206,7 +209,14 @@ class UnexpectedResponseError(ResponseError):
     is_transient = True
 
 
+class RefusedError(UnexpectedResponseError):
+    """403, 405, 410 or another status with which the server refuses the request, and would again."""
+
+    is_transient = False
+
+
 ERRORS_BY_STATUS: dict[int, type[ResponseError]] = dict.fromkeys(range(500, 600), ServerError)
+ERRORS_BY_STATUS |= dict.fromkeys(REFUSALS - PASSING_REFUSALS, RefusedError)
 ERRORS_BY_STATUS |= {400: BadRequestError, 401: UnauthorizedError, 404: NotFoundError, 429: RateLimitError}
 
 

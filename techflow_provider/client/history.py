@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 
-from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError
-from techflow_provider.client.models import USUAL_WORDS, Execution, Workflow, status_word
+from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError, TechFlowError
+from techflow_provider.client.models import USUAL_WORDS, Execution, StatusWords, Workflow, status_word
 from techflow_provider.client.parsing import Json, get_first, quote
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -57,65 +58,111 @@ class HistoryFilter:
 
     :param everything: whether every execution is needed
     :param wants_workflows: whether the list of workflows is needed too
+    :param known_statuses: the executions of the waits by id, each with the status that all of its waits know already
+        and with which it isn't needed
+    :param workflow_ids: the workflows of which every execution is needed
+    :param listed: those of the waits' executions that the page which is being read lists
+    :param has_repeats: whether that page has several rows for one of them
     """
 
     everything: bool = False
     wants_workflows: bool = False
-    _known_statuses: dict[str, str | None] = field(default_factory=dict, init=False)
-    _workflow_ids: set[str] = field(default_factory=set, init=False)
+    known_statuses: dict[str, str | None] = field(default_factory=dict)
+    workflow_ids: set[str] = field(default_factory=set)
+    listed: set[str] = field(default_factory=set)
+    has_repeats: bool = False
 
     def add(self, selector: ExecutionSelector, known_status: str | None = None) -> None:
         """Add the execution of one wait.
 
-        :param known_status: the status that the wait knows already; with this one, the execution isn't needed
+        :param known_status: the status that the wait knows already
         """
         if selector.execution_id:
-            agreed = self._known_statuses.get(selector.execution_id, known_status) == known_status
-            self._known_statuses[selector.execution_id] = known_status if agreed else None
+            self.add_execution(selector.execution_id, known_status)
         elif selector.workflow_id:
             self.add_workflow(selector.workflow_id)
 
+    def add_execution(self, execution_id: str, known_status: str | None = None) -> None:
+        """Add an execution by its id."""
+        agreed = self.known_statuses.get(execution_id, known_status) == known_status
+        self.known_statuses[execution_id] = known_status if agreed else None
+
     def add_workflow(self, workflow_id: str) -> None:
         """Add every execution of a workflow."""
-        self._workflow_ids.add(workflow_id)
+        self.workflow_ids.add(workflow_id)
 
     @property
     def wants_executions(self) -> bool:
         """Whether any execution is needed."""
-        return bool(self.everything or self._known_statuses or self._workflow_ids)
+        return bool(self.everything or self.known_statuses or self.workflow_ids)
+
+    @property
+    def wants_all_pages(self) -> bool:
+        """Whether every page of the history has to be read, whatever the first ones list."""
+        return bool(self.everything or self.workflow_ids)
 
     def skips(self, item: Json) -> bool:
         """Whether an execution, as received, is certainly not needed; False where that isn't obvious."""
-        if self.everything or not isinstance(item, dict):
+        if not isinstance(item, dict):
             return False
-        if self._workflow_ids:
-            workflow_id = get_first(item, "workflow_id")
-            if not isinstance(workflow_id, str) or workflow_id in self._workflow_ids:
-                return False
         execution_id = get_first(item, "id", "execution_id")
         if not isinstance(execution_id, str):
+            # A number is an id, too.
             return False
-        known_status = self._known_statuses.get(execution_id)
-        if known_status is None:
-            return execution_id not in self._known_statuses
-        return get_first(item, "status", "state") == known_status
+        if execution_id in self.known_statuses:
+            self.has_repeats |= execution_id in self.listed
+            self.listed.add(execution_id)
+            known_status = self.known_statuses[execution_id]
+            if known_status is None or get_first(item, "status", "state") != known_status:
+                return False
+        if self.everything:
+            return False
+        if not self.workflow_ids:
+            return True
+        workflow_id = get_first(item, "workflow_id")
+        return isinstance(workflow_id, str) and workflow_id not in self.workflow_ids
 
 
 class History:
     """The execution history as one poll read it, or the part that was needed, indexed for many lookups.
 
-    :param executions: what `GET /executions` listed, in any order
+    :param executions: what `GET /executions` listed, in any order; of several rows for one execution, the one with a
+        final status counts, otherwise the latest
     :param workflows: what `GET /workflows` listed at the same time, where an observer needs it
+    :param at: the server's clock when it began to respond
+    :param began: when the poll began, on the reader's clock
+    :param unlisted: those of the waits' executions that the whole history doesn't list
+    :param failure: why a part is missing that will be read later
     """
 
-    def __init__(self, executions: Iterable[Execution], workflows: tuple[Workflow, ...] | None = None) -> None:
+    def __init__(
+        self,
+        executions: Iterable[Execution],
+        workflows: tuple[Workflow, ...] | None = None,
+        *,
+        at: datetime | None = None,
+        began: float = 0.0,
+        unlisted: frozenset[str] = frozenset(),
+        failure: TechFlowError | None = None,
+    ) -> None:
         self.workflows = workflows
+        self.at: datetime = at or datetime.now(UTC)
+        self.began = began
+        self.unlisted = unlisted
+        self.failure = failure
         self._by_id: dict[str, Execution] = {}
-        self._by_workflow: dict[str, list[Execution]] = {}
         for execution in executions:
-            self._by_id[execution.id] = execution
+            other = self._by_id.get(execution.id)
+            if other is None or _recency(execution) > _recency(other):
+                self._by_id[execution.id] = execution
+
+    @cached_property
+    def _by_workflow(self) -> dict[str, list[Execution]]:
+        found: dict[str, list[Execution]] = {}
+        for execution in self:
             if execution.workflow_id is not None and execution.started_at is not None:
-                self._by_workflow.setdefault(execution.workflow_id, []).append(execution)
+                found.setdefault(execution.workflow_id, []).append(execution)
+        return found
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -123,10 +170,14 @@ class History:
     def __iter__(self) -> Iterator[Execution]:
         return iter(self._by_id.values())
 
+    def get(self, execution_id: str) -> Execution | None:
+        """Return an execution by its id, or None when it isn't listed."""
+        return self._by_id.get(execution_id)
+
     def find(self, selector: ExecutionSelector) -> Execution | None:
         """Return the selected execution, or None when it isn't listed."""
         if selector.execution_id:
-            return self._by_id.get(selector.execution_id)
+            return self.get(selector.execution_id)
         started = self.started(selector.workflow_id or "", selector.started_after or _LONG_AGO)
         return min(started, key=_start, default=None)
 
@@ -139,40 +190,66 @@ def _start(execution: Execution) -> datetime:
     return execution.started_at or _LONG_AGO
 
 
+def _recency(execution: Execution) -> tuple[bool, datetime]:
+    return execution.ended, execution.finished_at or _start(execution)
+
+
 @dataclass(slots=True)
 class ExecutionTracker:
     """What one wait knows about its execution from poll to poll.
 
     :param selector: the execution
-    :param appear_seconds: how long an execution known by its id may be missing from the history; one that is
-        known by its workflow alone may not have been started yet, and is waited for without this bound
+    :param appear_seconds: how long an execution may be missing from the history; one that is known by its workflow
+        alone may not have been started yet, and is waited for without this bound until it is listed
     :param status: the last status seen, None until the execution is in the history
+    :param words: what status words mean to this wait; None takes each execution's own
     """
 
     selector: ExecutionSelector
     appear_seconds: float = DEFAULT_APPEAR_SECONDS
     status: str | None = None
+    words: StatusWords | None = None
     _execution_id: str | None = field(default=None, repr=False)
-    _first_poll: float | None = field(default=None, repr=False)
+    _started_at: datetime | None = field(default=None, repr=False)
+    _missing_since: float | None = field(default=None, repr=False)
+    _is_polled: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._execution_id = self.selector.execution_id or None
 
     @property
     def history_filter(self) -> HistoryFilter:
         """What this wait alone needs from a poll."""
         history_filter = HistoryFilter()
-        history_filter.add(self.selector, self.status)
+        self.add_to(history_filter)
         return history_filter
+
+    def add_to(self, history_filter: HistoryFilter) -> None:
+        """Add what this wait needs from a poll."""
+        history_filter.add(self.selector)
+        if self._execution_id is not None:
+            history_filter.add_execution(self._execution_id, self.known_status)
+
+    @property
+    def known_status(self) -> str | None:
+        """The status with which the execution isn't needed."""
+        return self.status if self._missing_since is None else None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the last poll didn't list the execution."""
+        return self._missing_since is not None
 
     @property
     def last_seen(self) -> str:
         """What the polls have shown so far, as a clause for a message."""
         if self.status is not None:
-            known = USUAL_WORDS.knows(self.status)
+            known = (self.words or USUAL_WORDS).knows(self.status)
             unknown = "" if known else ", a word that is not known and is treated as still running"
+            unlisted = ", and is no longer listed" if self.is_missing else ""
             seen = "it" if self.selector.execution_id else f"execution {self._execution_id}"
-            return f"{seen} was last seen with status {self.status!r}{unknown}"
-        if self._first_poll is None:
-            return "the history has not been read yet"
-        return "it is not in the execution history"
+            return f"{seen} was last seen with status {self.status!r}{unknown}{unlisted}"
+        return "it is not in the execution history" if self._is_polled else "the history has not been read yet"
 
     def update(self, history: History, now: float) -> Execution | None:
         """Return the execution when it has reached a final status, and None otherwise.
@@ -181,27 +258,38 @@ class ExecutionTracker:
         :param now: seconds on a clock that does not jump
         :raises ExecutionNotFoundError: it has been missing from the history for too long
         """
-        execution = history.find(self.selector)
+        self._is_polled = True
+        execution = self._find(history)
         if execution is not None:
+            self._missing_since = None
             self._record(execution)
             return execution if execution.ended else None
-        if self.status is None:
-            self._check_missing(now)
+        self._check_missing(history, now)
         return None
+
+    def _find(self, history: History) -> Execution | None:
+        execution = history.find(self.selector)
+        known = history.get(self._execution_id or "")
+        # The history may leave out what hasn't changed, so that another execution seems to be the workflow's first.
+        if execution is None or (self._started_at is not None and _start(execution) >= self._started_at):
+            execution = known
+        return execution if execution is None or self.words is None else execution.with_words(self.words)
 
     def _record(self, execution: Execution) -> None:
         before = self._execution_id, self.status
         # There are few different words, and there may be many waits.
         self._execution_id, self.status = execution.id, sys.intern(execution.status or "")
+        if not self.selector.execution_id:
+            self._started_at = execution.started_at
         if not execution.has_known_status and (execution.id, execution.status) != before:
             log.warning("%s: %s", self.selector, self.last_seen)
 
-    def _check_missing(self, now: float) -> None:
-        if self._first_poll is None:
-            self._first_poll = now
-        missing_seconds = now - self._first_poll
-        if self.selector.execution_id and missing_seconds >= self.appear_seconds:
-            raise ExecutionNotFoundError(str(self.selector), missing_seconds)
+    def _check_missing(self, history: History, now: float) -> None:
+        if self._missing_since is None and self._execution_id in history.unlisted:
+            self._missing_since = now
+        if self._missing_since is not None and now - self._missing_since >= self.appear_seconds:
+            seen = "" if self.status is None else f" ({self.last_seen})"
+            raise ExecutionNotFoundError(f"{self.selector}{seen}", now - self._missing_since)
 
 
 def has_status(execution: Execution, statuses: Iterable[str]) -> bool:

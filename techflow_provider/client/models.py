@@ -7,7 +7,7 @@ assumptions are in this module. Unknown fields are kept in `raw` and appear in `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -196,6 +196,10 @@ class Execution:
     def state(self) -> ExecutionState:
         """The state that its status word stands for."""
         return self.words.state(self.status)
+
+    def with_words(self, words: StatusWords) -> Execution:
+        """Return the execution with other meanings of its status words."""
+        return self if words == self.words else replace(self, words=words)
 
     @property
     def ended(self) -> bool:

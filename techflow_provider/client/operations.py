@@ -25,20 +25,18 @@ from techflow_provider.client.errors import (
 )
 from techflow_provider.client.flow import FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter, select
-from techflow_provider.client.json_stream import keep_all
 from techflow_provider.client.models import Execution, Workflow
-from techflow_provider.client.paging import ConditionalCache, collect
+from techflow_provider.client.paging import collect
 from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.reading import PollMemory, read_history
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.settings import check_positive
-from techflow_provider.state.budget import RequestClass
 
 log: logging.Logger = logging.getLogger(__name__)
 
 # An HTTP date has no fractions, and a history entry may be written shortly before the response is sent.
 SERVER_CLOCK_TOLERANCE = timedelta(seconds=2)
 DEFAULT_POLL_INTERVAL_SECONDS = 5.0
-LONGEST_POLL_SECONDS = 120.0
 # How often, and how far apart, a list is read for something whose creation returned no id.
 LOOKUPS = 6
 LOOKUP_INTERVAL_SECONDS = 2.0
@@ -220,14 +218,16 @@ class AsyncExecutions:
         clock = self._context.clock
         began = clock()
         deadline = began + (math.inf if timeout_seconds is None else timeout_seconds)
-        tracker, failures = ExecutionTracker(selector), 0
+        tracker, failures, memory = ExecutionTracker(selector), 0, PollMemory(clock)
         while True:
             try:
-                history = await self.poll(deadline - clock(), tracker.history_filter)
+                history = await read_history(self._context, tracker.history_filter, deadline - clock(), memory)
                 ended = tracker.update(history, clock())
-                failures = 0
                 if ended is not None:
                     return ended
+                failures = 0
+                if history.failure is not None:
+                    log.warning("A part of the execution history can't be read: %s", history.failure)
             except TechFlowError as error:
                 log_or_raise(error, log.warning)
                 failures += 1
@@ -237,18 +237,11 @@ class AsyncExecutions:
             await self._context.io.sleep(min(backoff_seconds(interval_seconds, failures), left))
 
     async def poll(
-        self,
-        within_seconds: float,
-        history_filter: HistoryFilter | None = None,
-        cache: ConditionalCache[Execution] | None = None,
+        self, within_seconds: float, history_filter: HistoryFilter | None = None, memory: PollMemory | None = None
     ) -> History:
-        """Read the execution history as a wait does: with a poll's priority, and within a time (List Executions).
+        """Read the execution history as a wait does (List Executions); see `read_history`.
 
-        :param within_seconds: how long to wait for a slot in the budget, and for retries
         :param history_filter: what is wanted of the history; everything without it
-        :param cache: the pages of the last poll; what a server says is unchanged since is left out, too
         """
-        seconds = min(max(within_seconds, 0.001), LONGEST_POLL_SECONDS)
-        context = replace(self._context, settings=replace(self._context.settings, deadline_seconds=seconds))
-        skips = history_filter.skips if history_filter else keep_all
-        return History(await collect(calls.list_executions(RequestClass.POLL, skips), context, cache))
+        history_filter = history_filter or HistoryFilter(everything=True)
+        return await read_history(self._context, history_filter, within_seconds, memory)

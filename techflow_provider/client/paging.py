@@ -36,11 +36,15 @@ class Page(Generic[T]):
     :param items: what the page lists
     :param next_url: the next page's URL as the server wrote it, or None
     :param headers: those of the response
+    :param digest: the same for two pages with the same content
+    :param listed: the executions that are waited for and that the page lists, with or without their items
     """
 
     items: tuple[T, ...]
     next_url: str | None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    digest: int = 0
+    listed: frozenset[str] = frozenset()
 
     @property
     def server_time(self) -> datetime:
@@ -67,7 +71,9 @@ def page_reader(
         linked = response.links.get("next", {}).get("url")
         following = value.get("next") if isinstance(value, dict) else None
         next_url = linked or (following if isinstance(following, str) and following else None)
-        return Page(read(value, words), next_url, response.headers)
+        # Without its link, since a server that ignores the parameter repeats the rest.
+        content = response.content.replace((next_url or "\0").encode(errors="replace"), b"")
+        return Page(read(value, words), next_url, response.headers, hash(content))
 
     return read_page
 
@@ -82,6 +88,9 @@ class ConditionalCache(Generic[T]):
         self._clock = clock
         self._pages: dict[str, tuple[Page[T], dict[str, str], float]] = {}
 
+    def __len__(self) -> int:
+        return len(self._pages)
+
     def clear(self) -> None:
         """Forget everything, so that the next requests are unconditional."""
         self._pages.clear()
@@ -95,15 +104,21 @@ class ConditionalCache(Generic[T]):
             return call
         return replace(call, headers={**call.headers, **validators}, unchanged=unchanged)
 
-    def add(self, url: str, page: Page[T]) -> None:
-        """Remember a page that was read."""
+    def add(self, url: str, page: Page[T], listed: frozenset[str]) -> Page[T]:
+        """Remember a page that was read, and return it with what it lists.
+
+        Pages that weren't read for a while are forgotten, since the URLs may contain cursors that change.
+        """
         if url in self._pages and self._pages[url][0] is page:
-            return
+            return page
+        page = replace(page, listed=listed)
+        self._pages.pop(url, None)
         validators = _validators(page.headers)
         if validators:
             self._pages[url] = replace(page, items=(), headers={}), validators, self._clock()
-        else:
-            self._pages.pop(url, None)
+        for old in [each for each, (_, _, read_at) in self._pages.items() if self._clock() - read_at > CACHE_SECONDS]:
+            del self._pages[old]
+        return page
 
 
 def _validators(headers: Mapping[str, str]) -> dict[str, str]:
@@ -116,43 +131,68 @@ def _validators(headers: Mapping[str, str]) -> dict[str, str]:
     return {"if-modified-since": modified} if settled else {}
 
 
-async def collect(call: Call[Page[T]], context: FlowContext, cache: ConditionalCache[T] | None = None) -> list[T]:
+async def collect(call: Call[Page[T]], context: FlowContext) -> list[T]:
     """Carry out a call that lists, page by page, and return all items.
 
-    :param cache: the pages of the last time; those that the server says are unchanged come without items
     :raises TechFlowError: every way in which it can fail, more than 50 pages among them
     """
-    return [item for page in await read_pages(call, context, cache) for item in page.items]
+    return [item for page in await read_pages(call, context) for item in page.items]
 
 
-async def read_pages(
-    call: Call[Page[T]], context: FlowContext, cache: ConditionalCache[T] | None = None
-) -> list[Page[T]]:
-    """Carry out a call that lists, and return its pages.
+async def read_pages(call: Call[Page[T]], context: FlowContext) -> list[Page[T]]:
+    """Carry out a call that lists, and return its pages, up to one that was read before.
 
-    :param cache: as in `collect`
     :raises TechFlowError: every way in which it can fail, more than 50 pages among them
     """
-    current: Call[Page[T]] | None = call
-    read: list[Page[T]] = []
-    while current is not None and len(read) < MAX_PAGES:
-        url = url_of(current, context.settings)
-        page = await exchange(cache.conditional(current, url) if cache else current, context)
-        if cache:
-            cache.add(url, page)
+    page, following = await read_page(call, context)
+    read, visited = [page], Visited(page, call, context)
+    while following is not None and len(read) < MAX_PAGES:
+        current = following
+        page, following = await read_page(current, context)
+        if visited.has(page, current, context):
+            return read
         read.append(page)
-        try:
-            current = next_page(current, page, url)
-        except DecodeError as error:
-            source = (page.next_url or "").encode(errors="replace")
-            detail = without_key(str(error), error.received, source, context.settings)
-            # Not chained: the cause quotes the response as it was received.
-            raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
-    if current is None:
+    if following is None:
         return read
     items = sum(len(page.items) for page in read)
     detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {items} items"
     raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
+
+
+async def read_page(
+    call: Call[Page[T]], context: FlowContext, cache: ConditionalCache[T] | None = None
+) -> tuple[Page[T], Call[Page[T]] | None]:
+    """Read one page of a list, and return it with the call for the next one, or None when it is the last.
+
+    :param cache: the pages of the last time; one that the server says is unchanged comes without items
+    :raises TechFlowError: every way in which it can fail
+    """
+    url = url_of(call, context.settings)
+    page = await exchange(cache.conditional(call, url) if cache is not None else call, context)
+    try:
+        return page, next_page(call, page, url)
+    except DecodeError as error:
+        source = (page.next_url or "").encode(errors="replace")
+        detail = without_key(str(error), error.received, source, context.settings)
+        # Not chained: the cause quotes the response as it was received.
+        raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
+
+
+class Visited:
+    """The pages of one list that were read: a server may repeat one for ever, under one URL or several.
+
+    :param page: the first one
+    :param call: that read it
+    """
+
+    def __init__(self, page: Page[T], call: Call[Page[T]], context: FlowContext) -> None:
+        self._seen: set[str | int] = {url_of(call, context.settings), page.digest}
+
+    def has(self, page: Page[T], call: Call[Page[T]], context: FlowContext) -> bool:
+        """Whether a page was read before; it has been from now on."""
+        before = len(self._seen)
+        self._seen |= {url_of(call, context.settings), page.digest}
+        return len(self._seen) < before + 2
 
 
 def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page[T]] | None:

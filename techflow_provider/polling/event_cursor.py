@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from techflow_provider.client.history import History
-from techflow_provider.client.models import ExecutionState
+from techflow_provider.client.models import USUAL_WORDS, ExecutionState, StatusWords
 from techflow_provider.client.parsing import Json
 from techflow_provider.polling.events import Event, EventFilter, KnownExecutions, KnownWorkflows
 
@@ -47,16 +47,19 @@ class EventCursor:
     pending: tuple[PendingEvent, ...] = ()
     count: int = 0
 
-    def after(self, history: History, event_filter: EventFilter, owner: str) -> EventCursor:
+    def after(
+        self, history: History, event_filter: EventFilter, owner: str, words: StatusWords = USUAL_WORDS
+    ) -> EventCursor:
         """Return the cursor after a poll, with the wanted events that it shows; the first poll shows none.
 
         :param owner: the trigger that will emit the events
+        :param words: what status words mean
         """
         events: list[Event] = []
         executions, workflows = self.executions, self.workflows
         if event_filter.is_about("execution"):
-            listed = [each for each in history if event_filter.includes(each.workflow_id)]
-            shown, executions = (executions or KnownExecutions({})).compared_with(listed)
+            listed = [each.with_words(words) for each in history if event_filter.includes(each.workflow_id)]
+            shown, executions = (executions or KnownExecutions({})).compared_with(listed, history.at)
             events += shown if self.executions is not None else ()
         if event_filter.is_about("workflow") and history.workflows is not None:
             present = [each for each in history.workflows if event_filter.includes(each.id)]

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import History, HistoryFilter
+from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.client.parsing import Json
 from techflow_provider.polling.event_cursor import EventCursor, EventEmitter
 from techflow_provider.polling.events import EventFilter
@@ -55,6 +56,7 @@ class EventStream:
         self._records = records
         self._name = name
         self._owner = uuid4().hex
+        self._words = USUAL_WORDS
         self._emitter = EventEmitter(self._owner, spacing_seconds, CONFIRM_SECONDS)
         self._context = contextvars.copy_context()
         self._now = asyncio.get_running_loop().time
@@ -65,15 +67,16 @@ class EventStream:
         self._error: TechFlowError | None = None
         self._changed = asyncio.Event()
 
-    async def events(self, connect: Callable[[], Awaitable[Poller]]) -> AsyncIterator[Json]:
+    async def events(self, connect: Callable[[], Awaitable[tuple[Poller, StatusWords]]]) -> AsyncIterator[Json]:
         """Yield the payload of each event.
 
-        :param connect: returns the poller
+        :param connect: returns the poller, and what status words mean
         :raises TechFlowError: no further poll can succeed
         """
         await self._read()
         self._ahead = self._cursor
-        with (await connect()).observed_by(self):
+        poller, self._words = await connect()
+        with poller.observed_by(self):
             while True:
                 await self._store()
                 pending = self._emitter.next(self._cursor, self._now())
@@ -101,7 +104,7 @@ class EventStream:
         return self._ahead.count > before.count
 
     def _after(self, cursor: EventCursor, history: History) -> EventCursor:
-        return cursor.after(history, self._filter, self._owner)
+        return cursor.after(history, self._filter, self._owner, self._words)
 
     def report(self, error: TechFlowError) -> None:
         """Log a poll that failed and will be retried."""

@@ -88,11 +88,14 @@ class KnownExecutions:
     states: Mapping[str, ExecutionState]
     ended_before: datetime | None = None
 
-    def compared_with(self, executions: Iterable[Execution]) -> tuple[list[Event], KnownExecutions]:
+    def compared_with(self, executions: Iterable[Execution], now: datetime) -> tuple[list[Event], KnownExecutions]:
         """Return the events that some executions show, in the order in which they happened, and what is known then.
 
         :param executions: may leave out those that did not change
+        :param now: the server's clock; what seems to have ended later proves nothing about the others
         """
+        if self.ended_before is not None and self.ended_before > now:
+            return replace(self, ended_before=None).compared_with(executions, now)
         states = dict(self.states)
         events: list[Event] = []
         ends: dict[str, datetime] = {}
@@ -103,7 +106,7 @@ class KnownExecutions:
             # A final status stays, whatever the server says later.
             if states.get(execution.id, ExecutionState.RUNNING) is ExecutionState.RUNNING:
                 states[execution.id] = execution.state
-            if execution.ended and execution.finished_at is not None:
+            if execution.ended and execution.finished_at is not None and execution.finished_at <= now:
                 ends[execution.id] = execution.finished_at
         events.sort(key=lambda each: each.at or _LONG_AGO)
         return events, replace(self, states=states).without_old(ends)
@@ -117,7 +120,8 @@ class KnownExecutions:
 
         :param ends: when executions ended, by id
         """
-        before = max(ends.values(), default=_LONG_AGO + REMEMBERED) - REMEMBERED
+        before = max(ends.values(), default=_LONG_AGO)
+        before = before - REMEMBERED if before - _LONG_AGO > REMEMBERED else _LONG_AGO
         if self.ended_before is not None and before <= self.ended_before:
             return self
         old = {execution_id for execution_id, end in ends.items() if end < before}

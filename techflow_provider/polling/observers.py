@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from techflow_provider.client import Execution, TechFlowError
-from techflow_provider.client.errors import log_or_raise
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class ExecutionWaiter:
 
     def add_to(self, history_filter: HistoryFilter) -> None:
         """Add the execution, unless it still has the known status."""
-        history_filter.add(self.tracker.selector, self.tracker.status)
+        self.tracker.add_to(history_filter)
 
     def update(self, history: History, now: float) -> bool:
         """Read the result of a poll, and return whether the execution has ended."""
@@ -81,7 +80,7 @@ class ExecutionWaiter:
 
     def report(self, error: TechFlowError) -> None:
         """Log a poll that failed and will be retried."""
-        self.context.run(log_or_raise, error, log.warning)
+        self.context.run(log.warning, "Polling the execution history failed and is retried: %s", error)
 
     def fail(self, error: TechFlowError) -> None:
         """End the wait with its reason."""

@@ -18,7 +18,8 @@ import httpx
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
 from techflow_provider.client.calls import list_workflows
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
-from techflow_provider.client.paging import ConditionalCache, collect
+from techflow_provider.client.paging import collect
+from techflow_provider.client.reading import PollMemory
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
 from techflow_provider.polling.schedule import PollSchedule
 from techflow_provider.state.budget import Budget, RequestClass
@@ -142,7 +143,7 @@ class _PollLoop:
         self._heartbeat = access.heartbeat
         self._observers = observer_set
         self._clock = client.context.clock
-        self._pages: ConditionalCache[Execution] = ConditionalCache(self._clock)
+        self._memory = PollMemory(self._clock)
         self._schedule = PollSchedule()
         self._added = 0
         self._wakeup_count = 0
@@ -168,7 +169,7 @@ class _PollLoop:
         if self._added != self._observers.added:
             # Observers added since the last poll began haven't received the pages that are unchanged since then.
             self._added = self._observers.added
-            self._pages.clear()
+            self._memory.pages.clear()
         history_filter = HistoryFilter()
         await for_each(observers, lambda observer: observer.add_to(history_filter))
         try:
@@ -176,14 +177,15 @@ class _PollLoop:
         except TechFlowError as error:
             if not error.is_transient:
                 raise
-            # No observer has received the pages that came before the failure.
-            self._pages.clear()
             self._schedule.failed(self._clock())
             await self._report(observers, error)
             return
-        self._last_failure = ""
         now = self._clock()
         found = await for_each(observers, lambda observer: observer.update(history, now))
+        if history.failure is None:
+            self._last_failure = ""
+        else:
+            await self._report(observers, history.failure)
         self._schedule.polled(now, woken=woken, found=any(found))
 
     async def _report(self, observers: tuple[Observer, ...], error: TechFlowError) -> None:
@@ -199,7 +201,7 @@ class _PollLoop:
             workflows = tuple(await collect(list_workflows(RequestClass.POLL), self._client.context))
         if not history_filter.wants_executions:
             return History((), workflows)
-        history = await self._client.executions.poll(POLL_DEADLINE_SECONDS, history_filter, self._pages)
+        history = await self._client.executions.poll(POLL_DEADLINE_SECONDS, history_filter, self._memory)
         history.workflows = workflows
         return history
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from weakref import WeakKeyDictionary
 
+from techflow_provider.client.models import StatusWords
 from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.observers import as_techflow_error
@@ -43,8 +44,10 @@ class PollerRegistry:
         self._connections: dict[str, asyncio.Task[Access]] = {}
         self._pollers: dict[str, Poller] = {}
 
-    async def poller(self, conn_id: str) -> Poller:
-        """Return the poller of a connection, which is looked up once until that poller has ended.
+    async def poller(self, conn_id: str) -> tuple[Poller, StatusWords]:
+        """Return the poller of a connection, and what the connection says that status words mean.
+
+        The connection is looked up once until that poller has ended.
 
         :raises TechFlowError: the connection can't be looked up
         """
@@ -58,7 +61,7 @@ class PollerRegistry:
         account = access.settings.account
         if account not in self._pollers:
             self._pollers[account] = Poller(access, partial(self._read, conn_id), partial(self._forget, account))
-        return self._pollers[account]
+        return self._pollers[account], access.settings.status_words
 
     async def _read(self, conn_id: str) -> Access:
         access = await as_techflow_error(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
@@ -81,8 +84,10 @@ def _has_result(task: asyncio.Task[Access]) -> bool:
 _registries: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
 
 
-async def shared_poller(conn_id: str) -> Poller:
-    """Return the running loop's poller of a connection; observe it before you await anything else.
+async def shared_poller(conn_id: str) -> tuple[Poller, StatusWords]:
+    """Return the running loop's poller of a connection, and what the connection says that status words mean.
+
+    Observe the poller before you await anything else.
 
     :param conn_id: connection of the type `techflow`
     :raises TechFlowError: the connection can't be looked up

@@ -86,7 +86,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
         log.info("Waiting for %s to finish; one poll every %g s serves all waits", self.selector, self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
-                poller = await shared_poller(self.techflow_conn_id)
+                poller, tracker.words = await shared_poller(self.techflow_conn_id)
                 execution = await poller.wait(tracker, self.poll_interval)
         except TimeoutError:
             log.info("The deadline passed while waiting for %s: %s", self.selector, tracker.last_seen)

@@ -28,6 +28,7 @@ ALL = [
     errors.RateLimitError("GET /workflows", status_code=429, detail="busy"),
     errors.ServerError("GET /workflows", 500, "busy", 4),
     errors.UnexpectedResponseError("GET /workflows", 200, "busy"),
+    errors.RefusedError("GET /workflows", 403, "busy"),
     errors.AmbiguousExecutionError("wf_1", "the response is lost"),
     errors.AmbiguousWorkflowError("Report", reason="the response is lost"),
     errors.StateUnavailableError("wf_1", "locked"),

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from techflow_provider.client import Execution
 from techflow_provider.client.history import HistoryFilter
-from techflow_provider.client.paging import CACHE_SECONDS, ConditionalCache
+from techflow_provider.client.paging import CACHE_SECONDS
+from techflow_provider.client.reading import PollMemory
 from techflow_provider.sandbox import ManualClock, Sandbox
 
 Poll = Callable[[], int]
@@ -21,10 +21,10 @@ Poll = Callable[[], int]
 @pytest.fixture
 def poll(ask: Any, clock: ManualClock) -> Poll:
     """Poll the history with a cache of the last poll and return the number of executions."""
-    cache: ConditionalCache[Execution] = ConditionalCache(clock.monotonic)
+    memory = PollMemory(clock.monotonic)
 
     def poll() -> int:
-        history = ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), cache))
+        history = ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), memory))
         return len(history)
 
     return poll
@@ -72,10 +72,10 @@ def test_a_date_of_change_is_relied_upon_once_its_second_is_over(
         return httpx.Response(200, json=[{"id": "ex_1", "status": "running"}], headers=dates)
 
     changed = now - timedelta(seconds=age)
-    cache: ConditionalCache[Execution] = ConditionalCache(clock.monotonic)
+    memory = PollMemory(clock.monotonic)
     ask = connect(respond=respond)
     counts = [
-        len(ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), cache))) for _ in "ab"
+        len(ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), memory))) for _ in "ab"
     ]
     assert counts == [1, 1 - conditional]
     assert conditions == [format_datetime(changed, usegmt=True)] * conditional

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 
 from techflow_provider.client import AmbiguousWorkflowError, UnexpectedResponseError
@@ -175,11 +176,17 @@ def test_further_pages_are_followed(connect, sandbox, workflow_id, next_page):
     assert sandbox.count("GET", "/executions") == 3
 
 
-def test_endless_pages_are_abandoned_after_fifty(ask, sandbox):
-    respond_with(sandbox, "GET /executions", {"executions": [], "next": "?page=2"})
+def test_endless_pages_are_abandoned_after_fifty(connect):
+    requested = []
+
+    def respond(request):
+        requested.append(request)
+        body = {"executions": [{"id": len(requested), "status": "running"}], "next": f"?page={len(requested)}"}
+        return httpx.Response(200, json=body)
+
     with pytest.raises(UnexpectedResponseError, match=r"GET /executions .*expected at most 50 pages, got a link"):
-        ask(OPERATIONS["GET /executions"])
-    assert sandbox.count() == 50
+        connect(respond=respond)(lambda client: client.executions.list())
+    assert len(requested) == 50
 
 
 ONE_WORKFLOW = ("GET /workflows/wf_1", "POST /workflows", "PUT /workflows/wf_1")

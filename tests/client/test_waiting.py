@@ -20,6 +20,7 @@ from techflow_provider.client import (
     NotFoundError,
     UnauthorizedError,
 )
+from techflow_provider.client.errors import RefusedError
 from techflow_provider.client.history import ExecutionSelector
 from techflow_provider.sandbox import Fault
 
@@ -102,11 +103,22 @@ def test_an_execution_that_appears_late_is_awaited(connect, sandbox, workflow_id
     assert ask(wait(ask(execute).id)).state is ExecutionState.COMPLETED
 
 
-def test_an_execution_that_disappears_is_awaited_until_the_timeout(ask, sandbox, started):
-    sandbox.faults.add(Fault(status=200, body=json.dumps([{"id": started, "status": "running"}]), times=1))
+def test_an_execution_that_disappears_ends_the_wait_after_the_grace_period(ask, sandbox, started, clock):
+    for _ in range(2):
+        sandbox.faults.add(Fault(status=200, body=json.dumps([{"id": started, "status": "running"}]), times=1))
     sandbox.faults.add(Fault(status=200, body="[]"))
-    with pytest.raises(ExecutionTimeoutError, match="last seen with status 'running'"):
+    with pytest.raises(ExecutionNotFoundError, match="last seen with status 'running', and is no longer listed"):
         ask(wait(started, timeout=600))
+    assert clock.monotonic() == 130
+
+
+def test_an_execution_that_disappears_for_a_while_is_awaited(ask, sandbox, workflow_id):
+    sandbox.plan(workflow_id, seconds=900)
+    started = sandbox.start(workflow_id).id
+    for _ in range(5):
+        sandbox.faults.add(Fault(status=200, body=json.dumps([{"id": started, "status": "running"}]), times=1))
+        sandbox.faults.add(Fault(status=200, body="[]", times=20))
+    assert ask(wait(started)).ended
 
 
 @pytest.mark.parametrize(
@@ -139,7 +151,10 @@ def test_polls_that_hang_end_with_their_timeout(ask, sandbox, started, clock):
     assert clock.monotonic() > 5 * 30
 
 
-@pytest.mark.parametrize(("status", "error"), [(401, UnauthorizedError), (404, NotFoundError)])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, UnauthorizedError), (404, NotFoundError), *((each, RefusedError) for each in (402, 403, 405, 410, 451))],
+)
 def test_a_refusal_that_no_retry_would_change_ends_a_wait(connect, sandbox, started, status, error):
     sandbox.faults.add(Fault(status=status))
     with pytest.raises(error):

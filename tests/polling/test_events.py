@@ -14,6 +14,7 @@ from techflow_provider.client import Execution, InvalidParameterError, Workflow
 from techflow_provider.polling.events import Event, EventFilter, KnownExecutions, KnownWorkflows
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = BEGIN + timedelta(days=365)
 
 
 def execution(name: str, status: str = "running", started: float = 0, ended: float | None = None) -> Execution:
@@ -30,7 +31,7 @@ def names_and_ids(events: Sequence[Event]) -> list[tuple[str, Any]]:
 
 def test_a_start_and_a_completion_are_shown_once_in_the_order_in_which_they_happened() -> None:
     events, known = KnownExecutions({}).compared_with(
-        [execution("b", "completed", 1, 3), execution("a", "failed", 0, 2)]
+        [execution("b", "completed", 1, 3), execution("a", "failed", 0, 2)], NOW
     )
     assert names_and_ids(events) == [
         ("execution.started", "a"),
@@ -38,38 +39,57 @@ def test_a_start_and_a_completion_are_shown_once_in_the_order_in_which_they_happ
         ("execution.failed", "a"),
         ("execution.completed", "b"),
     ]
-    assert known.compared_with([execution("b", "completed", 1, 3)]) == ([], known)
+    assert known.compared_with([execution("b", "completed", 1, 3)], NOW) == ([], known)
 
 
 def test_a_payload_is_the_execution_as_it_was_read() -> None:
-    (event,), _ = KnownExecutions({}).compared_with([execution("a")])
+    (event,), _ = KnownExecutions({}).compared_with([execution("a")], NOW)
     assert event.payload == {"event": "execution.started", "execution": execution("a").to_dict()}
 
 
 def test_a_final_status_is_shown_once_and_stays() -> None:
-    _, known = KnownExecutions({}).compared_with([execution("a")])
-    events, known = known.compared_with([execution("a", "completed", 0, 1)])
+    _, known = KnownExecutions({}).compared_with([execution("a")], NOW)
+    events, known = known.compared_with([execution("a", "completed", 0, 1)], NOW)
     assert names_and_ids(events) == [("execution.completed", "a")]
     for status in ("running", "failed", "completed"):
-        assert known.compared_with([execution("a", status, 0, 2)])[0] == []
+        assert known.compared_with([execution("a", status, 0, 2)], NOW)[0] == []
 
 
 def test_what_a_poll_leaves_out_is_not_forgotten() -> None:
-    _, known = KnownExecutions({}).compared_with([execution("a"), execution("b", "completed", 0, 1)])
-    assert known.compared_with([])[1] == known
+    _, known = KnownExecutions({}).compared_with([execution("a"), execution("b", "completed", 0, 1)], NOW)
+    assert known.compared_with([], NOW)[1] == known
     assert names_and_ids(
-        known.compared_with([execution("a", "failed", 0, 9), execution("b", "completed", 0, 1)])[0]
+        known.compared_with([execution("a", "failed", 0, 9), execution("b", "completed", 0, 1)], NOW)[0]
     ) == [("execution.failed", "a")]
 
 
 def test_completions_of_long_ago_are_not_remembered_and_not_shown_again() -> None:
     day = 24 * 3600.0
     history = [execution(f"e{number}", "completed", number * day, number * day + 1) for number in range(100)]
-    _, known = KnownExecutions({}).compared_with([*history, execution("slow")])
+    _, known = KnownExecutions({}).compared_with([*history, execution("slow")], NOW)
     assert set(known.states) == {"e98", "e99", "slow"}
-    assert known.compared_with(history)[0] == []
+    assert known.compared_with(history, NOW)[0] == []
     # One that was still running is shown, however late.
-    assert names_and_ids(known.compared_with([execution("slow", "failed", 0, 1)])[0]) == [("execution.failed", "slow")]
+    events, _ = known.compared_with([execution("slow", "failed", 0, 1)], NOW)
+    assert names_and_ids(events) == [("execution.failed", "slow")]
+
+
+def ended_at(name: str, finished_at: str) -> Execution:
+    return Execution.read({"id": name, "workflow_id": "wf_1", "status": "completed", "finished_at": finished_at})
+
+
+@pytest.mark.parametrize("impossible", ["9999-12-31T23:59:59Z", "2027-06-01T00:00:00Z", "0001-01-01T00:00:00Z"])
+def test_an_impossible_time_of_one_execution_hides_no_other(impossible: str) -> None:
+    listed = [ended_at("a", impossible)]
+    _, known = KnownExecutions({}).compared_with(listed, NOW)
+    events, known = known.compared_with([*listed, ended_at("b", "2026-12-31T00:00:00Z")], NOW)
+    assert names_and_ids(events) == [("execution.started", "b"), ("execution.completed", "b")]
+    assert known.compared_with(listed, NOW)[0] == []
+
+
+def test_a_stored_time_in_the_future_hides_no_execution() -> None:
+    known = KnownExecutions({}, datetime(9999, 12, 30, tzinfo=UTC))
+    assert len(known.compared_with([ended_at("b", "2026-12-31T00:00:00Z")], NOW)[0]) == 2
 
 
 @given(
@@ -82,7 +102,7 @@ def test_each_execution_starts_and_ends_at_most_once_whatever_is_listed(polls: l
     known, shown = KnownExecutions({}), []
     for poll in polls:
         listed = [execution(name, status, ended=None if status == "running" else 1) for name, status in poll]
-        events, known = known.compared_with(listed)
+        events, known = known.compared_with(listed, NOW)
         shown += names_and_ids(events)
     ends = [name for event, name in shown if event != "execution.started"]
     assert len(shown) == len(set(shown))

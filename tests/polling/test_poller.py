@@ -267,9 +267,9 @@ async def test_the_end_of_a_poller_is_reported_when_its_last_observer_was_remove
 @virtual_time
 async def test_a_completion_on_a_page_before_one_that_fails_is_not_lost(sandbox: Sandbox) -> None:
     sandbox.etags, sandbox.page_size = True, 1
-    sandbox.start("wf_1")
-    on_first_page = sandbox.start("wf_1").id
-    waiting = wait(Connection(sandbox).poller(), on_first_page)
+    on_second_page, on_first_page = sandbox.start("wf_1").id, sandbox.start("wf_1").id
+    poller = Connection(sandbox).poller()
+    waiting, other = wait(poller, on_first_page), wait(poller, on_second_page)
     await polls(sandbox, 4)
     before = sandbox.count(path="/executions", status=200)
 
@@ -281,3 +281,5 @@ async def test_a_completion_on_a_page_before_one_that_fails_is_not_lost(sandbox:
     sandbox.finish(on_first_page, outcome="completed")
     assert (await waiting).ended
     assert sandbox.count(path="/executions", status=500) == 1
+    sandbox.finish(on_second_page, outcome="completed")
+    assert (await other).ended

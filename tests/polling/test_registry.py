@@ -44,7 +44,7 @@ async def test_waits_of_one_connection_look_it_up_once() -> None:
 
 async def test_connections_share_a_poller_by_their_key() -> None:
     registry = PollerRegistry(Connections())
-    one, same, other = [await registry.poller(each) for each in ("one", "same", "other")]
+    one, same, other = [(await registry.poller(each))[0] for each in ("one", "same", "other")]
     assert one is same
     assert one is not other
 
@@ -53,11 +53,11 @@ async def test_connections_share_a_poller_by_their_key() -> None:
 async def test_a_connection_is_looked_up_again_when_its_poller_has_ended() -> None:
     connections = Connections()
     registry = PollerRegistry(connections)
-    poller = await registry.poller("one")
+    poller, _ = await registry.poller("one")
     with pytest.raises(TechFlowError):
         await wait(poller, "ex_1", appear_seconds=0.0)
     await asyncio.sleep(INTERVAL)
-    assert await registry.poller("one") is not poller
+    assert (await registry.poller("one"))[0] is not poller
     assert connections.looked_up == {"one": 2}
 
 

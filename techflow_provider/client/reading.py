@@ -1,0 +1,121 @@
+"""Read the execution history as waits do: no further than they need, and a long history over several polls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from techflow_provider.client.calls import list_executions
+from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
+from techflow_provider.client.flow import Call, FlowContext, url_of
+from techflow_provider.client.history import History, HistoryFilter
+from techflow_provider.client.models import Execution
+from techflow_provider.client.paging import ConditionalCache, Page, Visited, read_page
+from techflow_provider.state.budget import RequestClass
+
+LONGEST_POLL_SECONDS = 120.0
+# A longer history is read over several polls. Each of them begins with the first page, which lists what is new.
+PAGES_PER_POLL = 10
+
+
+@dataclass(slots=True)
+class PollMemory:
+    """What a reader of the history remembers from one poll to the next.
+
+    :param clock: monotonic seconds
+    :param pages: the pages' validators
+    :param following: URL of the page at which the next poll continues; None begins anew
+    :param wanted: the executions that were waited for when the history was begun
+    :param listed: those that have been listed since
+    :param is_log: whether the history has several rows for one execution, so that a later page may have the final one
+    """
+
+    clock: Callable[[], float]
+    pages: ConditionalCache[Execution] = field(init=False)
+    following: str | None = None
+    wanted: frozenset[str] = frozenset()
+    listed: set[str] = field(default_factory=set)
+    is_log: bool = False
+
+    def __post_init__(self) -> None:
+        self.pages = ConditionalCache(self.clock)
+
+    def add(self, page: Page[Execution], history_filter: HistoryFilter) -> None:
+        """Add what a page lists."""
+        self.is_log |= history_filter.has_repeats
+        self.listed |= page.listed
+
+    def unlisted(self, history_filter: HistoryFilter) -> frozenset[str]:
+        """Return the executions that a history which was read to its end doesn't list."""
+        return (self.wanted & history_filter.known_statuses.keys()) - self.listed
+
+    def restart(self) -> None:
+        """Begin the history anew with the next poll."""
+        self.following = None
+        self.listed = set()
+
+
+async def read_history(
+    context: FlowContext, history_filter: HistoryFilter, within_seconds: float, memory: PollMemory | None = None
+) -> History:
+    """Poll the execution history with the priority of polls, after the commands (List Executions).
+
+    :param history_filter: what is wanted; the pages are read until all of it has been found
+    :param within_seconds: how long to wait for slots in the budget, and for retries
+    :param memory: of the polls before; what a server says is unchanged since is left out, too
+    :raises TechFlowError: the first page can't be read
+    """
+    memory = memory or PollMemory(context.clock)
+    began = context.clock()
+    deadline = began + min(max(within_seconds, 0.001), LONGEST_POLL_SECONDS)
+    if memory.following is None:
+        memory.wanted = frozenset(history_filter.known_statuses)
+    call = list_executions(RequestClass.POLL, history_filter.skips)
+    page, following = await _read(call, context, deadline, history_filter, memory)
+    pages, visited, failure = [page], Visited(page, call, context), None
+    if following is not None and memory.following is not None:
+        following = replace(call, url=memory.following)
+    while following is not None and len(pages) < PAGES_PER_POLL and not _has_all(history_filter, memory, pages):
+        try:
+            page, after = await _read(following, context, deadline, history_filter, memory)
+        except BudgetTimeoutError:
+            break
+        except TechFlowError as error:
+            failure, following = error, None
+            break
+        if visited.has(page, following, context):
+            following = None
+            break
+        pages.append(page)
+        following = after
+    is_read = following is None and failure is None
+    unlisted = memory.unlisted(history_filter) if is_read else frozenset()
+    memory.following = following.url if following else None
+    if following is None or _has_all(history_filter, memory, pages):
+        memory.restart()
+    items = (item for each in pages for item in each.items)
+    return History(items, at=pages[0].server_time, began=began, unlisted=unlisted, failure=failure)
+
+
+async def _read(
+    call: Call[Page[Execution]],
+    context: FlowContext,
+    deadline: float,
+    history_filter: HistoryFilter,
+    memory: PollMemory,
+) -> tuple[Page[Execution], Call[Page[Execution]] | None]:
+    left = max(deadline - context.clock(), 0.001)
+    context = replace(context, settings=replace(context.settings, deadline_seconds=left))
+    history_filter.listed, history_filter.has_repeats = set(), False
+    page, following = await read_page(call, context, memory.pages)
+    page = memory.pages.add(url_of(call, context.settings), page, frozenset(history_filter.listed))
+    memory.add(page, history_filter)
+    return page, following
+
+
+def _has_all(history_filter: HistoryFilter, memory: PollMemory, pages: list[Page[Execution]]) -> bool:
+    """Whether no further page is needed."""
+    wanted = history_filter.known_statuses.keys()
+    if history_filter.wants_all_pages or not wanted <= memory.listed:
+        return False
+    return not memory.is_log or wanted <= {item.id for page in pages for item in page.items if item.ended}
