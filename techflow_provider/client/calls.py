@@ -17,9 +17,9 @@ import httpx
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.flow import Call, Method, Query
 from techflow_provider.client.json_stream import keep_all
-from techflow_provider.client.models import Execution, StatusWords, Workflow, read_executions, read_workflows
+from techflow_provider.client.models import Execution, Rows, StatusWords, Workflow, read_executions, read_workflows
 from techflow_provider.client.paging import Page, page_reader, server_time
-from techflow_provider.client.parsing import Json, parse_json, quote
+from techflow_provider.client.parsing import Json, json_of, quote
 from techflow_provider.state.budget import RequestClass
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Start:
 
 def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Workflow]]:
     """`GET /workflows` (List Workflows)."""
-    return Call("GET", "/workflows", page_reader(lambda value, _: read_workflows(value)), request_class=request_class)
+    return Call("GET", "/workflows", page_reader(_read_workflows), request_class=request_class)
 
 
 def get_workflow(workflow_id: str) -> Call[Workflow]:
@@ -66,7 +66,7 @@ def replace_workflow(workflow: Workflow) -> Call[Workflow]:
     """
 
     def read(response: httpx.Response, _: StatusWords) -> Workflow:
-        value = parse_json(response.content) if response.content.strip() else {}
+        value = json_of(response) if response.content.strip() else {}
         return workflow if value == {} else Workflow.read(value)
 
     content = _encode("workflow", workflow.to_dict())
@@ -87,7 +87,7 @@ def execute_workflow(workflow_id: str, payload: Mapping[str, Json] | None = None
 
     def read(response: httpx.Response, words: StatusWords) -> Start:
         empty = not response.content.strip()
-        execution = None if empty else Execution.read_started(parse_json(response.content), workflow_id, words)
+        execution = None if empty else Execution.read_started(json_of(response), workflow_id, words)
         return Start(execution, server_time(response.headers) - response.elapsed)
 
     path = f"{_workflow_path(workflow_id)}/execute"
@@ -170,4 +170,8 @@ def _encode(parameter: str, value: Json) -> bytes:
 
 
 def _read_workflow(response: httpx.Response, _: StatusWords) -> Workflow:
-    return Workflow.read(parse_json(response.content))
+    return Workflow.read(json_of(response))
+
+
+def _read_workflows(value: Json, _: StatusWords, unneeded: int) -> Rows[Workflow]:
+    return read_workflows(value, unneeded)

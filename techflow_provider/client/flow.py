@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import httpx
 from techflow_provider import __version__
 from techflow_provider.client.errors import ERRORS_BY_STATUS, BudgetTimeoutError, TechFlowError, UnexpectedResponseError
 from techflow_provider.client.models import StatusWords
-from techflow_provider.client.parsing import DecodeError, get_first, parse_json, quote, shorten
+from techflow_provider.client.parsing import LONGEST_QUOTE, DecodeError, charset_of, get_first, json_of, quote, shorten
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.budget import Budget, RequestClass, Reservation
@@ -200,8 +201,16 @@ async def _result(call: Call[T], outcome: Outcome, sent: int, context: FlowConte
         return await context.io.decode(outcome, partial(call.read, outcome, context.settings.status_words))
     except DecodeError as error:
         detail = without_key(str(error), error.received, outcome.content, context.settings)
-        # Not chained: the cause quotes the response as it was received.
-        raise UnexpectedResponseError(str(call), outcome.status_code, detail, sent) from None
+    except Exception as error:  # noqa: BLE001  # see below
+        # A defect in a reader costs one response, and not everything that waits for the next one.
+        detail = f"it can't be read, because of a defect: {type(error).__name__} in {_origin(error)}"
+    # Not chained: the cause quotes the response as it was received.
+    raise UnexpectedResponseError(str(call), outcome.status_code, detail, sent)
+
+
+def _origin(error: Exception) -> str:
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    return f"{frame.f_code.co_name}, line {line}"
 
 
 def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> TechFlowError:
@@ -230,9 +239,11 @@ def _server_message(response: httpx.Response) -> str:
         target = shorten(repr(response.headers["location"]))
         return f"a redirect to {target}, which is not followed; set the final base URL as the connection's host"
     try:
-        value = parse_json(response.content)
+        value = json_of(response)
     except DecodeError:
-        return shorten(response.text) or "no explanation"
+        charset = charset_of(response.headers.get("content-type", "")) or "utf-8"
+        # An error's beginning says what it is.
+        return shorten(response.content[: LONGEST_QUOTE * 4].decode(charset, errors="replace")) or "no explanation"
     while isinstance(value, dict):
         inner = get_first(value, "error", "message", "detail", "title")
         if inner is None:

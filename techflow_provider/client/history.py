@@ -133,6 +133,8 @@ class History:
     :param began: when the poll began, on the reader's clock
     :param unlisted: those of the waits' executions that the whole history doesn't list
     :param failure: why a part is missing that will be read later
+    :param unreadable: how many rows can't be read and are left out; any may be one that seems to be missing
+    :param reason: what identifies the first of those, and what is wrong with it
     """
 
     def __init__(
@@ -144,12 +146,16 @@ class History:
         began: float = 0.0,
         unlisted: frozenset[str] = frozenset(),
         failure: TechFlowError | None = None,
+        unreadable: int = 0,
+        reason: str | None = None,
     ) -> None:
         self.workflows = workflows
         self.at: datetime = at or datetime.now(UTC)
         self.began = began
         self.unlisted = unlisted
         self.failure = failure
+        self.unreadable = unreadable
+        self.reason = reason
         self._by_id: dict[str, Execution] = {}
         for execution in executions:
             other = self._by_id.get(execution.id)

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable
 from json import JSONDecodeError
 
-from techflow_provider.client.parsing import Json, not_json
+from techflow_provider.client.parsing import DecodeError, Json, json_text, not_json
 
+# Reading so many rows takes seconds.
+MAX_ITEMS = 500_000
 _decode = json.JSONDecoder().raw_decode
 _space = re.compile(r"[ \t\n\r]*").match
 
@@ -21,19 +23,22 @@ def keep_all(_: Json) -> bool:
     return False
 
 
-def parse_list(content: bytes, skips: Callable[[Json], bool] = keep_all) -> Json:
+def parse_list(content: bytes, skips: Callable[[Json], bool] = keep_all, content_type: str = "") -> Json:
     """Return the JSON value that the bytes contain, as `parse_json` does, without the skipped items.
 
     Items are skipped in a list that is the value itself, or a member of the object that is.
 
     :param skips: whether an item is left out
-    :raises DecodeError: they are not JSON
+    :param content_type: as in `parse_json`
+    :raises DecodeError: they are not JSON, or unpack to too much
     """
     try:
-        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        text = json_text(content, content_type)
         value, at = _value(text, _after_space(text, 0), skips)
         if at != len(text) and _after_space(text, at) != len(text):
             raise JSONDecodeError("Extra data", text, at)
+    except DecodeError:
+        raise
     except (ValueError, RecursionError) as error:
         raise not_json(content, error) from error
     return value
@@ -58,7 +63,7 @@ def _list(text: str, at: int, skips: Callable[[Json], bool]) -> tuple[list[Json]
     at = _after_space(text, at + 1)
     if text[at : at + 1] == "]":
         return kept, at + 1
-    while True:
+    for _ in range(MAX_ITEMS):
         item, at = _decode(text, at)
         if not skips(item):
             kept.append(item)
@@ -69,6 +74,7 @@ def _list(text: str, at: int, skips: Callable[[Json], bool]) -> tuple[list[Json]
         ended, at = _next(text, at, "]")
         if ended:
             return kept, at
+    raise DecodeError(f"a list of at most {MAX_ITEMS} items", "more of them")
 
 
 def _object(text: str, at: int, skips: Callable[[Json], bool]) -> tuple[dict[str, Json], int]:

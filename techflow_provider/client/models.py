@@ -6,14 +6,16 @@ assumptions are in this module. Unknown fields are kept in `raw` and appear in `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from techflow_provider.client.parsing import (
     DecodeError,
     Json,
+    check_depth,
     get_first,
     items,
     quote,
@@ -23,6 +25,8 @@ from techflow_provider.client.parsing import (
     read_time,
     unwrap,
 )
+
+T = TypeVar("T")
 
 EVENT_PREFIX = "execution."
 COMPLETED_WORDS = frozenset({"completed", "complete", "succeeded", "success", "successful"})
@@ -240,18 +244,81 @@ def _read_error(source: Mapping[str, Json]) -> str | None:
     return error if error is None or isinstance(error, str) else quote(error)
 
 
-def read_workflows(value: Json) -> tuple[Workflow, ...]:
+# All that reading a row can raise; a defect in it must not hide the other rows.
+ROW_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+LONGEST_IDENTITY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Generic[T]):
+    """The rows of a list; those that can't be read are counted instead.
+
+    :param items: the others
+    :param unreadable: how many can't be read
+    :param reason: what identifies the first of those, and what is wrong with it; None when there is none
+    """
+
+    items: tuple[T, ...]
+    unreadable: int = 0
+    reason: str | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def read_rows(rows: Iterable[Json], read: Callable[[Json], T], unneeded: int = 0) -> Rows[T]:
+    """Read the rows of a list, however many of them can't be read.
+
+    :param unneeded: how many further rows the list has
+    :raises DecodeError: it has rows, and none of them can be read
+    """
+    found: list[T] = []
+    unreadable, first, reason = 0, None, None
+    for row in rows:
+        try:
+            found.append(read(check_depth(row)))
+        except ROW_ERRORS as error:
+            unreadable += 1
+            if first is None:
+                first, reason = error, f"{_identity(row)}: {_problem(error)}"
+    if first is not None and not found and not unneeded:
+        raise first if isinstance(first, DecodeError) else DecodeError("readable rows", reason or "")
+    return Rows(tuple(found), unreadable, reason)
+
+
+def _identity(row: Json) -> str:
+    if not isinstance(row, dict):
+        return f"the row that is {quote(row).partition(':')[0]}"
+    row_id = get_first(row, "id", "execution_id", "workflow_id")
+    what = f"id {row_id!r}" if isinstance(row_id, int | str) else f"fields {', '.join(row)!r}"
+    return f"the row with the {what}" if len(what) <= LONGEST_IDENTITY else "a row with long fields"
+
+
+def _problem(error: Exception) -> str:
+    # The value itself may be a secret, of which a quote could show a part.
+    if isinstance(error, DecodeError):
+        return f"expected {error.expected}, got {error.received.partition(':')[0]}"
+    return type(error).__name__
+
+
+def read_workflows(value: Json, unneeded: int = 0) -> Rows[Workflow]:
     """Read a list of workflows: `{"workflows": [...]}`, or a list under another usual name, or a bare one.
 
-    :raises DecodeError: there is no list, or an item isn't a workflow
+    :param unneeded: how many further rows the list had
+    :raises DecodeError: there is no list, or it has rows and none of them is a workflow
     """
-    return tuple(Workflow.read(item) for item in items(value, "a list of workflows", "workflows"))
+    return read_rows(items(value, "a list of workflows", "workflows"), Workflow.read, unneeded)
 
 
-def read_executions(value: Json, words: StatusWords = USUAL_WORDS) -> tuple[Execution, ...]:
+def read_executions(value: Json, words: StatusWords = USUAL_WORDS, unneeded: int = 0) -> Rows[Execution]:
     """Read the execution history: `{"executions": [...]}`, or a list under another usual name, or a bare one.
 
     :param words: what the status words mean
-    :raises DecodeError: there is no list, or an item isn't an execution
+    :param unneeded: how many further rows the list had
+    :raises DecodeError: there is no list, or it has rows and none of them is an execution
     """
-    return tuple(Execution.read(item, words) for item in items(value, "a list of executions", "executions"))
+    rows = items(value, "a list of executions", "executions")
+    return read_rows(rows, lambda row: Execution.read(row, words), unneeded)

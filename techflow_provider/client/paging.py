@@ -7,6 +7,8 @@ may return 304; any other server notices nothing.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,16 +19,19 @@ import httpx
 from techflow_provider.client.errors import UnexpectedResponseError
 from techflow_provider.client.flow import Call, FlowContext, exchange, url_of, without_key
 from techflow_provider.client.json_stream import keep_all, parse_list
-from techflow_provider.client.models import StatusWords
+from techflow_provider.client.models import Rows, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, http_date, quote
 
 T = TypeVar("T")
+
+log: logging.Logger = logging.getLogger(__name__)
 
 MAX_PAGES = 50
 # A server may be wrong about what has not changed; after this time everything is requested again.
 CACHE_SECONDS = 60.0
 # A date has full seconds, so a list may change again within the second that its Last-Modified names.
 SETTLED = timedelta(seconds=2)
+LONGEST_VALIDATOR = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Page(Generic[T]):
     :param headers: those of the response
     :param digest: the same for two pages with the same content
     :param listed: the executions that are waited for and that the page lists, with or without their items
+    :param unreadable: how many of its rows can't be read, and are left out
+    :param reason: what identifies the first of those, and what is wrong with it
     """
 
     items: tuple[T, ...]
@@ -45,6 +52,8 @@ class Page(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     digest: int = 0
     listed: frozenset[str] = frozenset()
+    unreadable: int = 0
+    reason: str | None = None
 
     @property
     def server_time(self) -> datetime:
@@ -58,22 +67,33 @@ def server_time(headers: Mapping[str, str]) -> datetime:
 
 
 def page_reader(
-    read: Callable[[Json, StatusWords], tuple[T, ...]], skips: Callable[[Json], bool] = keep_all
+    read: Callable[[Json, StatusWords, int], Rows[T]], skips: Callable[[Json], bool] = keep_all
 ) -> Callable[[httpx.Response, StatusWords], Page[T]]:
     """Return what reads a response as a page.
 
-    :param read: reads the items
+    :param read: reads the items, given how many were left out
     :param skips: whether an item is left out before it is read
     """
 
     def read_page(response: httpx.Response, words: StatusWords) -> Page[T]:
-        value = parse_list(response.content, skips)
+        skipped = 0
+
+        def skip(item: Json) -> bool:
+            nonlocal skipped
+            skips_it = skips(item)
+            skipped += skips_it
+            return skips_it
+
+        value = parse_list(response.content, skip, response.headers.get("content-type", ""))
         linked = response.links.get("next", {}).get("url")
         following = value.get("next") if isinstance(value, dict) else None
         next_url = linked or (following if isinstance(following, str) and following else None)
         # Without its link, since a server that ignores the parameter repeats the rest.
         content = response.content.replace((next_url or "\0").encode(errors="replace"), b"")
-        return Page(read(value, words), next_url, response.headers, hash(content))
+        rows = read(value, words, skipped)
+        return Page(
+            rows.items, next_url, response.headers, hash(content), unreadable=rows.unreadable, reason=rows.reason
+        )
 
     return read_page
 
@@ -123,12 +143,22 @@ class ConditionalCache(Generic[T]):
 
 def _validators(headers: Mapping[str, str]) -> dict[str, str]:
     tag = headers.get("etag")
-    if tag:
+    if tag and _can_be_sent(tag):
         return {"if-none-match": tag}
     modified, now = headers.get("last-modified", ""), http_date(headers.get("date", ""))
     changed = http_date(modified)
     settled = changed is not None and now is not None and now - changed >= SETTLED
-    return {"if-modified-since": modified} if settled else {}
+    return {"if-modified-since": modified} if settled and _can_be_sent(modified) else {}
+
+
+def _can_be_sent(value: str) -> bool:
+    return value.isascii() and value.isprintable() and len(value) <= LONGEST_VALIDATOR
+
+
+@functools.lru_cache(maxsize=100)
+def _report_unreadable(call: str, reason: str) -> None:
+    """Log once per process that a row can't be read."""
+    log.warning("%s: rows that can't be read are left out, such as %s", call, reason)
 
 
 async def collect(call: Call[Page[T]], context: FlowContext) -> list[T]:
@@ -169,6 +199,9 @@ async def read_page(
     """
     url = url_of(call, context.settings)
     page = await exchange(cache.conditional(call, url) if cache is not None else call, context)
+    if page.reason is not None:
+        hidden = context.settings.holds_key(page.reason.encode(errors="replace"))
+        _report_unreadable(str(call), "one that contains the API key" if hidden else page.reason)
     try:
         return page, next_page(call, page, url)
     except DecodeError as error:
@@ -206,8 +239,10 @@ def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page
     current = httpx.URL(current_url)
     try:
         following = current.join(page.next_url)
+        # The host is decoded only when it is read.
+        same_origin = (following.scheme, following.host, following.port) == (current.scheme, current.host, current.port)
     except (httpx.InvalidURL, ValueError) as error:
         raise DecodeError("the URL of a next page", quote(page.next_url)) from error
-    if (following.scheme, following.host, following.port) != (current.scheme, current.host, current.port):
+    if not same_origin:
         raise DecodeError("a next page on the same origin", quote(page.next_url))
     return replace(call, url=str(following))

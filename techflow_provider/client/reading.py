@@ -93,8 +93,15 @@ async def read_history(
     memory.following = following.url if following else None
     if following is None or _has_all(history_filter, memory, pages):
         memory.restart()
-    items = (item for each in pages for item in each.items)
-    return History(items, at=pages[0].server_time, began=began, unlisted=unlisted, failure=failure)
+    return History(
+        (item for each in pages for item in each.items),
+        at=pages[0].server_time,
+        began=began,
+        unlisted=unlisted,
+        failure=failure,
+        unreadable=sum(each.unreadable for each in pages),
+        reason=next((each.reason for each in pages if each.reason), None),
+    )
 
 
 async def _read(

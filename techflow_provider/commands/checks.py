@@ -11,7 +11,7 @@ from enum import StrEnum
 import httpx
 
 from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
-from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, parse_json, quote, shorten
+from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, json_of, quote, shorten
 from techflow_provider.client.settings import Settings
 from techflow_provider.hooks.diagnosis import Diagnosis
 from techflow_provider.state.snapshot import Snapshot
@@ -178,7 +178,7 @@ def infer(page: httpx.Response, settings: Settings) -> list[Inference]:
     if settings.holds_key(page.content):
         return [Inference("response", "text that contains the API key, not shown", "nothing")]
     try:
-        value = parse_json(page.content)
+        value = json_of(page)
         rows = list(items(value, "a list of executions", "executions"))
     except DecodeError as error:
         return [Inference("response", error.received, f"nothing: expected {error.expected}")]
@@ -242,4 +242,6 @@ def _unreadable(rows: Sequence[Json]) -> list[Inference]:
             reasons.append(str(error))
     if not reasons:
         return []
-    return [Inference("unreadable", f"{len(reasons)} of {len(rows)}", f"an error, which fails the call: {reasons[0]}")]
+    return [
+        Inference("unreadable", f"{len(reasons)} of {len(rows)}", f"nothing, since they are left out: {reasons[0]}")
+    ]

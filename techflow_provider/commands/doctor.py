@@ -19,7 +19,7 @@ from techflow_provider import __version__
 from techflow_provider.client import Client, InvalidParameterError, RetryPolicy, TechFlowError
 from techflow_provider.client.calls import raw
 from techflow_provider.client.models import read_workflows
-from techflow_provider.client.parsing import DecodeError, counted, http_date, parse_json
+from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Severity
 from techflow_provider.commands.console import Report, read_connection, table
@@ -131,7 +131,7 @@ def _response_findings(connection: TechFlowConnection, budget: MeteredBudget) ->
         return
     local_time = datetime.now(UTC) - response.elapsed / 2
     try:
-        workflows = read_workflows(parse_json(response.content))
+        workflows = read_workflows(json_of(response))
         yield checks.response(None, len(workflows), response.elapsed.total_seconds())
     except DecodeError as error:
         yield checks.response(_unexpected_content(connection, error, response.content), 0, 0.0)

@@ -79,19 +79,25 @@ class StateFile:
         raise StoreError(f"{self.path}: the file keeps being replaced")
 
     def _run(self, act: Callable[[sqlite3.Connection], T], prepare: Prepare, begin: str) -> T:
+        completed = False
         try:
             connection = self._connection or self._open(prepare)
             with _transaction(connection, begin):
                 self._check_file()
-                return act(connection)
-        except BaseException as error:
-            # Whatever interrupted it, including a signal's exception: a connection that is closed holds no lock.
+                result = act(connection)
+            completed = True
+        except sqlite3.Error as error:
             self.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in CORRUPT:
                 with self._file_lock():
                     self._quarantine(self._file_id)
                 raise _ReplacedError from error
             raise
+        finally:
+            # Whatever interrupted it, including a signal's exception: a connection that is closed holds no lock.
+            if not completed:
+                self.close()
+        return result
 
     def close(self) -> None:
         """Close the connection."""

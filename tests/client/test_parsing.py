@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from techflow_provider.client import AmbiguousWorkflowError, UnexpectedResponseError
-from techflow_provider.client.models import USUAL_WORDS, Execution, ExecutionState, Workflow, read_executions
+from techflow_provider.client.models import USUAL_WORDS, Execution, ExecutionState, Workflow
 from techflow_provider.client.parsing import Json
 from techflow_provider.sandbox import Fault, Sandbox
 
@@ -96,10 +96,20 @@ def test_an_end_is_read_under_every_usual_name(name):
         "20201101T123000Z",
         "2020-W44-7T12:30:00Z",
         "2020-306T12:30:00Z",
+        "2020-11-01 12:30:00 UTC",
+        "2020-11-01T12:30:00z",
+        "2020-11-01t12:30:00.000000000z",
+        "2020-11-01 12:30:00 +0000 UTC",
+        "2020-11-01 13:30:00 +01:00",
+        "2020-11-01T12:30:00Z[UTC]",
+        "2020-11-01T12:30:00 GMT",
+        "Sun, 01 Nov 2020 12:30:00 GMT",
         STARTED.timestamp(),
         int(STARTED.timestamp()),
         int(STARTED.timestamp()) * 1000,
         str(int(STARTED.timestamp())),
+        int(STARTED.timestamp()) * 1_000_000,
+        int(STARTED.timestamp()) * 1_000_000_000,
     ],
 )
 def test_a_time_is_read_from_iso_8601_and_from_seconds_since_1970(value):
@@ -203,10 +213,6 @@ ODD_OBJECTS = [
     ({"id": "x", "status": ["a"]}, "text as status", 'a list: ["a"]'),
     ({"id": "x", "status": {"a": 1}}, "text as status", 'an object: {"a": 1}'),
 ]
-ODD_TIMES = [
-    ({**RUN, "started_at": when}, "an ISO 8601 time or a number of seconds since 1970 as started_at", received)
-    for when, received in [("yesterday", '"yesterday"'), (True, "true"), ([], "a list"), (1e300, "1e+300")]
-]
 IMPLAUSIBLE = [
     *((call, [{"id": "x"}], f"a[n]? {kind} object", "a list") for call, kind in ONES.items()),
     *((call, "5", f"a[n]? {kind} object", "a number: 5") for call, kind in ONES.items()),
@@ -214,7 +220,6 @@ IMPLAUSIBLE = [
     *((call, '"ok"', f"a[n]? {kind} object", 'a string: "ok"') for call, kind in ONES.items()),
     *((call, *odd) for call in ("GET /workflows/wf_1", "POST /workflows/wf_1/execute") for odd in ODD_OBJECTS),
     *((call, *ODD_OBJECTS[0]) for call in ONES),
-    *(("POST /workflows/wf_1/execute", *odd) for odd in ODD_TIMES),
     ("POST /workflows/wf_1/execute", FLOW, "the id of an execution, not the workflow's own", "an object"),
     ("POST /workflows/wf_1/execute", {"execution": [RUN]}, "an execution with", "an object"),
     ("POST /workflows/wf_1/execute", {"id": "req", "data": RUN}, "one object with an id", "an object"),
@@ -227,7 +232,6 @@ IMPLAUSIBLE = [
     *((call, [[]], f"a[n]? {kind} object", "a list") for call, kind in LISTS.items()),
     *(("GET /executions", [value], expected, received) for value, expected, received in ODD_OBJECTS),
     ("GET /workflows", [ODD_OBJECTS[0][0]], *ODD_OBJECTS[0][1:]),
-    *(("GET /executions", [value], expected, received) for value, expected, received in ODD_TIMES),
     ("GET /executions", [{"id": "ex_1"}], "an execution with status", "an object"),
     ("GET /executions", [{**RUN, "workflow": {"name": "n"}, "workflow_id": None}], "a workflow with id", "an object"),
     *((call, "", "JSON", "an empty body") for call in ("GET /workflows", *ONE_WORKFLOW[:2], "GET /executions")),
@@ -269,8 +273,3 @@ def test_deeply_nested_json_is_an_implausible_response(ask, sandbox):
     respond_with(sandbox, "GET /workflows", "[" * 100_000)
     with pytest.raises(UnexpectedResponseError, match="expected JSON"):
         ask(OPERATIONS["GET /workflows"])
-
-
-def test_one_implausible_execution_makes_the_whole_history_implausible():
-    with pytest.raises(ValueError, match="expected an execution with"):
-        read_executions([RUN, {"status": "running"}])

@@ -170,7 +170,7 @@ def test_names_status_words_and_pages_are_inferred():
     [
         ("<html>", "response", "nothing: expected JSON"),
         ({"runs": []}, "response", "nothing: expected a list of executions"),
-        ([{"id": "ex_1"}, 5], "unreadable", "an error, which fails the call: expected an execution with status"),
+        ([{"id": "ex_1"}, 5], "unreadable", "nothing, since they are left out: expected an execution with status"),
         ([], "id", "the execution's id"),
         (f'["{KEY}"]', "response", "nothing"),
     ],
