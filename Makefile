@@ -9,12 +9,12 @@ TEST_MINUTES := 2
 HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
 # Test files run in parallel. Tests that need a deployment have targets of their own.
 TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
-# Environments that two targets use.
+# Environments that several targets use.
 TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
-E2E_ENVIRONMENT = .ci/environment.sh e2e-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) "apache-airflow-providers-http>=5.3" apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd
+DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
 
-.PHONY: help demo test lint matrix contract deployment bench e2e soak wheel mutants clean
+.PHONY: help demo test lint matrix contract deployment deployments bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,20 +46,23 @@ contract: ## Check the sandbox against its OpenAPI document
 	@$(ENVIRONMENTS)/contract/bin/pytest -q tests/contract
 
 deployment: ## Kill and clear tasks in a complete Airflow deployment (AIRFLOW=2.11.2; needs PostgreSQL)
-	@.ci/environment.sh deployment-$(AIRFLOW) "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" $(HELD_BACK) psycopg2-binary asyncpg --group test
-	@$(ENVIRONMENTS)/deployment-$(AIRFLOW)/bin/python -m pytest -q -s tests/deployment
+	@.ci/airflow_environment.sh $(AIRFLOW) >/dev/null
+	@$(DEPLOYMENT) -m pytest -q -s tests/deployment
+
+deployments: ## Show which guarantees hold in which deployment (ONLY="3.3.2/pods 2.11.2/celery", QUICK=1; needs Redis and PostgreSQL)
+	@QUICK=$(QUICK) .ci/deployments.sh $(ONLY)
 
 bench: ## Run the benchmarks and write tests/benchmarks/RESULTS.md (BENCH=--quick or BENCH="--only parse"; needs Redis and PostgreSQL)
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" $(HELD_BACK) apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks airflow-provider-fivetran-async airflow-provider-hightouch pyrate-limiter filelock limits redis statsd psycopg2-binary asyncpg
 	@$(ENVIRONMENTS)/bench/bin/python tests/benchmarks/table.py $(BENCH)
 
 e2e: ## Run 200 steps with Celery workers, or 40 with EXECUTOR=local, through a complete Airflow (STEPS=20; needs Redis and PostgreSQL)
-	@$(E2E_ENVIRONMENT)
-	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/e2e.py --executor $(EXECUTOR) $(if $(STEPS),--steps $(STEPS))
+	@.ci/airflow_environment.sh $(AIRFLOW) >/dev/null
+	@$(DEPLOYMENT) tests/deployment/e2e.py --executor $(EXECUTOR) $(if $(STEPS),--steps $(STEPS))
 
 soak: ## Run 500 steps with Celery workers while workers, triggerers, Redis and TechFlow are killed
-	@$(E2E_ENVIRONMENT)
-	@$(ENVIRONMENTS)/e2e-$(AIRFLOW)/bin/python tests/deployment/soak.py
+	@.ci/airflow_environment.sh $(AIRFLOW) >/dev/null
+	@$(DEPLOYMENT) tests/deployment/soak.py
 
 wheel: ## Build the wheel and the source archive, and check them
 	@.ci/environment.sh wheel "$(PYTHON)" editable twine

@@ -6,16 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-find_python() {
-  for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
-    if command -v "$candidate" >/dev/null 2>&1 && "$candidate" -c "import sys; assert sys.version_info[:2] == (${1/./, })" 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
-  done
-  echo "Python $1 is needed for the matrix and was not found" >&2
-  exit 1
-}
+source .ci/find_python.sh
 
 failed=0
 while read -r airflow version extra; do

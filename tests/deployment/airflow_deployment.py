@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from techflow_provider.sandbox import Sandbox
+from tests.deployment.hosts import PODS, host_environment, kill_all_pods, kill_pod, on_host
 from tests.servers import READY_SECONDS, Postgres, Program, free_port, listens, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,10 +73,10 @@ class Deployment:
     def start(self, name: str, *arguments: str) -> None:
         """Start a program of Airflow's, with a home of its own where the deployment is spread over hosts."""
         environment = {**self.environment, **{port: str(free_port()) for port in LOG_PORTS}}
-        if self.own_homes:
-            environment["AIRFLOW_HOME"] = str(self.home / name)
-            (self.home / name).mkdir()
         command = [self.python, "-m", "airflow", *arguments]
+        if self.own_homes:
+            environment |= host_environment(self.home / "hosts" / name)
+            command = on_host(command)
         self.programs[name] = Program(name, command, environment, self.home / f"{name}.log")
         self.programs[name].start()
 
@@ -107,6 +108,19 @@ class Deployment:
             return
         # The command takes many times as long.
         self._post(f"dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}})
+
+    def trigger_all(self, *dag_ids: str) -> None:
+        """Start a run of each of several DAGs."""
+        if self.version >= (3,):
+            for dag_id in dag_ids:
+                self.trigger(dag_id)
+            return
+        # One process, since each takes seconds to import Airflow.
+        script = (
+            "import sys; from airflow.api.common.trigger_dag import *; [trigger_dag(i, 'run') for i in sys.argv[1:]]"
+        )
+        command = [self.python, "-c", script, *dag_ids]
+        subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, check=True, timeout=180)
 
     def _post(self, path: str, body: Mapping[str, Any]) -> None:
         """Ask Airflow 3's API."""
@@ -178,7 +192,9 @@ class Deployment:
         return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob(pattern)))
 
     def kill_task(self, dag_id: str, task_id: str, run_id: str = "run") -> int:
-        """Kill a task's process with SIGKILL and return its process id."""
+        """Kill a task's process with SIGKILL, or all that runs in its pod, and return its process id."""
+        if PODS in self.environment:
+            return kill_pod(Path(self.environment[PODS]), dag_id, task_id)
         pid = until(lambda: self.task(dag_id, task_id, run_id).pid, 30, f"a process of {dag_id}.{task_id}")
         os.kill(pid, signal.SIGKILL)
         return pid
@@ -205,8 +221,8 @@ def deployment(
     :param extra: the connection's extra; by default so much budget that nothing waits for it
     :param others: further connections to the sandbox by id, each with what differs, such as `password` or `extra`
     :param folder: where everything is put; by default a new temporary folder, removed at the end
-    :param own_homes: whether each program has an AIRFLOW_HOME that no other sees, as on hosts of its own; only the logs
-        of tasks are in one place
+    :param own_homes: whether each program has a home and a host name of its own, as on hosts of its own; only DAGs and
+        the logs of tasks are in one place
     """
     sandbox = sandbox or Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=2.0)
     with ExitStack() as stack:
@@ -222,6 +238,7 @@ def deployment(
         variables = {
             **_environment(home, postgres.port),
             **{f"AIRFLOW_CONN_{name.upper()}": json.dumps({**connection, **own}) for name, own in connections.items()},
+            **({"AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname"} if own_homes else {}),
             **(environment or {}),
         }
         (home / "dags").mkdir()
@@ -302,3 +319,5 @@ def _start_all(running: Deployment) -> None:
 def _stop_all(running: Deployment) -> None:
     for program in reversed(running.programs.values()):
         program.stop()
+    if PODS in running.environment:
+        kill_all_pods(Path(running.environment[PODS]))

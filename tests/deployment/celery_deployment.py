@@ -1,4 +1,4 @@
-"""An Airflow that is spread over hosts: Celery workers and triggerers with homes of their own, and state in a Redis."""
+"""An Airflow that is spread over hosts: Celery workers and triggerers with homes of their own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def celery_deployment(
     workers: int = 2,
     slots: int = 4,
     triggerers: int = 2,
+    state_in_redis: bool = False,
 ) -> Iterator[Deployment]:
     """Run an Airflow with the CeleryExecutor while the context lasts.
 
@@ -41,6 +42,7 @@ def celery_deployment(
     :param workers: Celery workers
     :param slots: tasks that one of them runs at a time
     :param triggerers: triggerers
+    :param state_in_redis: whether `state_url` is set to the broker's Redis
     """
     with Redis.running(folder) as redis:
         spread = {
@@ -49,7 +51,7 @@ def celery_deployment(
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "500",
             "AIRFLOW__CELERY__BROKER_URL": redis.url(0),
             "AIRFLOW__CELERY__RESULT_BACKEND": redis.url(1),
-            "AIRFLOW__TECHFLOW__STATE_URL": redis.url(2),
+            **({"AIRFLOW__TECHFLOW__STATE_URL": redis.url(2)} if state_in_redis else {}),
             **environment,
         }
         settings: dict[str, Any] = {"environment": spread, "extra": extra, "others": others, "folder": folder}

@@ -99,7 +99,7 @@ def _deployment(
         "folder": folder,
     }
     if executor == "celery":
-        return celery_deployment(sys.executable, [DAG], **settings)
+        return celery_deployment(sys.executable, [DAG], state_in_redis=True, **settings)
     settings["environment"] = {**LOCAL_SETTINGS, **environment}
     return deployment(sys.executable, [DAG], **settings)
 

@@ -111,6 +111,7 @@ def run(steps: int, limit: int, seed: int, folder: Path) -> list[str]:
         sandbox=sandbox,
         extra={"requests_per_minute": limit},
         environment={**SETTINGS, "STEPS": str(steps)},
+        state_in_redis=True,
     ) as airflow:
         airflow.await_dags("steps")
         began = time.monotonic()

@@ -41,14 +41,8 @@ class Airflow:
         self.sandbox.webhooks = Webhooks(self.webhook_url, secret=SECRET, **fields)  # type: ignore[arg-type]
 
     def fired(self) -> dict[str, float]:
-        """Return when the triggers said that they are about to fire, by execution; each has a log of its own."""
-        found: dict[str, float] = {}
-        for path in (self.running.home / "logs").rglob("*.trigger.*"):
-            for line in path.read_text(errors="replace").splitlines():
-                stamp, execution = STAMP.search(line), re.search(r"Execution (exec_\w+) ended", line)
-                if stamp and execution:
-                    found.setdefault(execution[1], _seconds(stamp[1]))
-        return found
+        """Return when the triggers said that they are about to fire, by execution."""
+        return fired(self.running)
 
     def ended(self, run_id: str, ids: Sequence[str]) -> dict[str, float]:
         """Return when the tasks that wait ended, by execution."""
@@ -57,6 +51,17 @@ class Airflow:
             f"WHERE dag_id = 'webhook_waits' AND task_id = 'wait' AND run_id = '{run_id}' AND state = 'success'"
         )
         return {ids[int(index)]: float(end) for index, end in rows}
+
+
+def fired(running: Deployment) -> dict[str, float]:
+    """Return when the triggers said that they are about to fire, by execution; each has a log of its own."""
+    found: dict[str, float] = {}
+    for path in (running.home / "logs").rglob("*.trigger.*"):
+        for line in path.read_text(errors="replace").splitlines():
+            stamp, execution = STAMP.search(line), re.search(r"Execution (exec_\w+) ended", line)
+            if stamp and execution:
+                found.setdefault(execution[1], _seconds(stamp[1]))
+    return found
 
 
 def _seconds(stamp: str) -> float:

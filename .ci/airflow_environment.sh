@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Make the environment in which a whole deployment of an Airflow runs, with the Python and the restrictions that
+# matrix.txt has for it, and print where it is: airflow_environment.sh AIRFLOW
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source .ci/find_python.sh
+
+read -r version extra < <(awk -v airflow="$1" '$1 == airflow { $1 = ""; print; exit }' .ci/matrix.txt)
+read -ra also <<< "$extra"
+python=$(find_python "$version")
+.ci/environment.sh "airflow-$1" "$python" editable "apache-airflow==$1" "apache-airflow-providers-http>=5.3" \
+  apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd "${also[@]}" --group test >&2
+echo ".cache/environments/airflow-$1"
