@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,11 @@ import redis
 
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
+from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store
+from tests.servers import Postgres
 
 WORKER = Path(__file__).with_name("worker.py")
 # Bounds a hang; no machine is this slow.
@@ -111,6 +115,22 @@ def own_redis(redis_binary: None, tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that all tests share, each with names of its own."""
+    pytest.importorskip("psycopg2", reason="the tests that use PostgreSQL need psycopg2-binary")
+    if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) and shutil.which("initdb") is None:
+        pytest.skip("no PostgreSQL is installed (apt-get install postgresql, and stop the service it starts)")
+    # Its own user can't look into the tests' folder.
+    folder = Path(tempfile.mkdtemp(prefix="techflow-postgres-"))
+    folder.chmod(stat.S_IRWXU | stat.S_IXGRP | stat.S_IXOTH)
+    try:
+        with Postgres(folder / "server") as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
 def clock() -> Clock:
     """The stores' clock; it stands still."""
@@ -134,7 +154,7 @@ def store(clock: Clock) -> MemoryStore:
     return MemoryStore(clock)
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "sql", "postgresql"])
 def each_store(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Store]:
     """Each store in turn, on the test's clock."""
     made = _make(request, clock)
@@ -147,12 +167,22 @@ def _make(request: pytest.FixtureRequest, clock: Clock) -> Store:
         return MemoryStore(clock)
     if request.param == "sqlite":
         return SqliteStore(StateFile(request.getfixturevalue("sqlite_path")), clock)
+    if request.param in ("sql", "postgresql"):
+        return SqlStore(_sql_url(request), clock=clock)
     return RedisStore(request.getfixturevalue("redis_server").url, clock)
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+def _sql_url(request: pytest.FixtureRequest) -> str:
+    if request.param == "sql":
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/database.sqlite"
+    return f"postgresql://airflow@127.0.0.1:{request.getfixturevalue('postgres').port}/airflow"
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgresql"])
 def state_url(request: pytest.FixtureRequest) -> str:
     """The URL of each store that processes can share, on its own clock."""
+    if request.param == "postgresql":
+        return _sql_url(request)
     if request.param == "sqlite":
         return f"sqlite:///{request.getfixturevalue('sqlite_path')}"
     return str(request.getfixturevalue("redis_server").url)

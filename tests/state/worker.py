@@ -10,6 +10,7 @@ from pathlib import Path
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.redis import RedisStore
+from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Entry, Store, Write
@@ -23,6 +24,8 @@ def store_with_long_timeout(state_url: str) -> Store:
     scheme, _, path = state_url.partition("://")
     if scheme == "sqlite":
         return SqliteStore(StateFile(Path(path.removeprefix("/")), BUSY_TIMEOUT_SECONDS))
+    if scheme == "postgresql":
+        return SqlStore(state_url)
     return RedisStore(f"{state_url}?socket_timeout={BUSY_TIMEOUT_SECONDS}")
 
 
