@@ -21,7 +21,7 @@ LAYERS = (
     {"state"},
     {"client"},
     {"submission", "polling", "hooks"},
-    {"deferral", "lineage", "triggers"},
+    {"deferral", "lineage", "parameters", "triggers"},
     {"operators", "sensors", "notifications", "assets", "links"},
     {"webhooks", "page", "plugin", "cli", "commands", "get_provider_info", "__main__"},
 )

@@ -20,6 +20,16 @@ from techflow_provider.client.json_stream import keep_all
 from techflow_provider.client.models import Execution, Rows, StatusWords, Workflow, read_executions, read_workflows
 from techflow_provider.client.paging import Page, page_reader, server_time
 from techflow_provider.client.parsing import Json, json_of, quote
+from techflow_provider.client.values import (
+    Id,
+    Payload,
+    as_description,
+    as_id,
+    as_json,
+    as_payload,
+    as_text,
+    as_triggers,
+)
 from techflow_provider.state.budget import RequestClass
 
 T = TypeVar("T")
@@ -45,17 +55,17 @@ def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[P
     return Call("GET", "/workflows", page_reader(_read_workflows), request_class=request_class)
 
 
-def get_workflow(workflow_id: str) -> Call[Workflow]:
+def get_workflow(workflow_id: Id) -> Call[Workflow]:
     """`GET /workflows/{workflow_id}` (Get Workflow)."""
     return Call("GET", _workflow_path(workflow_id), _read_workflow)
 
 
-def create_workflow(name: str, description: str | None = None, triggers: Sequence[Trigger] = ()) -> Call[Workflow]:
+def create_workflow(name: Id, description: Id | None = None, triggers: Sequence[Trigger] = ()) -> Call[Workflow]:
     """`POST /workflows` (Create Workflow).
 
     :raises InvalidParameterError: a parameter has an unusable value
     """
-    content = _encode("triggers", workflow_fields(name, description, triggers))
+    content = encode_json("triggers", workflow_fields(name, description, triggers))
     return Call("POST", "/workflows", _read_workflow, content, JSON_HEADERS)
 
 
@@ -69,33 +79,32 @@ def replace_workflow(workflow: Workflow) -> Call[Workflow]:
         value = json_of(response) if response.content.strip() else {}
         return workflow if value == {} else Workflow.read(value)
 
-    content = _encode("workflow", workflow.to_dict())
+    content = encode_json("workflow", workflow.fields)
     return Call("PUT", _workflow_path(workflow.id), read, content, JSON_HEADERS)
 
 
-def delete_workflow(workflow_id: str) -> Call[None]:
+def delete_workflow(workflow_id: Id) -> Call[None]:
     """`DELETE /workflows/{workflow_id}` (Delete Workflow). The response's body is ignored."""
     return Call("DELETE", _workflow_path(workflow_id), lambda _, __: None)
 
 
-def execute_workflow(workflow_id: str, payload: Mapping[str, Json] | None = None) -> Call[Start]:
+def execute_workflow(workflow_id: Id, payload: Payload | None = None) -> Call[Start]:
     """`POST /workflows/{workflow_id}/execute` (Trigger Execution).
 
-    :param payload: sent as JSON when given; the reference shows no body
+    :param payload: sent as JSON when given (see `as_payload`); the reference shows no body
     :raises InvalidParameterError: a parameter has an unusable value
     """
 
     def read(response: httpx.Response, words: StatusWords) -> Start:
         empty = not response.content.strip()
-        execution = None if empty else Execution.read_started(json_of(response), workflow_id, words)
+        execution = None if empty else Execution.read_started(json_of(response), str(workflow_id), words)
         return Start(execution, server_time(response.headers) - response.elapsed)
 
     path = f"{_workflow_path(workflow_id)}/execute"
-    if payload is None:
+    content = as_payload("payload", payload)
+    if content is None:
         return Call("POST", path, read)
-    if not isinstance(payload, Mapping):
-        raise InvalidParameterError("payload", quote(payload), "a dict or None")
-    return Call("POST", path, read, _encode("payload", dict(payload)), JSON_HEADERS)
+    return Call("POST", path, read, encode_json("payload", content), JSON_HEADERS)
 
 
 def list_executions(
@@ -128,44 +137,32 @@ def raw(
     return Call(method, absolute, lambda response, _: response, content, headers or {}, params, any_status=any_status)
 
 
-def workflow_fields(name: str, description: str | None, triggers: Iterable[Trigger]) -> dict[str, Json]:
+def workflow_fields(name: Id, description: Id | None, triggers: Iterable[Trigger] | str) -> dict[str, Json]:
     """Return the body of Create Workflow.
 
     :raises InvalidParameterError: a parameter has an unusable value
     """
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidParameterError("name", quote(name), "text that is not empty")
-    if description is not None and not isinstance(description, str):
-        raise InvalidParameterError("description", quote(description), "text or None")
-    if isinstance(triggers, str | Mapping) or not isinstance(triggers, Iterable):
-        raise InvalidParameterError("triggers", quote(triggers), 'a list such as ["manual"]')
-    described: dict[str, Json] = {} if description is None else {"description": description}
-    return {"name": name, **described, "triggers": [_check_trigger(each) for each in triggers]}
+    described = as_description("description", description)
+    return {
+        "name": as_text("name", name),
+        **({} if described is None else {"description": described}),
+        "triggers": as_triggers("triggers", triggers),
+    }
 
 
-def _check_trigger(trigger: Trigger) -> Json:
-    if not isinstance(trigger, str | Mapping):
-        raise InvalidParameterError("triggers", f"an item that is {quote(trigger)}", "texts or dicts")
-    return trigger if isinstance(trigger, str) else dict(trigger)
+def _workflow_path(workflow_id: Id) -> str:
+    """Return the path of a workflow, with its id percent-encoded."""
+    return f"/workflows/{percent_encode(as_id('workflow_id', workflow_id), safe='')}"
 
 
-def _workflow_path(workflow_id: str) -> str:
-    """Return the path of a workflow, with its id percent-encoded.
+def encode_json(parameter: str, value: object) -> bytes:
+    """Return a value as JSON (see `as_json`).
 
-    :raises InvalidParameterError: the id isn't text, or is empty, `.` or `..`, which would name another resource
+    :raises InvalidParameterError: JSON can't represent it
     """
-    if not isinstance(workflow_id, str) or workflow_id.strip() in ("", ".", ".."):
-        raise InvalidParameterError("workflow_id", quote(workflow_id), "an id such as 'wf_123'")
     try:
-        return f"/workflows/{percent_encode(workflow_id, safe='')}"
-    except UnicodeEncodeError as error:
-        raise InvalidParameterError("workflow_id", ascii(workflow_id), "text that UTF-8 can encode") from error
-
-
-def _encode(parameter: str, value: Json) -> bytes:
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
+        return json.dumps(as_json(parameter, value), allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
         raise InvalidParameterError(parameter, str(error), "a value that JSON can represent") from error
 
 

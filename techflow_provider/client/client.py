@@ -7,7 +7,7 @@ import builtins
 import math
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,11 +20,11 @@ from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.operations import DEFAULT_POLL_INTERVAL_SECONDS, AsyncExecutions, AsyncWorkflows
-from techflow_provider.client.parsing import Json
 from techflow_provider.client.reading import PollMemory
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.transport import SEND_ERRORS, Body, transport_error
+from techflow_provider.client.values import Id, Payload
 from techflow_provider.state.budget import Budget, LocalBudget
 
 T = TypeVar("T")
@@ -47,14 +47,14 @@ class Workflows:
         """Return all workflows (List Workflows)."""
         return self._run(self._flows.list())
 
-    def get(self, workflow_id: str) -> Workflow:
+    def get(self, workflow_id: Id) -> Workflow:
         """Return one workflow (Get Workflow)."""
         return self._run(self._flows.get(workflow_id))
 
     def create(
         self,
-        name: str,
-        description: str | None = None,
+        name: Id,
+        description: Id | None = None,
         triggers: Sequence[Trigger] = (),
         known: Collection[str] | None = None,
     ) -> Workflow:
@@ -63,21 +63,19 @@ class Workflows:
 
     def update(
         self,
-        workflow_id: str,
-        name: str | None = None,
-        description: str | None = None,
+        workflow_id: Id,
+        name: Id | None = None,
+        description: Id | None = None,
         triggers: Sequence[Trigger] | None = None,
     ) -> Workflow:
         """Read a workflow, change the given fields, and write it whole (Get Workflow, Update Workflow)."""
         return self._run(self._flows.update(workflow_id, name, description, triggers))
 
-    def delete(self, workflow_id: str) -> None:
+    def delete(self, workflow_id: Id) -> None:
         """Delete a workflow permanently (Delete Workflow)."""
         self._run(self._flows.delete(workflow_id))
 
-    def execute(
-        self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
-    ) -> Execution:
+    def execute(self, workflow_id: Id, payload: Payload | None = None, within_seconds: float = math.inf) -> Execution:
         """Start an execution (Trigger Execution); see `AsyncWorkflows.execute`."""
         return self._run(self._flows.execute(workflow_id, payload, within_seconds))
 
@@ -92,11 +90,11 @@ class Executions:
         self._run = client.run
         self._flows = AsyncExecutions(client.context)
 
-    def list(self, workflow_id: str | None = None, status: str | None = None) -> builtins.list[Execution]:
+    def list(self, workflow_id: Id | None = None, status: str | None = None) -> builtins.list[Execution]:
         """Return the execution history (List Executions), of one workflow or with one status when given."""
         return self._run(self._flows.list(workflow_id, status))
 
-    def get(self, execution_id: str) -> Execution:
+    def get(self, execution_id: Id) -> Execution:
         """Return one execution, found in the history (List Executions)."""
         return self._run(self._flows.get(execution_id))
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from techflow_provider.client.parsing import in_seconds
+from techflow_provider.client.text import printable
 
 # Responses that refuse a request before acting on it. Any other may come from an intermediary.
 REFUSALS = frozenset({*range(400, 408), *range(410, 418), *(421, 422, 423, 424, 426, 428, 429, 431, 451)})
@@ -48,6 +49,10 @@ class TechFlowError(Exception):
     """Whether the next poll may succeed although this one failed."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]  # all subclasses are dataclasses
+            if isinstance(value := getattr(self, each.name), str):
+                # A server's text must not control a terminal or forge a line of a log.
+                setattr(self, each.name, printable(value))
         # Pickles, copies and trigger events rebuild an error from its class and arguments.
         super().__init__(*(getattr(self, each.name) for each in fields(self)))  # type: ignore[arg-type]  # all subclasses are
 

@@ -23,6 +23,7 @@ from techflow_provider.client.models import StatusWords
 from techflow_provider.client.parsing import LONGEST_QUOTE, DecodeError, charset_of, get_first, json_of, quote, shorten
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
+from techflow_provider.client.text import get_logger
 from techflow_provider.state.budget import Budget, RequestClass, Reservation
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ Flow: TypeAlias = Coroutine[Any, Any, T]
 Query: TypeAlias = Mapping[str, str] | tuple[tuple[str, str], ...]
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 UTC_NOW: Callable[[], datetime] = partial(datetime.now, UTC)
 # A shorter wait for the budget isn't worth a line in the log.

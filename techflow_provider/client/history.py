@@ -15,8 +15,10 @@ from functools import cached_property
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError, TechFlowError
 from techflow_provider.client.models import USUAL_WORDS, Execution, StatusWords, Workflow, status_word
 from techflow_provider.client.parsing import Json, get_first, quote
+from techflow_provider.client.text import get_logger
+from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, check_status, optional
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 DEFAULT_APPEAR_SECONDS = 120.0
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
@@ -37,6 +39,8 @@ class ExecutionSelector:
     started_after: datetime | None = None
 
     def __post_init__(self) -> None:
+        for name in ("execution_id", "workflow_id"):
+            object.__setattr__(self, name, optional(as_id)(name, getattr(self, name)))
         if not self.execution_id and not self.workflow_id:
             raise InvalidParameterError("execution_id", "nothing", "an execution_id, or a workflow_id")
         if self.execution_id and self.workflow_id:
@@ -307,10 +311,28 @@ def has_status(execution: Execution, statuses: Iterable[str]) -> bool:
     return bool(words & {execution.state.value, status_word(execution.status or "")})
 
 
-def select(executions: Iterable[Execution], workflow_id: str | None, status: str | None) -> list[Execution]:
-    """Return the executions of a workflow and with a status (see `has_status`), each when given."""
-    return [
-        each
-        for each in executions
-        if (workflow_id is None or each.workflow_id == workflow_id) and (not status or has_status(each, (status,)))
-    ]
+def select(
+    executions: Iterable[Execution], workflow_id: Id | None, status: str | None, words: StatusWords = USUAL_WORDS
+) -> list[Execution]:
+    """Return the executions of a workflow and with a status (see `has_status`), each when given.
+
+    :param words: the status words that are known
+    :raises InvalidParameterError: the status is neither known nor listed, so that it is probably misspelt
+    """
+    listed, workflow = list(executions), optional(as_id)("workflow_id", workflow_id)
+    found = [each for each in listed if not status or has_status(each, (status,))]
+    if status and not found:
+        check_status(status, (each.status for each in listed), words.all)
+    return [each for each in found if workflow in (None, each.workflow_id)]
+
+
+def select_workflows(workflows: Iterable[Workflow], status: str | None, name: Id | None) -> list[Workflow]:
+    """Return the workflows with a status and a name, each when given.
+
+    :raises InvalidParameterError: the status is neither known nor listed, so that it is probably misspelt
+    """
+    listed = list(workflows)
+    found = [each for each in listed if not status or status_word(each.status or "") == status_word(status)]
+    if status and not found:
+        check_status(status, (each.status for each in listed), WORKFLOW_WORDS)
+    return [each for each in found if name is None or each.name == as_text("name", name)]

@@ -25,6 +25,7 @@ from techflow_provider.client.parsing import (
     read_time,
     unwrap,
 )
+from techflow_provider.client.text import storable
 
 T = TypeVar("T")
 
@@ -88,6 +89,11 @@ class StatusWords:
         ended = word in self.failed or word in FAILED_WORDS
         return ExecutionState.FAILED if ended else ExecutionState.RUNNING
 
+    @property
+    def all(self) -> frozenset[str]:
+        """Every word whose meaning is known."""
+        return self.completed | self.failed | COMPLETED_WORDS | FAILED_WORDS | RUNNING_WORDS
+
     def knows(self, status: str) -> bool:
         """Whether the meaning of a status word is known."""
         return self.state(status) is not ExecutionState.RUNNING or status_word(status) in RUNNING_WORDS
@@ -130,6 +136,11 @@ class Workflow:
 
     def to_dict(self) -> dict[str, Json]:
         """Return the workflow as JSON: what the server sent, with `id`, `name`, `status`, `description` normalised."""
+        return storable(self.fields)
+
+    @property
+    def fields(self) -> dict[str, Json]:
+        """The same, exactly as the server sent it."""
         known: dict[str, Json] = {"id": self.id, "name": self.name, "status": self.status}
         return {**self.raw, **known, "description": self.description}
 
@@ -217,8 +228,7 @@ class Execution:
 
     def to_dict(self) -> dict[str, Json]:
         """Return the execution as JSON: what the server sent, with known fields normalised and times in ISO 8601."""
-        return {
-            **self.raw,
+        known: dict[str, Json] = {
             "id": self.id,
             "workflow_id": self.workflow_id,
             "status": self.status,
@@ -226,6 +236,7 @@ class Execution:
             "finished_at": self.finished_at.isoformat() if self.finished_at else None,
             "error": self.error,
         }
+        return storable({**self.raw, **known})
 
 
 def _read_workflow_id(source: Mapping[str, Json]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -27,12 +27,14 @@ from techflow_provider.client.flow import FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter, select
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.paging import collect
-from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.parsing import quote
 from techflow_provider.client.reading import PollMemory, read_history
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.settings import check_positive
+from techflow_provider.client.text import get_logger
+from techflow_provider.client.values import Id, Payload, as_id, as_text
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # An HTTP date has no fractions, and a history entry may be written shortly before the response is sent.
 SERVER_CLOCK_TOLERANCE = timedelta(seconds=2)
@@ -55,14 +57,14 @@ class AsyncWorkflows:
         """Return all workflows (List Workflows)."""
         return await collect(calls.list_workflows(), self._context)
 
-    async def get(self, workflow_id: str) -> Workflow:
+    async def get(self, workflow_id: Id) -> Workflow:
         """Return one workflow (Get Workflow)."""
         return await exchange(calls.get_workflow(workflow_id), self._context)
 
     async def create(
         self,
-        name: str,
-        description: str | None = None,
+        name: Id,
+        description: Id | None = None,
         triggers: Sequence[calls.Trigger] = (),
         known: Collection[str] | None = None,
     ) -> Workflow:
@@ -74,6 +76,7 @@ class AsyncWorkflows:
         :raises TechFlowError: `AmbiguousWorkflowError` when one may have been created but cannot be determined, or
             what the call raises when none was
         """
+        name = as_text("name", name)
         call = calls.create_workflow(name, description, triggers)
         try:
             return await exchange(call, self._context)
@@ -111,9 +114,9 @@ class AsyncWorkflows:
 
     async def update(
         self,
-        workflow_id: str,
-        name: str | None = None,
-        description: str | None = None,
+        workflow_id: Id,
+        name: Id | None = None,
+        description: Id | None = None,
         triggers: Sequence[calls.Trigger] | None = None,
     ) -> Workflow:
         """Change the given fields of a workflow (Get Workflow, Update Workflow).
@@ -128,15 +131,15 @@ class AsyncWorkflows:
         checked = calls.workflow_fields("unchanged" if name is None else name, description, triggers or ())
         changes = {key: value for key, value in checked.items() if given[key] is not None}
         workflow = await exchange(calls.get_workflow(workflow_id), self._context)
-        changed = replace(Workflow.read({**workflow.to_dict(), **changes}), id=workflow.id)
+        changed = replace(Workflow.read({**workflow.fields, **changes}), id=workflow.id)
         return await exchange(calls.replace_workflow(changed), self._context)
 
-    async def delete(self, workflow_id: str) -> None:
+    async def delete(self, workflow_id: Id) -> None:
         """Delete a workflow permanently (Delete Workflow)."""
         return await exchange(calls.delete_workflow(workflow_id), self._context)
 
     async def execute(
-        self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
+        self, workflow_id: Id, payload: Payload | None = None, within_seconds: float = math.inf
     ) -> Execution:
         """Start an execution (Trigger Execution). It isn't idempotent: each call starts one more.
 
@@ -146,6 +149,7 @@ class AsyncWorkflows:
         :raises TechFlowError: `BudgetTimeoutError` or `RateLimitError` when nothing was started for want of a slot,
             `AmbiguousExecutionError` when one was started but cannot be determined, or what the call raises
         """
+        workflow_id = as_id("workflow_id", workflow_id)
         context = replace(self._context, admission_seconds=within_seconds)
         start = await exchange(calls.execute_workflow(workflow_id, payload), context)
         if start.execution is not None:
@@ -185,16 +189,17 @@ class AsyncExecutions:
     def __init__(self, context: FlowContext) -> None:
         self._context = context
 
-    async def list(self, workflow_id: str | None = None, status: str | None = None) -> builtins.list[Execution]:
+    async def list(self, workflow_id: Id | None = None, status: str | None = None) -> builtins.list[Execution]:
         """Return the execution history (List Executions), of one workflow or with one status when given."""
-        return select(await collect(calls.list_executions(), self._context), workflow_id, status)
+        words = self._context.settings.status_words
+        return select(await collect(calls.list_executions(), self._context), workflow_id, status, words)
 
-    async def get(self, execution_id: str) -> Execution:
+    async def get(self, execution_id: Id) -> Execution:
         """Return one execution, found in the history (List Executions).
 
         :raises TechFlowError: `ExecutionNotFoundError`, or what reading the history raises
         """
-        selector = ExecutionSelector(execution_id)
+        selector = ExecutionSelector(as_id("execution_id", execution_id))
         execution = History(await self.list()).find(selector)
         if execution is None:
             raise ExecutionNotFoundError(str(selector), 0.0)

@@ -17,6 +17,8 @@ from typing import TypeAlias
 
 import httpx
 
+from techflow_provider.client.text import printable
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 LONGEST_QUOTE = 200
@@ -58,8 +60,8 @@ class DecodeError(ValueError):
 
 
 def shorten(text: str, longest: int = LONGEST_QUOTE) -> str:
-    """Return text on one line, without control characters, cut to a length fit for a message."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: longest * 4]).split())
+    """Return text on one line, printable, cut to a length fit for a message."""
+    line = printable(" ".join(text[: longest * 4].split()))
     return line if len(line) <= longest else f"{line[:longest]}…"
 
 

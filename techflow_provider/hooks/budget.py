@@ -12,13 +12,14 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import Stats, conf
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
 from techflow_provider.state.open import fallback_store, open_store
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StateUrlError, Store, budget_key
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # The executors whose tasks all run on the scheduler's host.
 ONE_HOST_EXECUTORS = frozenset({"LocalExecutor", "SequentialExecutor", "DebugExecutor", "InProcessExecutor"})

@@ -1,4 +1,4 @@
-"""What a server remembers of connections, so that neither its callers nor an attacker cause many look-ups."""
+"""What a server remembers of connections, so that neither its callers nor an attacker cause many lookups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECTION_ID = re.compile(r"[\w#!()\-.:/\\]{1,250}")
 # A changed connection takes effect after this time.
 CACHE_SECONDS = 30.0
 MAX_UNKNOWN_NAMES = 1000
-# Bounds the look-ups that a caller can cause by guessing names, per process.
+# Bounds the lookups that a caller can cause by guessing names, per process.
 UNKNOWN_LOOKUPS_PER_SECOND = 20
 
 
@@ -49,7 +49,7 @@ class ConnectionCache(Generic[T]):
         return self._store(conn_id, self._find(conn_id), now)
 
     def known(self, conn_id: str) -> T | None:
-        """Return what `get` would without a look-up, None where it needs one."""
+        """Return what `get` would without a lookup, None where it needs one."""
         read_at, known = self._known.get(conn_id, (0.0, None))
         return known if self._clock() < read_at + CACHE_SECONDS else None
 

@@ -23,8 +23,9 @@ from techflow_provider.client import (
 )
 from techflow_provider.client.calls import Trigger
 from techflow_provider.client.flow import Method
-from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
+from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter, select_workflows
 from techflow_provider.client.parsing import Json, counted
+from techflow_provider.client.values import Id, Payload, as_id
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
@@ -100,22 +101,18 @@ class TechFlowHook(BaseHook):
         connection = await self.aget_techflow_connection()
         return AsyncClient(settings=connection.settings, budget=open_budget(connection))
 
-    def list_workflows(self, status: str | None = None, name: str | None = None) -> list[Workflow]:
+    def list_workflows(self, status: str | None = None, name: Id | None = None) -> list[Workflow]:
         """Return all workflows, or those with a given status or name (List Workflows)."""
-        return [
-            each
-            for each in self.get_conn().workflows.list()
-            if status in (None, each.status) and name in (None, each.name)
-        ]
+        return select_workflows(self.get_conn().workflows.list(), status, name)
 
-    def get_workflow(self, workflow_id: str) -> Workflow:
+    def get_workflow(self, workflow_id: Id) -> Workflow:
         """Return one workflow (Get Workflow)."""
         return self.get_conn().workflows.get(workflow_id)
 
     def create_workflow(
         self,
-        name: str,
-        description: str | None = None,
+        name: Id,
+        description: Id | None = None,
         triggers: Sequence[Trigger] = (),
         known: Collection[str] | None = None,
     ) -> Workflow:
@@ -128,20 +125,20 @@ class TechFlowHook(BaseHook):
 
     def update_workflow(
         self,
-        workflow_id: str,
-        name: str | None = None,
-        description: str | None = None,
+        workflow_id: Id,
+        name: Id | None = None,
+        description: Id | None = None,
         triggers: Sequence[Trigger] | None = None,
     ) -> Workflow:
         """Read a workflow, change the given fields, and write all of it (Get Workflow, Update Workflow)."""
         return self.get_conn().workflows.update(workflow_id, name, description, triggers)
 
-    def delete_workflow(self, workflow_id: str) -> None:
+    def delete_workflow(self, workflow_id: Id) -> None:
         """Delete a workflow permanently (Delete Workflow)."""
         self.get_conn().workflows.delete(workflow_id)
 
     def trigger_workflow(
-        self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
+        self, workflow_id: Id, payload: Payload | None = None, within_seconds: float = math.inf
     ) -> Execution:
         """Start an execution (Trigger Execution); each call starts another.
 
@@ -155,33 +152,37 @@ class TechFlowHook(BaseHook):
         """Whether a task may reserve a slot in the rate budget now; tasks are admitted at the budget's rate."""
         return self._budget.admit(within_seconds).granted
 
-    def list_executions(self, workflow_id: str | None = None, status: str | None = None) -> list[Execution]:
+    def list_executions(self, workflow_id: Id | None = None, status: str | None = None) -> list[Execution]:
         """Return the execution history, or the part with a given workflow or status (List Executions)."""
         return self.get_conn().executions.list(workflow_id, status)
 
-    def get_execution(self, execution_id: str) -> Execution:
+    def get_execution(self, execution_id: Id) -> Execution:
         """Return one execution, found in the history (List Executions)."""
         return self.get_conn().executions.get(execution_id)
 
     def wait_for_execution(
-        self, execution_id: str, poll_interval: float = 5.0, timeout: float | None = None
+        self, execution_id: Id, poll_interval: float = 5.0, timeout: float | None = None
     ) -> Execution:
         """Wait until an execution has completed or failed, and return it (List Executions).
 
         :param poll_interval: seconds between two polls
         :param timeout: seconds to wait at most; None waits for ever
         """
-        return self.get_conn().executions.wait(ExecutionSelector(execution_id), poll_interval, timeout)
+        return self.get_conn().executions.wait(
+            ExecutionSelector(as_id("execution_id", execution_id)), poll_interval, timeout
+        )
 
     async def await_execution(
         self,
-        execution_id: str,
+        execution_id: Id,
         poll_interval: float = 5.0,
         timeout: float | None = None,  # noqa: ASYNC109  # its error says more than a cancellation
     ) -> Execution:
         """Wait in the event loop until an execution has completed or failed (List Executions)."""
         async with await self.aget_conn() as client:
-            return await client.executions.wait(ExecutionSelector(execution_id), poll_interval, timeout)
+            return await client.executions.wait(
+                ExecutionSelector(as_id("execution_id", execution_id)), poll_interval, timeout
+            )
 
     def poll_history(self, within_seconds: float, history_filter: HistoryFilter | None = None) -> History:
         """Read the execution history with the priority of polls, after the commands (List Executions).

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, BaseOperatorLink, XCom, get_current_context
 
 from techflow_provider.client.errors import TechFlowError
+from techflow_provider.client.text import get_logger, storable
 
 if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator, Context
+
     from techflow_provider.hooks.techflow import TechFlowHook
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 LINK_KEY = "techflow_link"
 # What the TechFlow page shows of a task's execution.
@@ -41,17 +44,28 @@ class TechFlowLink(BaseOperatorLink):
         return str(XCom.get_value(ti_key=ti_key, key=LINK_KEY) or "")
 
 
+def links(task: BaseOperator) -> tuple[TechFlowLink, ...]:
+    """Return a task's links: none where it pushes no XComs, since Airflow would push an empty one for each."""
+    return (TechFlowLink(),) if task.do_xcom_push else ()
+
+
 def keep_link(hook: TechFlowHook, execution_id: str, workflow_id: str | None = None, status: str | None = None) -> None:
     """Write down the execution of the running task, for its link and the TechFlow page.
 
     A link must not fail a task: outside of a task, or without a connection, nothing is written.
     """
     try:
-        ti = get_current_context()["ti"]
+        context = get_current_context()
         url = hook.connection.execution_url(execution_id, workflow_id)
     except (AirflowException, RuntimeError, TechFlowError) as error:
         log.debug("No link to execution %s: %s", execution_id, error)
         return
     known = {"id": execution_id, "workflow_id": workflow_id, "status": status, "conn_id": hook.techflow_conn_id}
-    ti.xcom_push(key=LINK_KEY, value=url or "")
-    ti.xcom_push(key=EXECUTION_KEY, value={**known, "url": url})
+    push(context, LINK_KEY, url or "")
+    push(context, EXECUTION_KEY, {**known, "url": url})
+
+
+def push(context: Context, key: str, value: Any) -> None:
+    """Push an XCom of a task, unless the task is to push none (`do_xcom_push=False`)."""
+    if getattr(context["task"], "do_xcom_push", True):
+        context["ti"].xcom_push(key=key, value=storable(value))

@@ -6,19 +6,24 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.notifier import BaseNotifier
 
 from techflow_provider.client.parsing import Json
+from techflow_provider.client.text import get_logger
+from techflow_provider.client.values import as_id, as_payload, as_text
+from techflow_provider.parameters import Check, check_plain, read
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
+    from techflow_provider.client.values import Payload
     from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.parameters import Text
     from techflow_provider.submission.airflow import Identity
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 
 class TechFlowNotifier(BaseNotifier):
@@ -37,12 +42,13 @@ class TechFlowNotifier(BaseNotifier):
     """
 
     template_fields: Sequence[str] = ("workflow_id", "payload", "techflow_conn_id")
+    checks: ClassVar[Mapping[str, Check]] = {"workflow_id": as_id, "payload": as_payload, "techflow_conn_id": as_text}
 
     def __init__(
         self,
         *,
-        workflow_id: str,
-        payload: Mapping[str, Json] | None = None,
+        workflow_id: Text,
+        payload: Payload | XComArg | None = None,
         techflow_conn_id: str = "techflow_default",
         name: str = "",
         **kwargs: Any,
@@ -52,6 +58,7 @@ class TechFlowNotifier(BaseNotifier):
         self.payload = payload
         self.techflow_conn_id = techflow_conn_id
         self.name = name
+        check_plain(self)
 
     def notify(self, context: Context) -> None:
         """Start the execution, in a worker or in the DAG processor."""
@@ -59,7 +66,7 @@ class TechFlowNotifier(BaseNotifier):
 
         hook = self._hook()
         with hook.get_conn():
-            started = ExecutionStarter(hook, self._identity(context)).start(self.workflow_id, self.payload)
+            started = ExecutionStarter(hook, self._identity(context)).start(*self._wanted)
         self._log_start(started.execution.id)
 
     async def async_notify(self, context: Context) -> None:
@@ -70,20 +77,24 @@ class TechFlowNotifier(BaseNotifier):
         connection = await hook.aget_techflow_connection()
         starter = ExecutionStarter(hook, self._identity(context), connection=connection)
         async with await hook.aget_conn() as client:
-            started = await starter.astart(client, self.workflow_id, self.payload)
+            started = await starter.astart(client, *self._wanted)
         self._log_start(started.execution.id)
 
     def _hook(self) -> TechFlowHook:
         from techflow_provider.hooks.techflow import TechFlowHook
 
-        return TechFlowHook(self.techflow_conn_id)
+        return TechFlowHook(read(self, "techflow_conn_id"))
+
+    @property
+    def _wanted(self) -> tuple[str, dict[str, Json] | None]:
+        return read(self, "workflow_id"), read(self, "payload")
 
     def _identity(self, context: Context) -> Identity:
-        text = json.dumps([self.workflow_id, self.payload, self.name], sort_keys=True, default=str)
+        text = json.dumps([*self._wanted, self.name], sort_keys=True)
         return identity_of(context, f"notifier {hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
     def _log_start(self, execution_id: str) -> None:
-        log.info("Started execution %s of workflow %s", execution_id, self.workflow_id)
+        log.info("Started execution %s of workflow %s", execution_id, self._wanted[0])
 
 
 def identity_of(context: Mapping[str, Any], part: str) -> Identity:

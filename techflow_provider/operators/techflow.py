@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
@@ -17,7 +18,18 @@ from techflow_provider.client.errors import (
     NotFoundError,
     RateLimitError,
 )
-from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.parsing import Json
+from techflow_provider.client.text import get_logger, storable
+from techflow_provider.client.values import (
+    as_choice,
+    as_description,
+    as_flag,
+    as_id,
+    as_payload,
+    as_text,
+    as_triggers,
+    optional,
+)
 from techflow_provider.deferral import (
     DEFAULT_TIMEOUT,
     DEFERRAL_GRACE,
@@ -28,19 +40,30 @@ from techflow_provider.deferral import (
     ended_execution,
     shorter,
 )
-from techflow_provider.links.techflow import TechFlowLink, keep_link
+from techflow_provider.links.techflow import TechFlowLink, keep_link, links, push
+from techflow_provider.parameters import Check, check_plain, read
 from techflow_provider.triggers.outcomes import ADMISSION_SECONDS, check_admitted, deadline_after
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from techflow_provider.client.calls import Trigger
     from techflow_provider.client.models import Execution, Workflow
+    from techflow_provider.client.values import Payload
     from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.parameters import Text
     from techflow_provider.submission.airflow import ExecutionStarter
     from techflow_provider.submission.model import OnAmbiguous, Submission
 
+    Triggers: TypeAlias = Sequence[Trigger] | str | XComArg
+
+log: logging.Logger = get_logger(__name__)
+
 IfExists = Literal["create", "return", "update", "fail"]
+IF_EXISTS: tuple[IfExists, ...] = get_args(IfExists)
+# The parameters that the calls take, in their order.
+CREATE_FIELDS = ("name", "description", "triggers", "if_exists")
+UPDATE_FIELDS = ("workflow_id", "name", "description", "triggers")
 
 
 class TechFlowOperator(BaseOperator):
@@ -52,6 +75,8 @@ class TechFlowOperator(BaseOperator):
     template_fields: Sequence[str] = ("techflow_conn_id",)
     ui_color = "#dcecf7"
 
+    checks: ClassVar[Mapping[str, Check]] = {"techflow_conn_id": as_text}
+
     def __init__(self, *, techflow_conn_id: str = "techflow_default", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.techflow_conn_id = techflow_conn_id
@@ -61,7 +86,7 @@ class TechFlowOperator(BaseOperator):
         """The hook of the connection."""
         from techflow_provider.hooks.techflow import TechFlowHook
 
-        return TechFlowHook(self.techflow_conn_id)
+        return TechFlowHook(read(self, "techflow_conn_id"))
 
 
 class TechFlowListWorkflowsOperator(TechFlowOperator):
@@ -76,15 +101,22 @@ class TechFlowListWorkflowsOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("status", "name", *TechFlowOperator.template_fields)
 
-    def __init__(self, *, status: str | None = None, name: str | None = None, **kwargs: Any) -> None:
+    checks: ClassVar[Mapping[str, Check]] = {
+        **TechFlowOperator.checks,
+        "status": optional(as_text),
+        "name": optional(as_text),
+    }
+
+    def __init__(self, *, status: Text | None = None, name: Text | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.status = status
         self.name = name
+        check_plain(self)
 
     def execute(self, context: Context) -> list[dict[str, Json]]:
         """Return the workflows."""
-        workflows = self.hook.list_workflows(self.status, self.name)
-        self.log.info("TechFlow lists %d workflows", len(workflows))
+        workflows = self.hook.list_workflows(read(self, "status"), read(self, "name"))
+        log.info("TechFlow lists %d workflows", len(workflows))
         return [workflow.to_dict() for workflow in workflows]
 
 
@@ -99,13 +131,16 @@ class TechFlowGetWorkflowOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("workflow_id", *TechFlowOperator.template_fields)
 
-    def __init__(self, *, workflow_id: str, **kwargs: Any) -> None:
+    checks: ClassVar[Mapping[str, Check]] = {**TechFlowOperator.checks, "workflow_id": as_id}
+
+    def __init__(self, *, workflow_id: Text, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.workflow_id = workflow_id
+        check_plain(self)
 
     def execute(self, context: Context) -> dict[str, Json]:
         """Return the workflow."""
-        return self.hook.get_workflow(self.workflow_id).to_dict()
+        return self.hook.get_workflow(read(self, "workflow_id")).to_dict()
 
 
 class TechFlowCreateWorkflowOperator(TechFlowOperator):
@@ -127,12 +162,20 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("name", "description", "triggers", *TechFlowOperator.template_fields)
 
+    checks: ClassVar[Mapping[str, Check]] = {
+        **TechFlowOperator.checks,
+        "name": as_text,
+        "description": as_description,
+        "triggers": as_triggers,
+        "if_exists": partial(as_choice, choices=IF_EXISTS),
+    }
+
     def __init__(
         self,
         *,
-        name: str,
-        description: str | None = None,
-        triggers: Sequence[Trigger] = (),
+        name: Text,
+        description: Text | None = None,
+        triggers: Triggers = (),
         if_exists: IfExists = "create",
         **kwargs: Any,
     ) -> None:
@@ -141,35 +184,32 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
         self.description = description
         self.triggers = triggers
         self.if_exists = if_exists
+        check_plain(self)
 
     def execute(self, context: Context) -> str:
         """Create the workflow, or use the one there is."""
-        if self.if_exists not in ("create", "return", "update", "fail"):
-            raise InvalidParameterError("if_exists", quote(self.if_exists), "create, return, update or fail")
+        name, description, triggers, if_exists = (read(self, each) for each in CREATE_FIELDS)
         # Comparing with these shows which one is new when the response to the creation is lost.
-        named = self.hook.list_workflows(name=self.name)
-        existing = None if self.if_exists == "create" else self._only(named)
+        named = self.hook.list_workflows(name=name)
+        existing = None if if_exists == "create" else _only(name, named)
         if existing is None:
             known = [workflow.id for workflow in named]
-            workflow = self.hook.create_workflow(self.name, self.description, self.triggers, known)
-            self.log.info("Created workflow %s (%s)", workflow.id, self.name)
-            return workflow.id
-        self._use(existing)
-        return existing.id
+            workflow = self.hook.create_workflow(name, description, triggers, known)
+            log.info("Created workflow %s (%s)", workflow.id, name)
+            return storable(workflow.id)
+        if if_exists == "fail":
+            raise InvalidParameterError("name", f"{name!r}, the name of {existing.id}", "a name that is not taken")
+        if if_exists == "update":
+            self.hook.update_workflow(existing.id, name, description, triggers)
+        log.info("%s workflow %s (%s)", "Updated" if if_exists == "update" else "Found", existing.id, name)
+        return storable(existing.id)
 
-    def _only(self, found: Sequence[Workflow]) -> Workflow | None:
-        if len(found) > 1:
-            ids = ", ".join(workflow.id for workflow in found[:10])
-            raise InvalidParameterError("name", f"{len(found)} workflows named {self.name!r}: {ids}", "one at most")
-        return found[0] if found else None
 
-    def _use(self, existing: Workflow) -> None:
-        if self.if_exists == "fail":
-            raise InvalidParameterError("name", f"{self.name!r}, the name of {existing.id}", "a name that is not taken")
-        if self.if_exists == "update":
-            self.hook.update_workflow(existing.id, self.name, self.description, self.triggers)
-        done = "Updated" if self.if_exists == "update" else "Found"
-        self.log.info("%s workflow %s (%s)", done, existing.id, self.name)
+def _only(name: str, found: Sequence[Workflow]) -> Workflow | None:
+    if len(found) > 1:
+        ids = ", ".join(workflow.id for workflow in found[:10])
+        raise InvalidParameterError("name", f"{len(found)} workflows named {name!r}: {ids}", "one at most")
+    return found[0] if found else None
 
 
 class TechFlowUpdateWorkflowOperator(TechFlowOperator):
@@ -194,13 +234,21 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
         *TechFlowOperator.template_fields,
     )
 
+    checks: ClassVar[Mapping[str, Check]] = {
+        **TechFlowOperator.checks,
+        "workflow_id": as_id,
+        "name": optional(as_text, blank=False),
+        "description": as_description,
+        "triggers": optional(as_triggers, blank=False),
+    }
+
     def __init__(
         self,
         *,
-        workflow_id: str,
-        name: str | None = None,
-        description: str | None = None,
-        triggers: Sequence[Trigger] | None = None,
+        workflow_id: Text,
+        name: Text | None = None,
+        description: Text | None = None,
+        triggers: Triggers | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -208,12 +256,13 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
         self.name = name
         self.description = description
         self.triggers = triggers
+        check_plain(self)
 
     def execute(self, context: Context) -> str:
         """Update the workflow."""
-        workflow = self.hook.update_workflow(self.workflow_id, self.name, self.description, self.triggers)
-        self.log.info("Updated workflow %s", workflow.id)
-        return workflow.id
+        workflow = self.hook.update_workflow(*(read(self, each) for each in UPDATE_FIELDS))
+        log.info("Updated workflow %s", workflow.id)
+        return storable(workflow.id)
 
 
 class TechFlowDeleteWorkflowOperator(TechFlowOperator):
@@ -228,21 +277,29 @@ class TechFlowDeleteWorkflowOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("workflow_id", *TechFlowOperator.template_fields)
 
-    def __init__(self, *, workflow_id: str, ignore_if_missing: bool = True, **kwargs: Any) -> None:
+    checks: ClassVar[Mapping[str, Check]] = {
+        **TechFlowOperator.checks,
+        "workflow_id": as_id,
+        "ignore_if_missing": as_flag,
+    }
+
+    def __init__(self, *, workflow_id: Text, ignore_if_missing: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.workflow_id = workflow_id
         self.ignore_if_missing = ignore_if_missing
+        check_plain(self)
 
     def execute(self, context: Context) -> None:
         """Delete the workflow."""
+        workflow_id = read(self, "workflow_id")
         try:
-            self.hook.delete_workflow(self.workflow_id)
+            self.hook.delete_workflow(workflow_id)
         except NotFoundError:
             if not self.ignore_if_missing:
                 raise
-            self.log.info("Workflow %s was gone already", self.workflow_id)
+            log.info("Workflow %s was gone already", workflow_id)
         else:
-            self.log.info("Deleted workflow %s", self.workflow_id)
+            log.info("Deleted workflow %s", workflow_id)
 
 
 class TechFlowListExecutionsOperator(TechFlowOperator):
@@ -257,15 +314,22 @@ class TechFlowListExecutionsOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("workflow_id", "status", *TechFlowOperator.template_fields)
 
-    def __init__(self, *, workflow_id: str | None = None, status: str | None = None, **kwargs: Any) -> None:
+    checks: ClassVar[Mapping[str, Check]] = {
+        **TechFlowOperator.checks,
+        "workflow_id": optional(as_id),
+        "status": optional(as_text),
+    }
+
+    def __init__(self, *, workflow_id: Text | None = None, status: Text | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.workflow_id = workflow_id
         self.status = status
+        check_plain(self)
 
     def execute(self, context: Context) -> list[dict[str, Json]]:
         """Return the executions."""
-        executions = self.hook.list_executions(self.workflow_id, self.status)
-        self.log.info("TechFlow lists %d executions", len(executions))
+        executions = self.hook.list_executions(read(self, "workflow_id"), read(self, "status"))
+        log.info("TechFlow lists %d executions", len(executions))
         return [execution.to_dict() for execution in executions]
 
 
@@ -297,14 +361,27 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     """
 
     template_fields: Sequence[str] = ("workflow_id", "payload", *TechFlowOperator.template_fields)
+    template_ext: Sequence[str] = (".json",)
     template_fields_renderers: ClassVar[dict[str, str]] = {"payload": "json"}
     operator_extra_links: Sequence[TechFlowLink] = (TechFlowLink(),)
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        **TechFlowOperator.checks,
+        "workflow_id": as_id,
+        "payload": as_payload,
+        "wait_for_completion": as_flag,
+        "deferrable": as_flag,
+        "reattach": as_flag,
+        "poll_interval": optional(as_timedelta, blank=False),
+        "timeout": as_timedelta,
+        "on_ambiguous": partial(as_choice, choices=("adopt", "fail")),
+    }
 
     def __init__(
         self,
         *,
-        workflow_id: str,
-        payload: Mapping[str, Json] | None = None,
+        workflow_id: Text,
+        payload: Payload | XComArg | None = None,
         wait_for_completion: bool = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float | None = None,
@@ -316,13 +393,17 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         super().__init__(**kwargs)
         self.workflow_id = workflow_id
         self.payload = payload
+        # Airflow would also read a file for each text inside of a payload that ends like this.
+        self.template_ext = (".json",) if isinstance(payload, str) else ()
         self.on_ambiguous = on_ambiguous
         self.reattach = reattach
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.timeout = timeout
+        self.operator_extra_links = links(self)
         self._execution: Execution | None = None
+        check_plain(self)
 
     def execute(self, context: Context) -> str:
         """Start the execution, and wait for its completion if asked to."""
@@ -336,22 +417,26 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     def _run(self, context: Context, *, is_admitted: bool) -> str:
         timeout, interval = self._bounds()
         starter = self._starter(context)
-        known = starter.resolve(self.workflow_id, self.payload)
+        known = starter.resolve(*self._wanted)
         submission = known or self._send(starter, timeout, is_admitted=is_admitted)
         self._execution = execution = submission.execution
-        context["ti"].xcom_push(key=starter.xcom_key, value=submission.to_dict())
-        keep_link(self.hook, execution.id, self.workflow_id, execution.status)
+        push(context, starter.xcom_key, submission.to_dict())
+        keep_link(self.hook, execution.id, self._wanted[0], execution.status)
         if not self.wait_for_completion:
-            return execution.id
+            return storable(execution.id)
         if not execution.ended:
             if self.deferrable:
                 self._defer_completion(execution.id, timeout, interval)
             execution = self.hook.wait_for_execution(execution.id, interval, timeout.total_seconds())
         return self._complete(starter, execution)
 
+    @cached_property
+    def _wanted(self) -> tuple[str, dict[str, Json] | None]:
+        return read(self, "workflow_id"), read(self, "payload")
+
     def _bounds(self) -> tuple[timedelta, float]:
-        interval = default_poll_interval() if self.poll_interval is None else self.poll_interval
-        return as_timedelta("timeout", self.timeout), as_timedelta("poll_interval", interval).total_seconds()
+        interval: timedelta | None = read(self, "poll_interval")
+        return read(self, "timeout"), interval.total_seconds() if interval else default_poll_interval()
 
     def _starter(self, context: Context) -> ExecutionStarter:
         from techflow_provider.submission.airflow import ExecutionStarter, Identity, history_lag
@@ -362,11 +447,11 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def _send(self, starter: ExecutionStarter, timeout: timedelta, *, is_admitted: bool) -> Submission:
         if not self.deferrable:
-            return starter.send(self.workflow_id, self.payload)
+            return starter.send(*self._wanted)
         if not is_admitted and not self.hook.is_admitted(ADMISSION_SECONDS):
             self._defer_admission(timeout, "others are waiting")
         try:
-            return starter.send(self.workflow_id, self.payload, ADMISSION_SECONDS)
+            return starter.send(*self._wanted, ADMISSION_SECONDS)
         except (BudgetTimeoutError, RateLimitError) as error:
             # Neither was carried out, so waiting for a slot again starts nothing twice.
             self._defer_admission(timeout, str(error))
@@ -376,7 +461,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         from techflow_provider.triggers.admission import TechFlowAdmissionTrigger
 
         bound = shorter(timeout, self.execution_timeout)
-        self.log.info("Waiting in the triggerer for a slot in the rate budget, not in this worker: %s", reason)
+        log.info("Waiting in the triggerer for a slot in the rate budget, not in this worker: %s", reason)
         trigger = TechFlowAdmissionTrigger(self.techflow_conn_id, deadline=deadline_after(bound))
         self.defer(trigger=trigger, method_name="execute_admitted", timeout=bound + DEFERRAL_GRACE)
 
@@ -394,7 +479,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def _complete(self, starter: ExecutionStarter, execution: Execution, resumed: Context | None = None) -> str:
         self._execution = execution
-        keep_link(self.hook, execution.id, self.workflow_id, execution.status)
+        keep_link(self.hook, execution.id, self._wanted[0], execution.status)
         try:
             check_ended(execution)
         except ExecutionFailedError:
@@ -403,9 +488,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         report = starter.mark_done(execution.id)
         if resumed is not None and report is not None:
             # Airflow deletes a task's XComs when it resumes it.
-            resumed["ti"].xcom_push(key=starter.xcom_key, value=dict(report))
-        self.log.info("Execution %s completed", execution.id)
-        return execution.id
+            push(resumed, starter.xcom_key, dict(report))
+        log.info("Execution %s completed", execution.id)
+        return storable(execution.id)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the execution's facet for OpenLineage."""
@@ -416,7 +501,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     def on_kill(self) -> None:
         """Log which execution keeps running."""
         if self._execution is not None:
-            self.log.warning("Execution %s keeps running: TechFlow has no call to cancel it", self._execution.id)
+            log.warning("Execution %s keeps running: TechFlow has no call to cancel it", self._execution.id)
 
 
 def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> ExecutionTimeoutError:

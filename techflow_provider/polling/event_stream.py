@@ -15,6 +15,7 @@ from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.client.parsing import Json
+from techflow_provider.client.text import get_logger
 from techflow_provider.polling.event_cursor import EventCursor, EventEmitter
 from techflow_provider.polling.events import EventFilter
 from techflow_provider.polling.poller import Poller
@@ -23,7 +24,7 @@ from techflow_provider.state.store import StoreError
 
 T = TypeVar("T")
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # A triggerer hands events over about once a second; after this time, one is in Airflow's database.
 CONFIRM_SECONDS = 5.0

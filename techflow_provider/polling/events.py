@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import Execution, ExecutionState, Workflow
 from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.values import as_id, optional
 from techflow_provider.client.webhooks import EVENTS
 
 # Executions that ended so much earlier than the latest one are remembered only by that time: they won't change.
@@ -41,7 +42,7 @@ class EventFilter:
         unknown = [name for name in names if name not in EVENTS]
         if unknown or not names:
             raise InvalidParameterError("events", quote(unknown[0] if names else names), f"some of {', '.join(EVENTS)}")
-        return cls(tuple(sorted(set(names))), workflow_id)
+        return cls(tuple(sorted(set(names))), optional(as_id)("workflow_id", workflow_id))
 
     def is_about(self, kind: str) -> bool:
         """Whether some of them are about a kind of object: `execution` or `workflow`."""

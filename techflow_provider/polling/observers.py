@@ -12,8 +12,9 @@ from typing import Protocol, TypeVar
 
 from techflow_provider.client import Execution, TechFlowError
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
+from techflow_provider.client.text import get_logger
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 T = TypeVar("T")
 

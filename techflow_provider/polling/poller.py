@@ -20,12 +20,13 @@ from techflow_provider.client.calls import list_workflows
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
 from techflow_provider.client.paging import collect
 from techflow_provider.client.reading import PollMemory
+from techflow_provider.client.text import get_logger
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
 from techflow_provider.polling.schedule import PollSchedule
 from techflow_provider.state.budget import Budget, RequestClass
 from techflow_provider.state.store import StoreError
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # One poll may wait for slots and cool-downs, within this bound.
 POLL_DEADLINE_SECONDS = 120.0

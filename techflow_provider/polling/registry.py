@@ -12,12 +12,13 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 from techflow_provider.client.models import StatusWords
+from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.observers import as_techflow_error
 from techflow_provider.polling.poller import Access, Poller
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 LookUp = Callable[[str], Awaitable[Access]]
 

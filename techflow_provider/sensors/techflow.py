@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from inspect import unwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pendulum
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
+    AirflowNotFoundException,
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
@@ -29,6 +32,8 @@ from techflow_provider.client.errors import (
 )
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, ExecutionSelector, ExecutionTracker
 from techflow_provider.client.parsing import Json, in_seconds, quote
+from techflow_provider.client.text import get_logger
+from techflow_provider.client.values import as_flag, as_id, as_statuses, as_text, check_final, optional
 from techflow_provider.compat import first_reschedule_date
 from techflow_provider.deferral import (
     as_timedelta,
@@ -37,13 +42,15 @@ from techflow_provider.deferral import (
     defer_until_ended,
     ended_execution,
 )
-from techflow_provider.links.techflow import TechFlowLink, keep_link
+from techflow_provider.links.techflow import TechFlowLink, keep_link, links
+from techflow_provider.parameters import Check, check_plain, is_template, read
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, XComArg
 
     from techflow_provider.client.models import Execution
     from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.parameters import Text
 
 # Airflow's own default of a sensor that pokes.
 POKE_SECONDS = 60.0
@@ -52,6 +59,31 @@ ENDED_BY_TRIGGER = "success"
 # How long a poll in a worker waits for its slot in the budget; there will be another poke anyway.
 POLL_SECONDS = 10.0
 INSTANT = "an ISO 8601 time with a time zone"
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+IDS = ("execution_id", "workflow_id")
+
+
+log: logging.Logger = get_logger(__name__)
+
+
+def _instant(parameter: str, value: Any) -> datetime | None:
+    """Return a datetime or None; a template renders it as text, in one of several spellings.
+
+    :raises InvalidParameterError: it isn't a time
+    """
+    if value is None or isinstance(value, datetime):
+        return value
+    if not isinstance(value, str):
+        raise InvalidParameterError(parameter, quote(value), INSTANT)
+    if not value.strip():
+        return None
+    try:
+        instant = pendulum.parse(value.strip(), exact=True, tz=None)
+    except ValueError as error:
+        raise InvalidParameterError(parameter, quote(value), INSTANT) from error
+    if isinstance(instant, datetime):
+        return instant
+    raise InvalidParameterError(parameter, quote(value), INSTANT)
 
 
 class TechFlowExecutionSensor(BaseSensorOperator):
@@ -83,14 +115,22 @@ class TechFlowExecutionSensor(BaseSensorOperator):
     template_fields: Sequence[str] = ("execution_id", "workflow_id", "started_after", "techflow_conn_id")
     ui_color = "#e6f1f2"
     operator_extra_links: Sequence[TechFlowLink] = (TechFlowLink(),)
+    checks: ClassVar[Mapping[str, Check]] = {
+        **dict.fromkeys(IDS, optional(as_id)),
+        "started_after": _instant,
+        "allowed_statuses": as_statuses,
+        "deferrable": as_flag,
+        "end_from_trigger": as_flag,
+        "techflow_conn_id": as_text,
+    }
 
     def __init__(
         self,
         *,
-        execution_id: str | None = None,
-        workflow_id: str | None = None,
-        started_after: datetime | str | None = None,
-        allowed_statuses: Sequence[str] = ("completed",),
+        execution_id: Text | None = None,
+        workflow_id: Text | None = None,
+        started_after: datetime | str | XComArg | None = None,
+        allowed_statuses: Sequence[str] | str = ("completed",),
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         end_from_trigger: bool = False,
         poke_interval: timedelta | float | None = None,
@@ -106,28 +146,49 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self.end_from_trigger = end_from_trigger
         self.techflow_conn_id = techflow_conn_id
         self._own_interval = poke_interval is not None
+        self.operator_extra_links = links(self)
         self._ended: Execution | None = None
+        check_plain(self)
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        """Check which ids are given, unless that is only known when they are rendered."""
+        ids = (self.execution_id, self.workflow_id)
+        if not any(isinstance(each, str) and is_template(each) for each in ids):
+            # An output of another task is not empty.
+            execution, workflow = (
+                str(each) if is_template(each) else read(self, name) for name, each in zip(IDS, ids, strict=True)
+            )
+            started_after = LONG_AGO if is_template(self.started_after) else read(self, "started_after")
+            ExecutionSelector(execution, workflow, started_after)
 
     @cached_property
     def hook(self) -> TechFlowHook:
         """The hook of the connection."""
         from techflow_provider.hooks.techflow import TechFlowHook
 
-        return TechFlowHook(self.techflow_conn_id)
+        return TechFlowHook(read(self, "techflow_conn_id"))
 
     @cached_property
     def _selector(self) -> ExecutionSelector:
-        return ExecutionSelector(self.execution_id, self.workflow_id, _instant(self.started_after))
+        return ExecutionSelector(*(read(self, each) for each in (*IDS, "started_after")))
+
+    @property
+    def _statuses(self) -> tuple[str, ...]:
+        statuses: tuple[str, ...] = read(self, "allowed_statuses")
+        return statuses
 
     def execute(self, context: Context) -> Any:
         """Wait in the chosen mode; a deferrable sensor whose execution has ended already does not defer."""
-        if self.execution_id:
-            keep_link(self.hook, self.execution_id)
-        if not self.deferrable:
-            # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
-            return unwrap(BaseSensorOperator.execute)(self, context)
-        execution = self._poll(ExecutionTracker(self._selector), within_seconds=0)
-        return self._defer() if execution is None else self._finish(execution)
+        with self._skipping():
+            check_final("allowed_statuses", self._statuses, self.hook.connection.settings.status_words)
+            if self._selector.execution_id:
+                keep_link(self.hook, self._selector.execution_id)
+            if not self.deferrable:
+                # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
+                return unwrap(BaseSensorOperator.execute)(self, context)
+            execution = self._poll(ExecutionTracker(self._selector), within_seconds=0)
+            return self._defer() if execution is None else self._finish(execution)
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll once."""
@@ -150,13 +211,13 @@ class TechFlowExecutionSensor(BaseSensorOperator):
             history = self.hook.poll_history(within_seconds, tracker.history_filter)
             execution = tracker.update(history, time.monotonic())
         except BudgetTimeoutError as error:
-            self.log.info("No poll this time, since the rate budget is used up: %s", error)
+            log.info("No poll this time, since the rate budget is used up: %s", error)
             return None
         except TechFlowError as error:
-            log_or_raise(error, self.log.warning)
+            log_or_raise(error, log.warning)
             return None
         if execution is None:
-            self.log.info("Waiting for %s to finish: %s", self._selector, tracker.last_seen)
+            log.info("Waiting for %s to finish: %s", self._selector, tracker.last_seen)
         return execution
 
     def _defer(self) -> None:
@@ -168,19 +229,15 @@ class TechFlowExecutionSensor(BaseSensorOperator):
             self._selector,
             poll_interval=self.poke_interval if self._own_interval else default_poll_interval(),
             timeout=as_timedelta("timeout", self.timeout),
-            success_statuses=self.allowed_statuses if in_trigger else None,
+            success_statuses=self._statuses if in_trigger else None,
         )
 
     def execute_complete(self, context: Context, event: Any) -> dict[str, Json]:
         """Resume after the trigger: return the execution, or fail as the wait in a worker would."""
-        if event == ENDED_BY_TRIGGER:
-            return self._finish(self.hook.get_conn().executions.wait(self._selector))
-        try:
+        with self._skipping():
+            if event == ENDED_BY_TRIGGER:
+                return self._finish(self.hook.get_conn().executions.wait(self._selector))
             return self._finish(ended_execution(self, event, timedelta(seconds=self.timeout), _timeout_error))
-        except (AirflowSensorTimeout, AirflowTaskTimeout) as error:
-            if self._skips:
-                raise AirflowSkipException(str(error)) from error
-            raise
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the execution's facets for OpenLineage."""
@@ -192,35 +249,26 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self._ended = execution
         keep_link(self.hook, execution.id, execution.workflow_id, execution.status)
         try:
-            check_ended(execution, self.allowed_statuses)
+            check_ended(execution, self._statuses)
         except ExecutionFailedError as error:
-            kind = AirflowSkipException if self._skips else AirflowFailException
-            raise kind(str(error)) from error
-        self.log.info("Execution %s ended with status %r", execution.id, execution.status)
+            raise AirflowFailException(str(error)) from error
+        log.info("Execution %s ended with status %r", execution.id, execution.status)
         return execution.to_dict()
 
-    @property
-    def _skips(self) -> bool:
-        """Whether a wait that fails skips its task; Airflow reads `soft_fail` in most places, not in all."""
-        return bool(self.soft_fail or getattr(self, "never_fail", False))
-
-
-def _instant(value: datetime | str | None) -> datetime | None:
-    """Return `started_after` as a datetime; a template renders it as text, in one of several spellings.
-
-    :raises InvalidParameterError: it isn't a time
-    """
-    if not isinstance(value, str):
-        return value
-    if not value.strip():
-        return None
-    try:
-        instant = pendulum.parse(value.strip(), exact=True, tz=None)
-    except ValueError as error:
-        raise InvalidParameterError("started_after", quote(value), INSTANT) from error
-    if isinstance(instant, datetime):
-        return instant
-    raise InvalidParameterError("started_after", quote(value), INSTANT)
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        """Skip the task where `soft_fail` or `never_fail` says so, in every mode; Airflow does so only in some."""
+        never_fail = getattr(self, "never_fail", False)
+        try:
+            yield
+        except (AirflowSensorTimeout, AirflowTaskTimeout, AirflowFailException) as error:
+            if self.soft_fail or never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+        except (AirflowNotFoundException, TechFlowError) as error:
+            if never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
 
 
 def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> AirflowSensorTimeout:

@@ -16,12 +16,13 @@ from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from techflow_provider.client.flow import FlowContext
+from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import Entry, Store, StoreError, Write, read_only
 from techflow_provider.submission import legacy
 
 T = TypeVar("T")
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 STATE_RETRY_DELAYS = (0.1, 0.4, 1.5, 4.0)
 # A record is needed as long as its task may be retried or cleared.

@@ -14,6 +14,7 @@ from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.models import Execution, ExecutionState
 from techflow_provider.client.parsing import Json
+from techflow_provider.client.values import as_id, as_payload
 from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
 
 OnAmbiguous = Literal["adopt", "fail"]
@@ -72,7 +73,8 @@ class Attempt:
     :param submitter: who makes it
     :param policy: what the submitter wants
     :param workflow_id: the workflow
-    :param payload: what is sent as JSON, nothing when it is None
+    :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
+    :raises InvalidParameterError: the workflow's id or the payload can't be used
     """
 
     context: FlowContext
@@ -80,6 +82,10 @@ class Attempt:
     policy: SubmissionPolicy
     workflow_id: str
     payload: Mapping[str, Json] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "workflow_id", as_id("workflow_id", self.workflow_id))
+        object.__setattr__(self, "payload", as_payload("payload", self.payload))
 
     @property
     def effect_seconds(self) -> float:

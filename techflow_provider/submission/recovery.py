@@ -17,6 +17,7 @@ from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import read_pages
 from techflow_provider.client.retry import backoff_seconds
+from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptRecord, use_state
 from techflow_provider.submission.matching import (
@@ -32,7 +33,7 @@ from techflow_provider.submission.matching import (
 )
 from techflow_provider.submission.model import Attempt, Origin, Submission
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 15.0

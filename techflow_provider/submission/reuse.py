@@ -14,12 +14,13 @@ from techflow_provider.client.errors import AmbiguousExecutionError, StateUnavai
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import ExecutionSelector, History
 from techflow_provider.client.paging import collect
+from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptRecord, use_state
 from techflow_provider.submission.model import Attempt, Submission, Submitter, from_record, is_reusable
 from techflow_provider.submission.recovery import LostResponse, OtherAttemptError, find, take_over
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 
 async def resolve(attempt: Attempt) -> Submission | None:

@@ -26,13 +26,14 @@ from techflow_provider.client.errors import (
 )
 from techflow_provider.client.flow import Call, FlowContext, exchange
 from techflow_provider.client.retry import Outcome
+from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptRecord, use_state
 from techflow_provider.submission.model import Attempt, Origin, Submission
 from techflow_provider.submission.recovery import HELD_UP_SECONDS, LostResponse, OtherAttemptError, find, take_over
 from techflow_provider.submission.reuse import drop, keep, reuse
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # How many requests are sent for one execution at most, each after the one before certainly had no effect.
 MAX_SENDS = 3

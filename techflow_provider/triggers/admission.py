@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
+from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Reservation
 from techflow_provider.triggers.outcomes import ADMISSION_SECONDS, admitted_event, seconds_until, sleep_until
+
+log: logging.Logger = get_logger(__name__)
 
 
 class TechFlowAdmissionTrigger(BaseTrigger):
@@ -44,7 +48,7 @@ class TechFlowAdmissionTrigger(BaseTrigger):
             await self._wait()
             payload = admitted_event()
         except TechFlowError as error:
-            self.log.info("The task is not admitted: %s", error)
+            log.info("The task is not admitted: %s", error)
             payload = admitted_event(error)
         # A task that is here would have waited this long in its worker, too.
         await sleep_until(began, ADMISSION_SECONDS)
@@ -63,6 +67,6 @@ class TechFlowAdmissionTrigger(BaseTrigger):
             if reservation.may_send:
                 return
             if earlier is None:
-                self.log.info("Waiting %.0f s for a slot in the rate budget", reservation.wait_seconds)
+                log.info("Waiting %.0f s for a slot in the rate budget", reservation.wait_seconds)
             await asyncio.sleep(reservation.wait_seconds)
             earlier = reservation

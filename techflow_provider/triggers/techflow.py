@@ -12,6 +12,7 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, has_status
+from techflow_provider.client.text import get_logger
 from techflow_provider.polling.registry import shared_poller
 from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, TimedOut, WaitOutcome, seconds_until, sleep_until
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
@@ -19,7 +20,7 @@ from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 
 # Not the trigger's own logger, which takes a kilobyte each; the context decides in which log a line ends up.
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 FIELDS = (
     *("techflow_conn_id", "execution_id", "workflow_id", "started_after"),
     *("poll_interval", "deadline", "success_statuses"),
@@ -52,18 +53,18 @@ class TechFlowExecutionTrigger(BaseTrigger):
         started_after: str | None = None,
         poll_interval: float = 5.0,
         deadline: str | None = None,
-        success_statuses: Sequence[str] | None = None,
+        success_statuses: Sequence[str] | str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
+        instant = datetime.fromisoformat(started_after) if started_after else None
+        self.selector: ExecutionSelector = ExecutionSelector(execution_id, workflow_id, instant)
         self.techflow_conn_id = techflow_conn_id
-        self.execution_id = execution_id
-        self.workflow_id = workflow_id
+        self.execution_id = self.selector.execution_id
+        self.workflow_id = self.selector.workflow_id
         self.started_after = started_after
         self.poll_interval = poll_interval
         self.deadline = deadline
-        self.success_statuses = success_statuses
-        instant = datetime.fromisoformat(started_after) if started_after else None
-        self.selector: ExecutionSelector = ExecutionSelector(execution_id, workflow_id, instant)
+        self.success_statuses = [success_statuses] if isinstance(success_statuses, str) else success_statuses
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""
@@ -99,6 +100,6 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Log that the execution keeps running: TechFlow documents no call to cancel one."""
-        self.log.warning(
+        log.warning(
             "The task was ended by a user; %s keeps running in TechFlow, which has no call to cancel it", self.selector
         )

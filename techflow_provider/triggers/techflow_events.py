@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import TriggerEvent
 
 from techflow_provider.client.errors import TechFlowError
+from techflow_provider.client.text import get_logger
 from techflow_provider.compat import event_trigger_base
 from techflow_provider.polling.events import EventFilter
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from techflow_provider.client.parsing import Json
 else:
     BaseEventTrigger = event_trigger_base()
+
+log: logging.Logger = get_logger(__name__)
 
 # Time until the stream is opened again after an error such as a refused key, which somebody may have corrected.
 RETRY_SECONDS = 60.0
@@ -75,7 +79,7 @@ class TechFlowEventTrigger(BaseEventTrigger):
                 async for payload in await self._events():
                     yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # as above
             except TechFlowError as error:
-                self.log.error("The event stream stopped and will be retried in %g s: %s", RETRY_SECONDS, error)  # noqa: TRY400  # no bug
+                log.error("The event stream stopped and will be retried in %g s: %s", RETRY_SECONDS, error)  # noqa: TRY400  # no bug
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _events(self) -> AsyncIterator[Json]:

@@ -16,6 +16,7 @@ from enum import Enum
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.text import get_logger
 from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
 from techflow_provider.hooks.budget import open_records
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
@@ -23,7 +24,7 @@ from techflow_provider.hooks.connection_cache import ConnectionCache
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StoreError
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # Many times what the six documented events need.
 MAX_BODY_BYTES = 64 * 1024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -30,19 +30,20 @@ NOT_JSON = [
     math.nan,
     math.inf,
     -math.inf,
-    {1, 2},
+    {1, b"x"},
     b"x",
-    datetime.now(UTC),
     object(),
     "\ud800",
     CYCLE,
     {(1, 2): 3},
     DEEP,
 ]
-NOT_JSON_IDS = ["nan", "inf", "-inf", "set", "bytes", "datetime", "object", "surrogate", "cycle", "tuple-key", "deep"]
+NOT_JSON_IDS = ["nan", "inf", "-inf", "set", "bytes", "object", "surrogate", "cycle", "tuple-key", "deep"]
 
 
-@pytest.mark.parametrize("value", ["", " ", ".", "..", " .. ", None, 5, b"wf_1", ["wf_1"], "a\ud800b"], ids=ascii)
+@pytest.mark.parametrize(
+    "value", ["", " ", ".", "..", " .. ", None, True, 1.5, b"wf_1", ["wf_1"], "a\ud800b"], ids=ascii
+)
 def test_an_invalid_workflow_id_is_rejected_before_anything_is_sent(ask, sandbox, value):
     operations: list[Any] = list(BY_ID.values())
     for operation in operations:
@@ -88,8 +89,8 @@ def test_an_id_with_a_slash_reaches_no_other_resource(connect, sandbox, workflow
 @pytest.mark.parametrize(
     ("field", "values", "expected"),
     [
-        ("name", ["", " ", None, 5, b"n", ["n"]], "text that is not empty, got "),
-        ("description", [5, b"d", ["d"]], "text or None"),
+        ("name", ["", " ", None, 1.5, b"n", ["n"]], "text that is not empty, got "),
+        ("description", [1.5, b"d", ["d"]], "text or None"),
         ("triggers", ["manual", {"type": "manual"}, 5, None, [5], [None], [["a"]], [b"a"]], ""),
     ],
 )
@@ -113,9 +114,9 @@ def test_a_value_that_json_cannot_represent_is_rejected_before_anything_is_sent(
     assert {record.method for record in sandbox.requests} <= {"GET"}
 
 
-@pytest.mark.parametrize("payload", [[], "x", 5, b"{}", [("a", 1)]], ids=repr)
+@pytest.mark.parametrize("payload", [[], "x", "[1]", 5, b"{}", [("a", 1)]], ids=repr)
 def test_a_payload_that_is_not_an_object_is_rejected(ask, sandbox, workflow_id, payload):
-    with pytest.raises(InvalidParameterError, match=r"^payload: expected a dict or None, got "):
+    with pytest.raises(InvalidParameterError, match=r"^payload: expected a dict, or text that contains a JSON object"):
         ask(lambda client: client.workflows.execute(workflow_id, payload))
     assert sandbox.count() == 0
 

@@ -136,7 +136,7 @@ def airflow_home(airflow_process: AirflowProcess, tmp_path_factory: pytest.TempP
     dags = HOME / "dags"
     dags.mkdir()
     for folder in DAG_FOLDERS:
-        for path in folder.glob("*.py"):
+        for path in (*folder.glob("*.py"), *folder.glob("*.json")):
             shutil.copy(path, dags)
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from airflow.plugins_manager import AirflowPlugin
 from techflow_provider import __version__
 from techflow_provider.cli import main
 from techflow_provider.sandbox import Record, Sandbox
-from tests.integration.conftest import AirflowProcess, Finished, finish_running
+from tests.integration.conftest import HOME, AirflowProcess, Finished, finish_running
 
 pytestmark = [
     pytest.mark.airflow,
@@ -239,3 +241,43 @@ def test_doctor_knows_whether_a_triggerer_runs(
         # Airflow 2.11's `dag.test()` leaves deferred tasks to a triggerer that seems to run.
         with create_session() as session:
             session.query(Job).filter_by(job_type="TriggererJob").delete()
+
+
+@pytest.mark.parametrize("rendering", ["text", "native"])
+def test_values_of_templates_and_of_mapped_tasks_arrive(rendering: str, served: Sandbox, run_dag: RunDag) -> None:
+    served.add_workflow("numbered", id="12346")
+    run = run_dag(f"values_{rendering}")
+    assert run.state == "success", run.log[-6000:]
+    assert run.returned["get"]["id"] == "12346"
+    assert len(run.returned["list"]) == len(served.executions) == 6
+    payloads = {each.id: each.payload for each in served.executions}
+    sent = {name: payloads[run.returned[name]] for name in ("lazy", "text", "rendered", "conf", "inside", "file")}
+    day = (sent["text"] or {})["day"]
+    assert sent == {
+        "lazy": {"parts": [1, 2], "1": "a", "b": 2},
+        "text": {"day": day},
+        "rendered": {"day": "2026-01-01", "n": 1},
+        "conf": {},
+        "inside": {"path": "data.json"},
+        "file": {"day": day, "from": "a file"},
+    }
+
+
+def test_a_task_that_pushes_no_result_pushes_nothing_at_all(served: Sandbox, run_dag: RunDag) -> None:
+    served.add_workflow("numbered", id="12346")
+    run = run_dag("no_xcoms")
+    assert run.state == "success", run.log[-6000:]
+    with closing(sqlite3.connect(HOME / "airflow.db")) as database:
+        assert database.execute("select task_id, key from xcom where dag_id = 'no_xcoms'").fetchall() == []
+
+
+def test_a_refused_key_skips_or_fails_alike_in_every_mode(
+    served: Sandbox, run_dag: RunDag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = json.loads(os.environ["AIRFLOW_CONN_TECHFLOW_DEFAULT"])
+    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection | {"password": "wrong-key"}))
+    run = run_dag("refused_key")
+    modes = ("poke", "reschedule", "deferrable")
+    skipped, failed = ({f"{mode}_{policy}" for mode in modes} for policy in ("never_fail", "soft_fail"))
+    assert {name for name, state in run.tasks.items() if state == "skipped"} == skipped
+    assert {name for name, state in run.tasks.items() if state == "failed"} == failed

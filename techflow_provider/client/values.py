@@ -1,0 +1,258 @@
+"""What people and templates pass in, checked and normalised: ids, payloads, status words, choices; no I/O.
+
+The same functions check a plain value when a DAG is parsed, and a rendered one when its task runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import date, time
+from numbers import Integral
+from typing import Any, TypeAlias, TypeVar
+
+from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.models import (
+    COMPLETED_WORDS,
+    FAILED_WORDS,
+    RUNNING_WORDS,
+    ExecutionState,
+    StatusWords,
+    status_word,
+)
+from techflow_provider.client.parsing import Json, quote
+
+T = TypeVar("T")
+# A template that is rendered natively makes the id "12346" an integer.
+Id: TypeAlias = str | int
+# What becomes a JSON object (see `as_payload`).
+Payload: TypeAlias = Mapping[Any, Any] | str
+
+MAX_DEPTH = 200
+SURROGATE = re.compile("[\ud800-\udfff]")
+FINAL_WORDS = COMPLETED_WORDS | FAILED_WORDS
+# The reference shows only the first.
+WORKFLOW_WORDS = ("active", "inactive", "enabled", "disabled", "draft", "published", "archived")
+EXPECTED_TRIGGERS = 'a list such as ["manual"]'
+EXPECTED_PAYLOAD = "a dict, or text that contains a JSON object, such as {{ dag_run.conf | tojson }}"
+
+
+def suggestion(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ` (did you mean …?)` with the nearest of some words, or nothing when none is near."""
+    from difflib import get_close_matches
+
+    return "".join(f" (did you mean {each}?)" for each in get_close_matches(word, sorted(words), 1, cutoff))
+
+
+def as_choice(parameter: str, value: Any, choices: Sequence[str]) -> str:
+    """Return one of some words.
+
+    :raises InvalidParameterError: it is another one; the message names the nearest
+    """
+    if isinstance(value, str) and value in choices:
+        return value
+    received = quote(value) + (suggestion(value, choices) if isinstance(value, str) else "")
+    raise InvalidParameterError(parameter, received, f"{', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def as_flag(parameter: str, value: Any) -> bool:
+    """Return True or False.
+
+    :raises InvalidParameterError: it is neither, such as the text "False", which would count as true
+    """
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise InvalidParameterError(parameter, quote(value), "True or False")
+
+
+def as_text(parameter: str, value: Any, expected: str = "text that is not empty") -> str:
+    """Return text that isn't blank; a whole number is accepted, which a template may have made of it.
+
+    :raises InvalidParameterError: it is anything else
+    """
+    text = str(int(value)) if isinstance(value, Integral) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidParameterError(parameter, quote(value), expected)
+    return text
+
+
+def as_id(parameter: str, value: Any) -> str:
+    """Return an id, without the space around it that a template may leave.
+
+    :raises InvalidParameterError: it is neither text nor a whole number, or is empty, `.` or `..`, which would name
+        another resource in a URL
+    """
+    expected = "an id such as 'wf_123'" if "workflow" in parameter else "an id such as 'exec_123'"
+    text = as_text(parameter, value, expected).strip()
+    if text in (".", ".."):
+        raise InvalidParameterError(parameter, quote(value), expected)
+    if SURROGATE.search(text):
+        raise InvalidParameterError(parameter, ascii(value), "text that UTF-8 can encode")
+    return text
+
+
+def optional(check: Callable[[str, Any], T], *, blank: bool = True) -> Callable[[str, Any], T | None]:
+    """Return a check that lets None pass.
+
+    :param blank: whether blank text, which a template may render, counts as None
+    """
+
+    def check_optional(parameter: str, value: Any) -> T | None:
+        is_blank = blank and isinstance(value, str) and not value.strip()
+        return None if value is None or is_blank else check(parameter, value)
+
+    return check_optional
+
+
+def as_statuses(parameter: str, value: Any) -> tuple[str, ...]:
+    """Return final status words; one alone counts as a list of one.
+
+    :raises InvalidParameterError: there is none, or one that can't be the final status of any TechFlow: it means that
+        an execution is running, or is a misspelt word
+    """
+    words = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+    expected = "final status words such as completed or failed"
+    if not words or not all(isinstance(word, str) and status_word(word) for word in words):
+        raise InvalidParameterError(parameter, quote(value), expected)
+    for word in words:
+        spelt = status_word(word)
+        is_own = spelt not in RUNNING_WORDS and any(known in spelt for known in FINAL_WORDS)
+        nearest = "" if is_own else suggestion(spelt, FINAL_WORDS, 0.8)
+        if spelt in RUNNING_WORDS or nearest:
+            raise InvalidParameterError(parameter, quote(word) + nearest, expected)
+    return words
+
+
+def check_final(parameter: str, statuses: Iterable[str], words: StatusWords) -> None:
+    """Check that status words are final ones of a connection; an execution with any other counts as running for ever.
+
+    :raises InvalidParameterError: one isn't
+    """
+    for word in statuses:
+        if words.state(word) is ExecutionState.RUNNING:
+            known = sorted(FINAL_WORDS | words.completed | words.failed)
+            expected = f"one of {', '.join(known)}, or another after adding it to the connection's completed_statuses"
+            raise InvalidParameterError(parameter, quote(word) + suggestion(word, known), expected)
+
+
+def check_status(status: str, seen: Iterable[str | None], known: Iterable[str]) -> None:
+    """Check that a status to select by has a known meaning or is in the list; a misspelt one would select nothing.
+
+    :raises InvalidParameterError: neither is the case; the message names the statuses in the list
+    """
+    listed = {word for word in seen if word}
+    if status_word(status) in {*known, *map(status_word, listed)}:
+        return
+    expected = f"a usual status, or one in the list ({', '.join(sorted(listed)[:10]) or 'which is empty'})"
+    raise InvalidParameterError("status", quote(status) + suggestion(status, {*listed, *known}), expected)
+
+
+def as_payload(parameter: str, value: Any) -> dict[str, Json] | None:
+    """Return a payload as a JSON object.
+
+    :param value: a mapping, or text: JSON, or the dict that a template such as `{{ dag_run.conf }}` renders; None and
+        blank text mean that there isn't one
+    :raises InvalidParameterError: it is anything else, or contains a value that JSON can't represent
+    """
+    if isinstance(value, str):
+        source = _parse(parameter, value, EXPECTED_PAYLOAD) if value.strip() else None
+    else:
+        source = value
+    if source is None:
+        return None
+    if not isinstance(source, Mapping):
+        raise InvalidParameterError(parameter, quote(value), EXPECTED_PAYLOAD)
+    payload: dict[str, Json] = as_json(parameter, source)
+    return payload
+
+
+def _parse(parameter: str, text: str, expected: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    raise InvalidParameterError(parameter, quote(text), expected)
+
+
+def as_description(parameter: str, value: Any) -> str | None:
+    """Return text, which may be empty, or None; a whole number is accepted.
+
+    :raises InvalidParameterError: it is anything else
+    """
+    return value if value is None or value == "" else as_text(parameter, value, "text or None")
+
+
+def as_triggers(parameter: str, value: Any) -> list[Json]:
+    """Return the triggers of a workflow: texts and objects, from a list, or from text that contains one.
+
+    :raises InvalidParameterError: it is anything else
+    """
+    source = _parse(parameter, value, EXPECTED_TRIGGERS) if isinstance(value, str) else value
+    if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
+        raise InvalidParameterError(parameter, quote(value), EXPECTED_TRIGGERS)
+    triggers: list[Json] = as_json(parameter, list(source))
+    for each in triggers:
+        if not isinstance(each, str | dict):
+            raise InvalidParameterError(parameter, f"an item that is {quote(each)}", "texts or dicts")
+    return triggers
+
+
+def as_json(parameter: str, value: Any) -> Any:
+    """Return a value as JSON: lazy sequences, tuples and sets as lists, times in ISO 8601, keys as JSON writes them.
+
+    :raises InvalidParameterError: JSON can't represent it; the message says where it is
+    """
+    return _as_json(value, parameter, 0)
+
+
+def _as_json(value: Any, path: str, depth: int) -> Any:
+    """Return a value as JSON.
+
+    :param path: where it is, such as `payload['parts'][3]`
+    """
+    if depth > MAX_DEPTH:
+        raise _not_json("a value that contains itself, or is nested too deeply", path)
+    if value is None or isinstance(value, str | float | Integral):
+        return _scalar(value, path)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return dict(_members(value, path, depth + 1))
+    if isinstance(value, Sequence | AbstractSet) and not isinstance(value, bytes | bytearray | memoryview):
+        items = [_as_json(each, f"{path}[{index}]", depth + 1) for index, each in enumerate(value)]
+        # A set has no order, but a retry must send the same.
+        return sorted(items, key=json.dumps) if isinstance(value, AbstractSet) else items
+    raise _not_json(quote(value), path)
+
+
+def _scalar(value: Any, path: str) -> Json:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, str) and SURROGATE.search(value)):
+        raise _not_json(ascii(value)[:200], path)
+    scalar: Json = value
+    return scalar
+
+
+def _members(value: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, Json]]:
+    names: set[str] = set()
+    for key, each in value.items():
+        if not (key is None or isinstance(key, str | int | float | date)):
+            raise _not_json(f"the key {key!r}", path)
+        plain = _as_json(key, path, depth)
+        name = plain if isinstance(plain, str) else json.dumps(plain)
+        if name in names:
+            raise _not_json(f"two keys that JSON writes as {quote(name)}", path)
+        names.add(name)
+        yield name, _as_json(each, f"{path}[{name!r}]", depth)
+
+
+def _not_json(received: str, path: str) -> InvalidParameterError:
+    parameter, bracket, _ = path.partition("[")
+    place = f" in {path[:200]}" if bracket else ""
+    return InvalidParameterError(parameter, received + place, "a value that JSON can represent")
