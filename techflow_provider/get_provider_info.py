@@ -38,7 +38,12 @@ def get_provider_info() -> dict[str, Any]:
         "config": {
             "techflow": {
                 "description": "Settings of the TechFlow provider.",
-                "options": {"poll_interval": POLL_INTERVAL, "history_lag": HISTORY_LAG, "state_url": STATE_URL},
+                "options": {
+                    "poll_interval": POLL_INTERVAL,
+                    "history_lag": HISTORY_LAG,
+                    "state_url": STATE_URL,
+                    "state_secret": STATE_SECRET,
+                },
             }
         },
     }
@@ -75,5 +80,16 @@ STATE_URL: dict[str, Any] = {
     "type": "string",
     "sensitive": True,
     "example": "redis://redis.example:6379/0",
+    "default": "",
+}
+
+STATE_SECRET: dict[str, Any] = {
+    "description": "Where an API server that serves the state doesn't know the connections, as with a secrets backend "
+    "that only workers can read: a text of at least 16 characters, the same on both sides, that signs the requests in "
+    "place of a key derived from the connection's API key.",
+    "version_added": "0.2.0",
+    "type": "string",
+    "sensitive": True,
+    "example": "",
     "default": "",
 }

@@ -12,7 +12,11 @@ PAGE_PREFIX = "/techflow-page"
 
 
 class TechFlowPlugin(AirflowPlugin):
-    """Receives webhooks at `/techflow/webhooks/{conn_id}`, and adds *TechFlow* to the menu of Airflow 3.1 and later."""
+    """What this package adds to Airflow's web server.
+
+    It receives webhooks at `/techflow/webhooks/{conn_id}`. In Airflow 3 it serves the state at `/techflow/state`,
+    and from 3.1 on it adds *TechFlow* to the menu.
+    """
 
     name: str | None = "techflow"
     external_views: list[dict[str, str]] = [  # noqa: RUF012  # declared as Airflow does
@@ -24,9 +28,15 @@ class TechFlowPlugin(AirflowPlugin):
         """The applications for the API server of Airflow 3."""
         if not has_api_server():
             return []
+        from techflow_provider.hooks.api_server import STATE_PATH
+        from techflow_provider.state_server import app as state
         from techflow_provider.webhooks import fastapi as webhooks
 
-        apps = [{"app": webhooks.app, "url_prefix": "/techflow", "name": "TechFlow webhooks"}]
+        # The longer prefix first, since the first one that matches is taken.
+        apps: list[dict[str, Any]] = [
+            {"app": state.app, "url_prefix": STATE_PATH, "name": "TechFlow state"},
+            {"app": webhooks.app, "url_prefix": "/techflow", "name": "TechFlow webhooks"},
+        ]
         # Airflow 3.0 has no menu entries for plugins.
         if hasattr(AirflowPlugin, "external_views"):
             from techflow_provider.page import fastapi as page

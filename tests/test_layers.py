@@ -23,7 +23,7 @@ LAYERS = (
     {"submission", "polling", "hooks"},
     {"deferral", "lineage", "parameters", "triggers"},
     {"operators", "sensors", "notifications", "assets", "links"},
-    {"webhooks", "page", "plugin", "cli", "commands", "get_provider_info", "__main__"},
+    {"webhooks", "state_server", "page", "plugin", "cli", "commands", "get_provider_info", "__main__"},
 )
 # Stands beside the layers: nothing imports it, but those that start it, and it imports nothing of them.
 SANDBOX = "sandbox"

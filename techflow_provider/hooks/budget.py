@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import Stats, conf
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.text import get_logger
+from techflow_provider.hooks.api_server import http_store
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
 from techflow_provider.state.open import fallback_store, open_store
@@ -71,7 +72,7 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, fallback = open_state()
+    store, fallback = open_state(connection)
     if is_for_one_host():
         warn_of_hosts(store.location)
     return MeteredBudget(connection, store, fallback)
@@ -82,7 +83,7 @@ def open_records(connection: TechFlowConnection) -> Records:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, _ = open_state()
+    store, _ = open_state(connection)
     return Records(store, connection.settings.account)
 
 
@@ -91,18 +92,34 @@ def open_cursors(connection: TechFlowConnection) -> Records:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, _ = open_state()
-    return Records(store, budget_key(connection.settings.base_url, f"connection {connection.conn_id}"))
+    store, _ = open_state(connection)
+    return Records(store, cursors_key(connection))
 
 
-def open_state() -> tuple[Store, Store]:
+def cursors_key(connection: TechFlowConnection) -> str:
+    """Return the name under which a connection's event triggers keep their cursors."""
+    return budget_key(connection.settings.base_url, f"connection {connection.conn_id}")
+
+
+def served_store() -> Store:
+    """Return the store that an API server offers to other processes.
+
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
+    return open_state()[0]
+
+
+def open_state(connection: TechFlowConnection | None = None) -> tuple[Store, Store]:
     """Return the store that `[techflow] state_url` names, and this host's own to use while that one fails.
 
+    :param connection: signs the requests to an API server
     :raises InvalidParameterError: it names no store
     """
     here = open_store(str(default_state_file()))
     if not state_url():
         return here, fallback_store()
+    if connection is not None and state_url().lower().startswith(("https://", "http://")):
+        return http_store(state_url(), connection), here
     try:
         return open_store(state_url()), here
     except StateUrlError as error:

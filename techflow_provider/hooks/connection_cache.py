@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
+
+from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
+
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -18,6 +26,21 @@ CACHE_SECONDS = 30.0
 MAX_UNKNOWN_NAMES = 1000
 # Bounds the lookups that a caller can cause by guessing names, per process.
 UNKNOWN_LOOKUPS_PER_SECOND = 20
+
+
+def find_connection(conn_id: str) -> TechFlowConnection | None:
+    """Return a connection as Airflow knows it; None when it is unknown, of another type, or can't be used."""
+    try:
+        connection = BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        return None
+    if connection.conn_type != CONNECTION_TYPE:
+        return None
+    try:
+        return TechFlowConnection.read(connection, connection.extra_dejson)
+    except InvalidParameterError as error:
+        log.warning("Requests in the name of a connection are rejected, since it can't be used: %s", error)
+        return None
 
 
 class ConnectionCache(Generic[T]):

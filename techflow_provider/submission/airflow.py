@@ -125,9 +125,12 @@ class ExecutionStarter:
         context: Context | None = None,
         connection: TechFlowConnection | None = None,
     ) -> None:
-        account, name = (connection or hook.connection).settings.account, str(identity)
+        connection = connection or hook.connection
+        account, name = connection.settings.account, str(identity)
         state = None if context is None else task_state_store(context)
-        attempts = AttemptStore(open_state()[0], account, name, None if state is None else AirflowTaskState(state))
+        attempts = AttemptStore(
+            open_state(connection)[0], account, name, None if state is None else AirflowTaskState(state)
+        )
         self._hook = hook
         self.policy: SubmissionPolicy = check_policy(policy or SubmissionPolicy(history_lag_seconds=history_lag()))
         self.submitter: Submitter = Submitter(name, identity.generation, account, attempts, identity.is_retry)

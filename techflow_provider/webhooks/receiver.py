@@ -13,14 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
-
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.text import get_logger
 from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
 from techflow_provider.hooks.budget import open_records
-from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
-from techflow_provider.hooks.connection_cache import ConnectionCache
+from techflow_provider.hooks.connection_cache import ConnectionCache, find_connection
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import StoreError
 
@@ -64,17 +61,13 @@ class Subscriber:
 
 def find_subscriber(conn_id: str) -> Subscriber | None:
     """Return a connection's subscriber; None when it is unknown, of another type, or can't be used."""
-    try:
-        connection = BaseHook.get_connection(conn_id)
-    except AirflowNotFoundException:
-        return None
-    if connection.conn_type != CONNECTION_TYPE:
+    connection = find_connection(conn_id)
+    if connection is None:
         return None
     try:
-        content = TechFlowConnection.read(connection, connection.extra_dejson)
-        return Subscriber(content.webhook_secret, open_records(content))
+        return Subscriber(connection.webhook_secret, open_records(connection))
     except InvalidParameterError as error:
-        log.warning("Webhooks are rejected, since their connection can't be used: %s", error)
+        log.warning("Webhooks are rejected, since nobody can be woken: %s", error)
         return None
 
 

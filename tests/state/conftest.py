@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 import redis
 
+from techflow_provider.state.http import HttpStore
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.sql import SqlStore
@@ -25,6 +26,7 @@ from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store
 from tests.servers import Postgres
+from tests.state.state_api import DEPLOYMENT_SIGNER, URL, serve
 
 WORKER = Path(__file__).with_name("worker.py")
 # Bounds a hang; no machine is this slow.
@@ -154,7 +156,7 @@ def store(clock: Clock) -> MemoryStore:
     return MemoryStore(clock)
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "sql", "postgresql"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "sql", "postgresql", "http"])
 def each_store(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Store]:
     """Each store in turn, on the test's clock."""
     made = _make(request, clock)
@@ -169,6 +171,10 @@ def _make(request: pytest.FixtureRequest, clock: Clock) -> Store:
         return SqliteStore(StateFile(request.getfixturevalue("sqlite_path")), clock)
     if request.param in ("sql", "postgresql"):
         return SqlStore(_sql_url(request), clock=clock)
+    if request.param == "http":
+        return HttpStore(
+            URL, DEPLOYMENT_SIGNER, lambda: DEPLOYMENT_SIGNER, transport=serve(MemoryStore(clock)), clock=clock
+        )
     return RedisStore(request.getfixturevalue("redis_server").url, clock)
 
 

@@ -1,0 +1,158 @@
+"""The store behind Airflow's API server (see `techflow_provider.state_server`), for processes without a database.
+
+Each request is signed with a key that both sides derive from the connection, and so is each response. Requests take the
+way that Airflow's own take to the API server, through the environment's proxy if there is one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import httpx
+
+from techflow_provider.state.budget_state import BudgetChange, change_to_dict, read_result
+from techflow_provider.state.optimistic import IDLE_SECONDS, LostReplyError, OptimisticStore, Reply, Row
+from techflow_provider.state.signing import SIGNATURE_HEADER, Signer
+from techflow_provider.state.store import Change, Entry, StoreError
+from techflow_provider.state.wire import build
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 5.0
+# An API server that responds later than this is taken for gone.
+RESPONSE_SECONDS = 10.0
+UNAUTHORIZED = 401
+NO_STATE = (404, 405)
+
+
+class HttpStore(OptimisticStore):
+    """What processes that can reach one of Airflow's API servers share.
+
+    :param url: where the API server serves the state
+    :param signer: signs the requests
+    :param renew: returns what signs them from now on, when the server has refused a signature
+    :param verify: the `verify` of an httpx client
+    :param transport: an httpx transport, for tests
+    :param clock: seconds to use in place of the store's clock, for tests
+    """
+
+    def __init__(
+        self,
+        url: str,
+        signer: Signer,
+        renew: Callable[[], Signer],
+        verify: ssl.SSLContext | bool = True,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__(url, clock)
+        self._url = f"{url.rstrip('/')}/"
+        self._signer = signer
+        self._renew = renew
+        self._verify = verify
+        self._transport = transport
+        self._connection: _Connection | None = None
+
+    def update(self, namespace: str, name: str, change: Change[T]) -> T:
+        """Read an entry, decide and write it in one atomic step, and return the change's result."""
+        if isinstance(change, BudgetChange):
+            operation = {"namespace": namespace, "name": name, **change_to_dict(change)}
+            return cast("T", self._run(operation, lambda result: read_result(change, result)))
+        return super().update(namespace, name, change)
+
+    def fetch(self, namespace: str, name: str) -> Reply:
+        """Return what the store holds under a name."""
+        return self._run({"namespace": namespace, "name": name}, partial(build, Reply))
+
+    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
+        """Write a row if the store still holds what was found."""
+        rows = {"found": found and asdict(found), "following": following and asdict(following), "now": now}
+        return self._run({"namespace": namespace, "name": name, **rows}, partial(build, Reply))
+
+    def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
+        """Return the entries whose names begin with a prefix, by name."""
+        operation = {"namespace": namespace, "prefix": prefix}
+        return self._run(operation, lambda rows: [Entry(str(name), str(text), float(age)) for name, text, age in rows])
+
+    def release(self) -> None:
+        """Close the connections of this process."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.process_id == os.getpid():
+            connection.client.close()
+
+    close = release
+
+    def _run(self, operation: dict[str, Any], read: Callable[[Any], T]) -> T:
+        body = json.dumps({"operations": [operation]}, separators=(",", ":")).encode()
+        content = self._send(body)
+        try:
+            return read(json.loads(content)["results"][0])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise StoreError(f"{self.location}: expected the result of an operation, got {content[:200]!r}") from error
+
+    def _send(self, body: bytes) -> bytes:
+        """Send a request, again with what the connection says now if it is refused, and return the response's body."""
+        for is_last in (False, True):
+            signer, nonce = self._signer, secrets.token_hex(16)
+            response = self._post(body, signer.headers(body, time.time(), nonce))
+            if response.status_code != UNAUTHORIZED:
+                return self._checked(response, signer.response(nonce, response.content))
+            if not is_last:
+                self._signer = self._renew()
+        message = (
+            "the API server does not accept the connection's API key as proof: it may know another one, or none under "
+            "this connection's id, or its clock differs by more than a minute. Set [techflow] state_secret to the same "
+            "text on both sides where it can't know the connection"
+        )
+        raise StoreError(f"{self.location}: {message}")
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> httpx.Response:
+        try:
+            return self._client().post(self._url, content=body, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.PoolTimeout) as error:
+            raise StoreError(f"{self.location}: {type(error).__name__}: {error}") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise LostReplyError(f"{self.location}: {type(error).__name__}: {error}") from error
+
+    def _checked(self, response: httpx.Response, signature: str) -> bytes:
+        content = response.content
+        if response.is_success and hmac.compare_digest(response.headers.get(SIGNATURE_HEADER, ""), signature):
+            return content
+        if response.is_success or response.status_code in NO_STATE or response.is_redirect:
+            message = (
+                f"no state is served there (status {response.status_code}): the API server needs this package, and its "
+                "`core` app; with servers split by --apps, set [techflow] state_url to the URL of one with that app, "
+                "followed by /techflow/state"
+            )
+            raise StoreError(f"{self.location}: {message}")
+        # A gateway in between may respond after the request was carried out.
+        kind = LostReplyError if response.is_server_error else StoreError
+        raise kind(f"{self.location}: status {response.status_code}: {response.text[:200]!r}")
+
+    def _client(self) -> httpx.Client:
+        connection = self._connection
+        # A connection is never shared with a child.
+        if connection is None or connection.process_id != os.getpid():
+            client = httpx.Client(
+                verify=self._verify,
+                transport=self._transport,
+                timeout=httpx.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS),
+                limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
+            )
+            connection = self._connection = _Connection(os.getpid(), client)
+        return connection.client
+
+
+class _Connection(NamedTuple):
+    process_id: int
+    client: httpx.Client

@@ -1,0 +1,141 @@
+"""The state's API as an ASGI application: one route, for requests that are signed with a connection's API key.
+
+Airflow mounts it without authentication of its own. What has no proof gets one and the same response, before its body
+is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.hooks.budget import served_store
+from techflow_provider.state.api import carry_out
+from techflow_provider.state.signing import SIGNATURE_HEADER, Proof
+from techflow_provider.state.store import Store, StoreError
+from techflow_provider.state_server.access import Access, Gate, find_access
+
+log: logging.Logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Response = tuple[int, Any]
+
+# Many times the longest record.
+MAX_BODY_BYTES = 1024 * 1024
+MAX_OPERATIONS = 20
+# Bounds the time to receive a body, however steadily it arrives.
+BODY_TIMEOUT_SECONDS = 5.0
+# Operations that one process carries out at the same time, each with a connection to the database.
+THREADS = 4
+# Connections that are looked up at the same time, by threads of their own: a lookup may be slow.
+LOOKUP_THREADS = 2
+MAX_CONCURRENT = 256
+
+OK = 200
+UNAUTHORIZED: Response = (401, {"error": "unauthorized"})
+TOO_SLOW: Response = (408, {"error": "the body took too long"})
+TOO_LARGE: Response = (413, {"error": f"expected a body of at most {MAX_BODY_BYTES} bytes"})
+BUSY: Response = (503, {"error": "busy"})
+
+
+class StateApp:
+    """Carries out operations on a store for those who prove that they know a connection's API key.
+
+    :param open_state: returns the store, when it is first used
+    :param gate: verifies who sends requests
+    """
+
+    def __init__(self, open_state: Callable[[], Store], gate: Gate) -> None:
+        self._open_state = open_state
+        self._gate = gate
+        self._threads = ThreadPoolExecutor(THREADS, "techflow-state")
+        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "techflow-state-lookup")
+        self._concurrent = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        proof = Proof.read(headers) if scope["method"] == "POST" else None
+        access = await self._access(proof) if proof else None
+        if proof is None or access is None:
+            await _respond(send, *UNAUTHORIZED)
+            return
+        status, content = await self._handle(proof, access, headers, receive)
+        body = json.dumps(content, separators=(",", ":")).encode()
+        await _respond(send, status, body, access.signer.response(proof.nonce, body))
+
+    async def _access(self, proof: Proof) -> Access | None:
+        """Return what the sender may use; None for a request without a proof, and for a replay."""
+        access = self._gate.recognize(proof)
+        if access is None:
+            access = await asyncio.get_running_loop().run_in_executor(self._lookups, self._gate.look_up, proof)
+        return access if access is not None and self._gate.is_fresh(proof) else None
+
+    async def _handle(self, proof: Proof, access: Access, headers: dict[str, str], receive: Receive) -> Response:
+        if self._concurrent >= MAX_CONCURRENT:
+            return BUSY
+        self._concurrent += 1
+        try:
+            body = await _read_body(headers.get("content-length", ""), receive)
+            if not isinstance(body, bytes):
+                return body
+            if not proof.covers(body):
+                return UNAUTHORIZED
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._carry_out, access, body)
+        finally:
+            self._concurrent -= 1
+
+    def _carry_out(self, access: Access, body: bytes) -> Response:
+        try:
+            operations = json.loads(body)["operations"][:MAX_OPERATIONS]
+            if not all(map(access.allows, operations)):
+                return 403, {"error": "expected namespaces of the connection's own account"}
+            store = self._open_state()
+            return OK, {"results": [carry_out(store, operation) for operation in operations]}
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            return 400, {"error": f"{type(error).__name__}: {error}"}
+        except (StoreError, InvalidParameterError) as error:
+            log.warning("An operation on the shared state failed: %s", error)
+            return 503, {"error": str(error)}
+
+
+async def _read_body(length: str, receive: Receive) -> bytes | Response:
+    if length.isdigit() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
+        return TOO_LARGE
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MAX_BODY_BYTES:
+                    return TOO_LARGE
+    except TimeoutError:
+        return TOO_SLOW
+    return bytes(body)
+
+
+async def _respond(send: Send, status: int, content: bytes | Any, signature: str = "") -> None:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if signature:
+        headers.append((SIGNATURE_HEADER.encode(), signature.encode()))
+    if status != OK:
+        # A connection can't be reused while a part of a body may be unread.
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+app: StateApp = StateApp(served_store, Gate(find_access, time.time))

@@ -1,0 +1,164 @@
+"""The store behind an API server: how many requests it takes, whom it believes, and what it says when it fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from techflow_provider.state.budget import RequestClass, SharedBudget
+from techflow_provider.state.http import HttpStore
+from techflow_provider.state.identity import store_id
+from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.records import Records
+from techflow_provider.state.signing import Signer, derive_key
+from techflow_provider.state.store import StoreError, Write, read_only
+from techflow_provider.state_server.access import Access
+from tests.state.state_api import DEPLOYMENT_SIGNER, URL, AppTransport, serve
+
+KEY = "an-api-key-that-nobody-may-see"
+
+
+def store_on(transport: httpx.BaseTransport, *signers: Signer) -> HttpStore:
+    """Return a store that signs with the signers in turn, and then with the last one."""
+    first, *others = signers or (DEPLOYMENT_SIGNER,)
+    return HttpStore(URL, first, lambda: others[0] if others else first, transport=transport)
+
+
+@pytest.fixture
+def api() -> AppTransport:
+    """The state's API over a store of its own."""
+    return serve(MemoryStore())
+
+
+def write(value: str) -> Callable[..., tuple[Write, None]]:
+    return lambda *_: (Write(value, 60.0), None)
+
+
+class TestRequests:
+    """Usually, one operation takes one request."""
+
+    def test_a_new_entry_takes_one_request_once_the_clock_is_known(self, api):
+        store = store_on(api)
+        store.update("a", "first", read_only)
+        before = len(api.requests)
+        for number in range(5):
+            store.update("a", f"{number}", write("1"))
+        assert len(api.requests) - before == 5
+
+    def test_a_request_for_a_slot_takes_one(self, api):
+        budget = SharedBudget(store_on(api), "a")
+        for number in range(1, 4):
+            budget.reserve(RequestClass.COMMAND, 600.0)
+            assert len(api.requests) == number
+
+    def test_an_entry_that_another_process_wrote_takes_one_more(self, api):
+        first, second = store_on(api), store_on(api)
+        for store in (first, second):
+            store.update("a", "counter", read_only)
+        Records(first, "a").notify()
+        before = len(api.requests)
+        assert Records(second, "a").notify() == 2
+        assert len(api.requests) - before == 2
+
+    def test_callers_that_never_wait_all_get_slots(self, api):
+        budgets = [SharedBudget(store_on(api), "a", 100, 6) for _ in range(4)]
+        granted = [sum(budget.reserve(RequestClass.COMMAND, 600.0).granted for _ in range(10)) for budget in budgets]
+        assert granted == [10, 10, 10, 10]
+
+    def test_a_child_opens_connections_of_its_own(self, api):
+        store = store_on(api)
+        store.update("a", "entry", write("from the parent"))
+        parents = store._client()
+        read_end, write_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write_end, b"own" if store._client() is not parents else b"the parent's")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read_end, 100) == b"own"
+        assert store._client() is parents
+
+
+class TestKeys:
+    """A request that is signed with another key gets nothing, and a key may change at any time."""
+
+    signer, other = (Signer("techflow_default", derive_key(key, "account")) for key in (KEY, "another-key"))
+
+    def test_a_changed_key_is_read_again_once_the_server_refuses_the_old_one(self):
+        api = serve(MemoryStore(), {"techflow_default": Access(self.signer, None)})
+        store = store_on(api, self.other, self.signer)
+        store.update("a", "entry", write("1"))
+        assert [each.value for each in store.entries("a")] == ["1"]
+
+    def test_a_key_that_the_server_does_not_know_is_an_error_with_a_remedy(self):
+        api = serve(MemoryStore(), {"techflow_default": Access(self.signer, None)})
+        with pytest.raises(StoreError, match="state_secret") as caught:
+            store_on(api, self.other).entries("a")
+        assert KEY not in str(caught.value)
+        assert len(api.requests) == 2
+
+    def test_a_server_without_the_key_is_not_believed(self):
+        def impostor(_: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, json={"results": [[]]})
+
+        with pytest.raises(StoreError, match="no state is served there"):
+            store_on(httpx.MockTransport(impostor), self.signer).entries("a")
+
+    def test_the_response_to_another_request_is_not_believed(self, api):
+        replies: list[httpx.Response] = []
+
+        def replay(request: httpx.Request) -> httpx.Response:
+            replies.append(api.handle_request(request))
+            return replies[0]
+
+        store = store_on(httpx.MockTransport(replay))
+        store.entries("a")
+        with pytest.raises(StoreError):
+            store.entries("a")
+
+
+class TestFailures:
+    """A failure says what is wrong, and nothing is written twice."""
+
+    @pytest.mark.parametrize("status", [404, 405, 307])
+    def test_an_api_server_without_the_state_is_named_as_that(self, status):
+        with pytest.raises(StoreError, match=r"this package.*--apps.*state_url"):
+            store_on(httpx.MockTransport(lambda _: httpx.Response(status))).entries("a")
+
+    def test_one_that_is_away_is_an_error_that_names_it(self):
+        def refuse(request: httpx.Request) -> httpx.Response:
+            raise httpx.ConnectError("refused", request=request)
+
+        with pytest.raises(StoreError, match=f"{URL}: ConnectError: refused"):
+            store_on(httpx.MockTransport(refuse)).entries("a")
+
+    def test_a_write_whose_response_was_lost_is_not_repeated(self):
+        kept = MemoryStore()
+        api, lose = serve(kept), [False]
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            response = api.handle_request(request)
+            if lose[0]:
+                lose[0] = False
+                raise httpx.ReadError("reset", request=request)
+            return response
+
+        store = store_on(httpx.MockTransport(handle))
+        claimed = store.update("a", "claim", read_only)[0]
+        lose[0] = True
+        holder = store.update(
+            "a", "claim", lambda entry, _: (None, entry.value) if entry else (Write("me", 60.0), "me")
+        )
+        assert (claimed, holder) == (None, "me")
+        assert [each.value for each in kept.entries("a")] == ["me"]
+
+    def test_the_id_of_the_store_behind_it_can_be_read_and_not_changed(self):
+        kept = MemoryStore()
+        first, second = (store_on(serve(kept)) for _ in range(2))
+        assert store_id(first) == store_id(second) == store_id(kept)
+        with pytest.raises(StoreError, match="403"):
+            first.update("store", "id", write("forged"))
+        assert store_id(second) == store_id(kept) != "forged"
