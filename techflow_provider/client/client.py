@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 
 from techflow_provider.client.calls import Trigger
+from techflow_provider.client.environment import open_http
+from techflow_provider.client.errors import without_frames
 from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.models import Execution, Workflow
@@ -23,14 +26,14 @@ from techflow_provider.client.operations import DEFAULT_POLL_INTERVAL_SECONDS, A
 from techflow_provider.client.reading import PollMemory
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
-from techflow_provider.client.transport import SEND_ERRORS, Body, transport_error
+from techflow_provider.client.transport import SEND_ERRORS, Exchange, PerProcess
 from techflow_provider.client.values import Id, Payload
 from techflow_provider.state.budget import Budget, LocalBudget
 
 T = TypeVar("T")
 
 # A larger body is read in a thread, so that parsing it does not block the event loop.
-LARGE_BODY_BYTES = 256 * 1024
+LARGE_BODY_BYTES = 64 * 1024
 
 
 class Workflows:
@@ -119,22 +122,23 @@ class _SyncIO:
     """An `IO` none of whose methods suspends."""
 
     settings: Settings
-    http: httpx.Client
+    http: PerProcess[httpx.Client]
     clock: Callable[[], float]
     wait: Callable[[float], None]
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
-        body = Body(self.settings, self.clock)
+        exchanged = Exchange(self.settings, self.clock)
+        request.extensions["trace"] = exchanged.trace
         try:
-            response = self.http.send(request, stream=True)
+            response = self.http.get().send(request, stream=True)
             try:
-                for chunk in response.iter_bytes():
-                    body.add(chunk)
+                for chunk in response.iter_raw() if exchanged.begin(response) else ():
+                    exchanged.add(chunk)
             finally:
                 response.close()
         except SEND_ERRORS as error:
-            return transport_error(str(call), error)
-        return body.complete(response)
+            return exchanged.failed(str(call), error)
+        return exchanged.complete()
 
     async def sleep(self, seconds: float) -> None:
         self.wait(seconds)
@@ -151,32 +155,34 @@ class _AsyncIO:
     """The `IO` of an event loop."""
 
     settings: Settings
-    http: httpx.AsyncClient
+    http: PerProcess[httpx.AsyncClient]
     clock: Callable[[], float]
     wait: Callable[[float], Coroutine[Any, Any, None]]
     # State that processes share is used in one thread, so that its store never blocks the loop.
-    thread: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="techflow-state")
+    thread: PerProcess[ThreadPoolExecutor] = field(
+        default_factory=lambda: PerProcess(partial(ThreadPoolExecutor, 1, thread_name_prefix="techflow-state"))
     )
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
-        body = Body(self.settings, self.clock)
+        exchanged = Exchange(self.settings, self.clock)
+        request.extensions["trace"] = exchanged.trace_async
         try:
-            response = await self.http.send(request, stream=True)
+            response = await self.http.get().send(request, stream=True)
             try:
-                async for chunk in response.aiter_bytes():
-                    body.add(chunk)
+                if exchanged.begin(response):
+                    async for chunk in response.aiter_raw():
+                        exchanged.add(chunk)
             finally:
                 await response.aclose()
         except SEND_ERRORS as error:
-            return transport_error(str(call), error)
-        return body.complete(response)
+            return exchanged.failed(str(call), error)
+        return exchanged.complete()
 
     async def sleep(self, seconds: float) -> None:
         await self.wait(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, act)
+        return await asyncio.get_running_loop().run_in_executor(self.thread.get(), act)
 
     async def decode(self, response: httpx.Response, read: Callable[[], T]) -> T:
         return await asyncio.to_thread(read) if len(response.content) > LARGE_BODY_BYTES else read()
@@ -199,6 +205,7 @@ class Client:
     :raises InvalidParameterError: a setting can't be used
     """
 
+    @without_frames
     def __init__(
         self,
         api_key: str = "",
@@ -214,7 +221,9 @@ class Client:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
         # The timeouts are set on each request. Redirects are not followed: the key must not go elsewhere.
-        self._http = httpx.Client(transport=transport, verify=self.settings.ssl_context(), proxy=self.settings.proxy)
+        self._http = PerProcess(
+            partial(httpx.Client, transport=transport) if transport else partial(open_http, httpx.Client, self.settings)
+        )
         io = _SyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
             self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random
@@ -244,7 +253,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._http.get().close()
 
     def __enter__(self) -> Self:
         return self
@@ -272,6 +281,7 @@ class AsyncClient:
     :raises InvalidParameterError: a setting can't be used
     """
 
+    @without_frames
     def __init__(
         self,
         api_key: str = "",
@@ -286,8 +296,11 @@ class AsyncClient:
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
-        verify, proxy = self.settings.ssl_context(), self.settings.proxy
-        self._http = httpx.AsyncClient(transport=transport, verify=verify, proxy=proxy)
+        self._http = PerProcess(
+            partial(httpx.AsyncClient, transport=transport)
+            if transport
+            else partial(open_http, httpx.AsyncClient, self.settings)
+        )
         self._io = _AsyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
             self.settings, self._io, self.budget, retry or RetryPolicy(), clock, random.random
@@ -315,8 +328,8 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        self._io.thread.shutdown(wait=False)
-        await self._http.aclose()
+        self._io.thread.get().shutdown(wait=False)
+        await self._http.get().aclose()
 
     async def __aenter__(self) -> Self:
         return self

@@ -30,10 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from functools import wraps
+from typing import ClassVar, ParamSpec, TypeVar
 
 from techflow_provider.client.parsing import in_seconds
 from techflow_provider.client.text import printable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Responses that refuse a request before acting on it. Any other may come from an intermediary.
 REFUSALS = frozenset({*range(400, 408), *range(410, 418), *(421, 422, 423, 424, 426, 428, 429, 431, 451)})
@@ -122,20 +126,29 @@ class TransportError(TechFlowError):
     :param call: the call as `METHOD path`
     :param reason: what went wrong, human-readable
     :param maybe_sent: False when the request certainly never reached the server, so that a retry is safe
+    :param status_code: the status code of a response whose body could not be read; None when there was none
     """
 
     is_transient = True
     call: str
     reason: str
     maybe_sent: bool
+    status_code: int | None = None
 
     @property
     def had_no_effect(self) -> bool:
         """Whether the request certainly never reached the server."""
         return not self.maybe_sent
 
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the server reported success before the response broke."""
+        return self.status_code in SUCCESSES
+
     def __str__(self) -> str:
         effect = f"the request {'may have' if self.maybe_sent else 'never'} reached the server"
+        if self.status_code is not None:
+            effect = f"the request reached the server, which responded with {self.status_code}"
         return f"{self.call}: {self.reason}; {effect}"
 
 
@@ -351,6 +364,30 @@ class ExecutionFailedError(TechFlowError):
         workflow = f" of workflow {self.workflow_id}" if self.workflow_id else ""
         reason = f": {self.reason}" if self.reason else "; TechFlow gives no reason"
         return f"execution {self.execution_id}{workflow} ended with status {self.status!r}{reason}"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the frames of an error and its causes: their variables, which crash reporters collect, hold secrets."""
+    current: BaseException | None = error
+    while current is not None:
+        current.__traceback__ = None
+        current = current.__cause__ or current.__context__
+
+
+def without_frames(function: Callable[P, T]) -> Callable[P, T]:
+    """Let the errors of a function that gets secrets have none of the frames in which they were found."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except TechFlowError as error:
+            forget_frames(error)
+            found = error
+        del args, kwargs
+        raise found
+
+    return call
 
 
 def log_or_raise(error: TechFlowError, warn: Callable[..., None]) -> None:

@@ -42,7 +42,7 @@ LOGGED_WAIT_SECONDS = 1.0
 IDEMPOTENT_METHODS = frozenset({"GET", "PUT", "DELETE"})
 STANDARD_HEADERS = {
     "accept": "application/json",
-    "accept-encoding": "gzip, deflate",
+    "accept-encoding": "gzip",
     "user-agent": f"airflow-provider-techflow/{__version__}",
 }
 

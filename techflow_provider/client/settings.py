@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from dataclasses import dataclass, field
 from functools import cached_property
 from urllib.parse import unquote
@@ -18,6 +17,11 @@ from techflow_provider.state.store import budget_key
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
 LAST_PORT = 65535
 NOT_VISIBLE_ASCII = re.compile(r"[^!-~]")
+# Reading more would take seconds, and no message needs to quote it.
+MAX_ESCAPES = 1_000_000
+# So much is searched for the key at once, and so many bytes may stand for one character of it.
+SEARCHED_BYTES = 1024 * 1024
+ENCODED_BYTES = 32
 JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 
 
@@ -33,8 +37,11 @@ class Settings:
     :param response_seconds: limit of one whole request, however steadily its response arrives
     :param max_response_bytes: limit of one response's decoded body
     :param deadline_seconds: limit of one call with all its waits and retries
-    :param verify: whether to verify TLS certificates, or a path to a bundle of them
+    :param verify: whether to verify TLS certificates, or a file or directory of those to trust
     :param proxy: URL of a proxy; None uses the environment's
+    :param client_cert: file of a certificate that the server, or a proxy in front of it, asks for
+    :param client_key: file of its key; None when the certificate's file has it
+    :param client_key_password: decrypts the key
     :param status_words: further status words, when this TechFlow has any
     :raises InvalidParameterError: a value can't be used
     """
@@ -47,12 +54,21 @@ class Settings:
     deadline_seconds: float = 600.0
     verify: bool | str = True
     proxy: str | None = field(default=None, repr=False)
+    client_cert: str | None = None
+    client_key: str | None = None
+    client_key_password: str | None = field(default=None, repr=False)
     status_words: StatusWords = USUAL_WORDS
 
     def __post_init__(self) -> None:
         _check_api_key(self.api_key)
         object.__setattr__(self, "base_url", check_base_url("base_url", self.base_url))
-        _check_proxy(self.proxy)
+        if self.proxy is not None and not is_proxy_url(self.proxy):
+            # It may contain a password, which neither the message nor a cause may show.
+            raise InvalidParameterError("proxy", "an invalid one", "a URL such as http://proxy.example:3128, or None")
+        for name in ("client_cert", "client_key", "client_key_password"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value and self.client_cert):
+                raise InvalidParameterError(name, type(value).__name__, "text, and a client_cert that it belongs to")
         check_positive(
             timeout_seconds=self.timeout_seconds,
             response_seconds=self.response_seconds,
@@ -67,22 +83,16 @@ class Settings:
 
     def holds_key(self, content: bytes) -> bool:
         """Whether some bytes contain the key, plain or as JSON or a URL encodes it: a server may repeat it."""
+        if content.count(b"\\") + content.count(b"%") > MAX_ESCAPES:
+            return True
+        searched = SEARCHED_BYTES + ENCODED_BYTES * len(self.api_key)
+        return any(self._is_in(content[at : at + searched]) for at in range(0, len(content), SEARCHED_BYTES))
+
+    def _is_in(self, content: bytes) -> bool:
         # Without its null bytes, UTF-16 reads like ASCII.
         text = content.replace(b"\0", b"").decode(errors="replace")
         plain = JSON_ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
         return any(self.api_key in form for form in (text, plain, unquote(text), unquote(plain)))
-
-    def ssl_context(self) -> ssl.SSLContext | bool:
-        """Return the `verify` of an httpx client.
-
-        :raises InvalidParameterError: the bundle can't be read
-        """
-        if isinstance(self.verify, bool):
-            return self.verify
-        try:
-            return ssl.create_default_context(cafile=self.verify)
-        except OSError as error:
-            raise InvalidParameterError("verify", f"{self.verify!r} ({error})", "a file of certificates") from error
 
 
 def _check_api_key(value: str) -> None:
@@ -114,15 +124,12 @@ def check_base_url(parameter: str, value: str) -> str:
     return str(url).rstrip("/")
 
 
-def _check_proxy(value: str | None) -> None:
+def is_proxy_url(value: object) -> bool:
+    """Whether a value is the URL of a proxy of a kind that httpx supports."""
     try:
-        usable = value is None or bool(httpx.Proxy(value).url.host)
-    except (httpx.InvalidURL, TypeError, ValueError):
-        usable = False
-    if not usable:
-        # It may contain a password, which neither the message nor a cause may show.
-        received = "an invalid one" if isinstance(value, str) else quote(value)
-        raise InvalidParameterError("proxy", received, "a URL such as http://proxy.example:3128, or None")
+        return isinstance(value, str) and bool(httpx.Proxy(value).url.host)
+    except (httpx.InvalidURL, ValueError):
+        return False
 
 
 def check_positive(**parameters: float) -> None:

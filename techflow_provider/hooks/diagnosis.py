@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,7 @@ from techflow_provider.client.errors import (
     UnexpectedResponseError,
 )
 from techflow_provider.client.settings import Settings
+from techflow_provider.client.transport import ResponseLimitError
 
 # An intermediary, such as a proxy, may return these instead of TechFlow.
 INTERMEDIARY_STATUS = frozenset({403, 407, 451})
@@ -120,7 +122,7 @@ def _transport_cause(chain: list[BaseException], through_proxy: bool) -> Cause:
         return Cause.TLS
     if involves(httpx.ProxyError) or (through_proxy and involves(httpx.ConnectError, httpx.ConnectTimeout)):
         return Cause.PROXY
-    return Cause.HOST if involves(httpx.RemoteProtocolError, httpx.DecodingError) else Cause.NETWORK
+    return Cause.HOST if involves(httpx.RemoteProtocolError, zlib.error, ResponseLimitError) else Cause.NETWORK
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -203,7 +203,10 @@ def test_a_limit_that_is_not_a_number_above_zero_is_rejected(name):
 
 
 def test_a_missing_bundle_of_certificates_is_rejected(tmp_path):
-    with pytest.raises(InvalidParameterError, match=r"^verify: expected a file of certificates, got '.*none\.pem' \("):
+    with pytest.raises(
+        InvalidParameterError,
+        match=r"^verify: expected a file of certificates in PEM format, or .*, got '.*none\.pem' \(",
+    ):
         Client(settings=Settings("key", verify=str(tmp_path / "none.pem")))
 
 

@@ -227,7 +227,7 @@ def test_an_attempt_that_wakes_up_after_its_task_is_done_starts_nothing(starter,
 
 def interrupt(starter: Starter, act: Any) -> None:
     """Run something once, when the next response to a start has arrived."""
-    http: Any = starter.client._http
+    http: Any = starter.client._http.get()
     original = http.send
 
     def sending(request: Any, **options: Any) -> Any:
