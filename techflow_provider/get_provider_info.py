@@ -73,9 +73,10 @@ HISTORY_LAG = {
 }
 
 STATE_URL: dict[str, Any] = {
-    "description": "Where processes share the rate budget of an API key and the records of started executions: an "
-    "absolute path if all tasks run on one host, or redis://, rediss:// or unix:// if they run on several. By default, "
-    "the file techflow/state.db in AIRFLOW_HOME.",
+    "description": "Where processes share the rate budget of an API key and the records of started executions. Not "
+    "set: in Airflow's own database, on Airflow 3 through its API server; in a file in AIRFLOW_HOME where that is "
+    "SQLite. Or one of metadata (Airflow's database), broker (Celery's Redis), file, an absolute path, or a URL: "
+    "https://api-server/techflow/state, redis:// in all its forms, postgresql:// or mysql://.",
     "version_added": "0.1.0",
     "type": "string",
     "sensitive": True,

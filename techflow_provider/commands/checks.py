@@ -83,10 +83,13 @@ def state_url(error: str) -> Finding:
     return Finding("state", Severity.PROBLEM, error, "Correct it: until then, no request is sent.")
 
 
-def store(location: str, error: str | None) -> Finding:
-    """Check that the shared state can be written and read."""
+def store(location: str, error: str | None, reason: str) -> Finding:
+    """Check that the shared state can be written and read.
+
+    :param reason: why it is kept there
+    """
     if error is None:
-        return Finding("state", Severity.OK, f"{location} can be written and read")
+        return Finding("state", Severity.OK, f"{location} can be written and read ({reason})")
     remedy = (
         "Correct [techflow] state_url, or give Airflow's user write access; until then this host uses a quarter of "
         "the limit."
@@ -105,7 +108,7 @@ def hosts(executors: Sequence[str], *, in_file: bool) -> Finding:
     message = f"{' and '.join(executors)} may run tasks on several hosts"
     if not in_file:
         return Finding("hosts", Severity.OK, f"{message}, and the state isn't a file on this host")
-    remedy = "Set [techflow] state_url = redis://…, or divide requests_per_minute between the hosts."
+    remedy = "Leave [techflow] state_url empty, or set it to a store that all hosts can reach."
     return Finding("hosts", Severity.WARNING, f"{message}, but the state is a file on this host", remedy)
 
 

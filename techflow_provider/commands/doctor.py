@@ -23,9 +23,10 @@ from techflow_provider.client.parsing import DecodeError, counted, http_date, js
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Severity
 from techflow_provider.commands.console import Report, read_connection, table
-from techflow_provider.hooks.budget import MeteredBudget, is_for_one_host, open_budget, open_state, spreading_executors
+from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, Diagnosis, diagnose, uses_proxy
+from techflow_provider.hooks.state import choice, is_for_one_host, open_state, served_store, spreading_executors
 from techflow_provider.state.store import Store, StoreError, Write
 
 # A person waits for the result.
@@ -63,13 +64,15 @@ def _lines(finding: Finding) -> Iterator[str]:
 
 def _findings(conn_id: str) -> Iterator[Finding]:
     yield checks.versions(_installed())
-    yield from _state_findings()
-    yield checks.triggerer(alive=_is_triggerer_alive())
     try:
-        connection = read_connection(conn_id)
+        connection, unusable = read_connection(conn_id), ""
     except InvalidParameterError as error:
+        connection, unusable = None, str(error)
+    yield from _state_findings(connection)
+    yield checks.triggerer(alive=_is_triggerer_alive())
+    if connection is None:
         remedy = "Correct the connection; the remaining checks need it."
-        yield Finding("connection", Severity.PROBLEM, str(error), remedy)
+        yield Finding("connection", Severity.PROBLEM, unusable, remedy)
         return
     message = f"{conn_id}: {connection.settings.base_url}, {connection.requests_per_minute} requests a minute"
     yield Finding("connection", Severity.OK, message)
@@ -91,13 +94,13 @@ def _installed() -> dict[str, str]:
     return {**found, "python": platform.python_version()}
 
 
-def _state_findings() -> Iterator[Finding]:
+def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     try:
-        store, _ = open_state()
+        store = served_store() if connection is None else open_state(connection)[0]
     except InvalidParameterError as error:
         yield checks.state_url(str(error))
         return
-    yield checks.store(store.location, _store_error(store))
+    yield checks.store(store.location, _store_error(store), choice().reason)
     yield checks.hosts(spreading_executors(), in_file=is_for_one_host())
 
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
-import re
 from datetime import timedelta
-from pathlib import Path
 
-from airflow.providers.common.compat.sdk import Stats, conf
+from airflow.providers.common.compat.sdk import Stats
 
-from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.text import get_logger
-from techflow_provider.hooks.api_server import http_store
 from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.state import is_for_one_host, open_state, warn_of_hosts
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
-from techflow_provider.state.open import fallback_store, open_store
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import StateUrlError, Store, budget_key
-
-log: logging.Logger = get_logger(__name__)
-
-# The executors whose tasks all run on the scheduler's host.
-ONE_HOST_EXECUTORS = frozenset({"LocalExecutor", "SequentialExecutor", "DebugExecutor", "InProcessExecutor"})
+from techflow_provider.state.store import Store, budget_key
 
 
 class MeteredBudget(SharedBudget):
@@ -99,67 +86,3 @@ def open_cursors(connection: TechFlowConnection) -> Records:
 def cursors_key(connection: TechFlowConnection) -> str:
     """Return the name under which a connection's event triggers keep their cursors."""
     return budget_key(connection.settings.base_url, f"connection {connection.conn_id}")
-
-
-def served_store() -> Store:
-    """Return the store that an API server offers to other processes.
-
-    :raises InvalidParameterError: `[techflow] state_url` names no store
-    """
-    return open_state()[0]
-
-
-def open_state(connection: TechFlowConnection | None = None) -> tuple[Store, Store]:
-    """Return the store that `[techflow] state_url` names, and this host's own to use while that one fails.
-
-    :param connection: signs the requests to an API server
-    :raises InvalidParameterError: it names no store
-    """
-    here = open_store(str(default_state_file()))
-    if not state_url():
-        return here, fallback_store()
-    if connection is not None and state_url().lower().startswith(("https://", "http://")):
-        return http_store(state_url(), connection), here
-    try:
-        return open_store(state_url()), here
-    except StateUrlError as error:
-        raise InvalidParameterError("[techflow] state_url", error.received, error.expected) from error
-
-
-def state_url() -> str:
-    """Return `[techflow] state_url`, empty for the default file; it may hold a password."""
-    url: str = conf.get("techflow", "state_url", fallback="").strip()
-    return url
-
-
-def default_state_file() -> Path:
-    """Return the file in which the processes of one host share their state."""
-    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()
-    return home / "techflow" / "state.db"
-
-
-def is_for_one_host() -> bool:
-    """Whether the state is a file, which hosts can't share."""
-    scheme, colon, _ = state_url().partition("://")
-    return not colon or scheme == "sqlite"
-
-
-def spreading_executors() -> list[str]:
-    """Return the configured executors that may run tasks on several hosts (`[core] executor`)."""
-    configured = re.split(r"[,;\s]+", conf.get("core", "executor", fallback=""))
-    # A class may be preceded by a team, an alias and a module: `team=alias:module.Class`.
-    names = {re.split(r"[=:.]", entry)[-1] for entry in configured}
-    return sorted(name for name in names if name and name not in ONE_HOST_EXECUTORS)
-
-
-@functools.cache
-def warn_of_hosts(store: str) -> None:
-    """Warn once per process that hosts that don't share the state each use the whole limit."""
-    executors = spreading_executors()
-    if executors:
-        log.warning(
-            "%s may run tasks on several hosts, and the rate budget is kept in %s, which other hosts can't see: set "
-            "[techflow] state_url to a Redis, or the connection's requests_per_minute to one host's part of the limit",
-            " and ".join(executors),
-            store,
-        )

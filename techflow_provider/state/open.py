@@ -5,26 +5,38 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from techflow_provider.state.store import StateUrlError, Store
+
+# Each may be followed by +sentinel or +cluster.
+
+REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys")
+REDIS_MODES = ("", "sentinel", "cluster")
+SQL_SCHEMES = ("postgresql", "postgres", "mysql", "mariadb")
 
 
 @functools.lru_cache(maxsize=16)
 def open_store(state_url: str) -> Store:
     """Return the store that a URL names, one per process and URL; connects to nothing yet.
 
-    :raises StateUrlError: the URL names no store, or the Redis client is not installed
+    :raises StateUrlError: the URL names no store, or what the store needs is not installed
     """
     scheme, colon, rest = state_url.partition("://")
     if not colon:
         return _sqlite(state_url, state_url)
-    if scheme == "sqlite":
+    kind = scheme.lower()
+    if kind == "sqlite":
         return _sqlite(rest.removeprefix("/"), state_url)
-    if scheme in ("redis", "rediss", "unix"):
-        return _redis(state_url)
-    raise StateUrlError(f"{scheme}://…" if scheme.isalnum() else "something else")
+    if kind == "unix" or (kind.partition("+")[0] in REDIS_SCHEMES and kind.partition("+")[2] in REDIS_MODES):
+        return _redis(f"{kind}://{rest}")
+    if kind.partition("+")[0] in SQL_SCHEMES:
+        from techflow_provider.state.sql import SqlStore
+
+        return SqlStore(state_url)
+    raise StateUrlError(f"{scheme}://…" if re.fullmatch(r"[\w+]+", scheme) else "something else")
 
 
 @functools.cache

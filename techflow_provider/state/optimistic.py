@@ -125,6 +125,10 @@ class OptimisticStore(ABC):
     def release(self) -> None:
         """Close the connections that are idle."""
 
+    def warnings(self) -> list[str]:
+        """Return what about the server endangers what it holds. May raise `StoreError`."""
+        return []
+
     @contextlib.contextmanager
     def locked(self, namespace: str, name: str) -> Iterator[Session]:  # noqa: ARG002 - for stores that have locks
         """Let other processes that want the entry wait; a store without locks waits itself, for a random moment."""

@@ -1,53 +1,51 @@
-"""The store for several hosts: Redis or Valkey, timed by the server's clock.
+"""The store in Redis or Valkey: one server, one that Sentinels watch, or a cluster; timed by the server's clock.
 
-An update is a compare-and-set that is retried when another process was faster. The changes to a rate budget run as
-a script (`gcra.lua`) on the server instead, so that callers that never wait can't shut each other out. The server's
-clock can be set: when it steps back, or ahead of what a caller's own clock proves, a budget moves along with it, and
-slots that were held are void. The redis package is imported with the first operation, not before.
+The changes to a rate budget run as a script (`gcra.lua`) on the server, so that callers that never wait can't shut each
+other out. The server's clock can be set: when it steps back, or ahead of what a caller's own clock proves, a budget
+moves along with it, and slots that were held are void. The redis package is imported with the first operation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import math
 import os
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, TypeVar, cast
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetChange, change_to_dict, read_result
-from techflow_provider.state.store import STORE_TIMEOUT_SECONDS, Change, Entry, StateUrlError, StoreError, Write
-
-if TYPE_CHECKING:
-    from redis import Redis
-    from redis.commands.core import Script
+from techflow_provider.state.optimistic import CLOCK_TOLERANCE_SECONDS, LostReplyError, OptimisticStore, Reply, Row
+from techflow_provider.state.redis_url import CLUSTER, RedisUrl
+from techflow_provider.state.store import Change, Entry, StoreError
 
 T = TypeVar("T")
 
-# Each attempt of an update fails only where another one succeeded meanwhile.
-MAX_UPDATE_ATTEMPTS = 100
-LONGEST_JITTER_SECONDS = 0.02
-
-# KEYS: the namespace's entries, and when each expires. ARGV: the entry's name, its text as it was read ('' for none),
-# the text to write ('' to delete it), the server's time, when the entry expires, and its time to live in milliseconds.
-COMPARE_AND_SET = """
+# Each is called with the namespace's entries and when each expires as KEYS, and with the entry's name as ARGV[1].
+FETCH = "return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('TIME')}"
+LIST = "return {redis.call('HGETALL', KEYS[1]), redis.call('TIME')}"
+# Further arguments: its text as it was found ('' for none), the text to write ('' to delete it), the clock that the
+# decision is based on and how far it may be from the server's, when the entry expires, and its time to live in
+# milliseconds. Returns 1, or what FETCH does.
+SWAP = """
 local function drop(name)
   redis.call('HDEL', KEYS[1], name)
   redis.call('ZREM', KEYS[2], name)
 end
-local name, ttl = ARGV[1], tonumber(ARGV[6])
-if (redis.call('HGET', KEYS[1], name) or '') ~= ARGV[2] then return 0 end
+local name, found, time, ttl = ARGV[1], redis.call('HGET', KEYS[1], ARGV[1]), redis.call('TIME'), tonumber(ARGV[7])
+local late = math.abs(tonumber(time[1]) + tonumber(time[2]) / 1000000 - tonumber(ARGV[4]))
+if (found or '') ~= ARGV[2] or late > tonumber(ARGV[5]) then return {found, time} end
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, 100)) do drop(old) end
 if ARGV[3] == '' then
   drop(name)
   return 1
 end
 redis.call('HSET', KEYS[1], name, ARGV[3])
-redis.call('ZADD', KEYS[2], ARGV[5], name)
+redis.call('ZADD', KEYS[2], ARGV[6], name)
 for index = 1, 2 do
   if redis.call('PTTL', KEYS[index]) < ttl then redis.call('PEXPIRE', KEYS[index], ttl) end
 end
@@ -55,44 +53,68 @@ return 1
 """
 
 
-class RedisStore:
-    """What processes on several hosts share.
+class RedisStore(OptimisticStore):
+    """What processes on several hosts share in Redis.
 
-    :param url: `redis://`, `rediss://` (TLS) or `unix://`, with options of the redis package as its query
+    :param url: what `RedisUrl` reads, with options of the redis package or of Celery as its query
     :param clock: seconds to use in place of the server's clock, for tests
     :raises StateUrlError: the URL can't be read
     """
 
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
-        self.location: str = _location(url)
-        self._url = url
-        self._clock = clock
+        self._url = RedisUrl.read(url)
+        super().__init__(self._url.location, clock)
         self._connection: _Connection | None = None
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
-        if isinstance(change, BudgetChange):
-            settings = (name, json.dumps(self._now()), str(BUDGET_TTL_SECONDS), json.dumps(change_to_dict(change)))
-            return cast("T", read_result(change, json.loads(self._run(_gcra_script(), namespace, *settings))))
-        for _ in range(MAX_UPDATE_ATTEMPTS):
-            text, now = self._read(lambda pipeline: pipeline.hget(_keys(namespace)[0], name))
-            entry = None if text is None else self._entry(name, text, now)
-            write, result = change(entry, now)
-            if write is None or self._write(namespace, name, text or "", write, now):
-                return result
-            time.sleep(random.uniform(0, LONGEST_JITTER_SECONDS))  # noqa: S311 - jitter
-        raise StoreError(f"{self.location}: {name} changed during each of {MAX_UPDATE_ATTEMPTS} attempts to update it")
+        if not isinstance(change, BudgetChange):
+            return super().update(namespace, name, change)
+        now = json.dumps(None if self._clock is None else self._clock())
+        settings = (name, now, str(BUDGET_TTL_SECONDS), json.dumps(change_to_dict(change)))
+        return cast("T", read_result(change, json.loads(self._run(_gcra_script(), namespace, *settings))))
 
-    def _write(self, namespace: str, name: str, found: str, write: Write, now: float) -> bool:
-        expires, ttl = now + write.ttl_seconds, math.ceil(write.ttl_seconds * 1000)
-        text = "" if write.value is None else f"{now!r} {expires!r} {write.value}"
-        return bool(self._run(COMPARE_AND_SET, namespace, name, found, text, repr(now), repr(expires), str(ttl)))
+    def fetch(self, namespace: str, name: str) -> Reply:
+        """Return what the server holds under a name."""
+        return self._reply(*self._run(FETCH, namespace, name))
+
+    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
+        """Write a row if the server still holds what was found."""
+        tolerance = CLOCK_TOLERANCE_SECONDS if self._clock is None else math.inf
+        expires = 0.0 if following is None else following.expires
+        ttl = 0 if following is None else math.ceil((expires - following.written) * 1000)
+        texts = (_text(found), _text(following))
+        reply = self._run(
+            SWAP, namespace, name, *texts, repr(now), str(tolerance), repr(expires), str(ttl), writes=True
+        )
+        return Reply(None, now, done=True) if reply == 1 else self._reply(*reply)
+
+    def make_row(self, value: str, written: float, expires: float) -> Row:
+        """Return a row to write; it has its times in its text, which a fraction of a millisecond makes unique."""
+        expires -= random.random() / 1000  # noqa: S311 - see above
+        return Row(value, f"{written!r} {expires!r} {value}", written, expires)
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
-        texts, now = self._read(lambda pipeline: pipeline.hgetall(_keys(namespace)[0]))
-        found = (self._entry(name, text, now) for name, text in sorted(texts.items()) if name.startswith(prefix))
+        flat, time = self._run(LIST, namespace, "")
+        texts = sorted(zip(flat[::2], flat[1::2], strict=True))
+        replies = ((name, self._reply(text, time)) for name, text in texts if name.startswith(prefix))
+        found = (reply.row.entry(name, reply.now) for name, reply in replies if reply.row is not None)
         return [entry for entry in found if entry is not None]
+
+    def warnings(self) -> list[str]:
+        """Return what about the server endangers what it holds."""
+        found = self._on_server(
+            lambda client: [each for node in _nodes(client) for each in _warnings(node)], writes=False
+        )
+        return list(dict.fromkeys(found))
+
+    def release(self) -> None:
+        """Close the connections that are idle."""
+        connection = self._connection
+        if connection is not None and connection.process_id == os.getpid():
+            for node in _nodes(connection.client):
+                node.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
         """Close the connections of this process."""
@@ -100,75 +122,72 @@ class RedisStore:
         if connection is not None and connection.process_id == os.getpid():
             connection.client.close()
 
-    def _now(self) -> float | None:
-        return None if self._clock is None else self._clock()
-
-    def _entry(self, name: str, text: str, now: float) -> Entry | None:
-        """Read an entry as Redis holds it: when it was written, when it expires, and its text."""
+    def _reply(self, text: str | None, time: tuple[str, str]) -> Reply:
+        """Read what the server holds: when it was written, when it expires, and its text."""
+        now = int(time[0]) + int(time[1]) / 1e6 if self._clock is None else self._clock()
+        if not text:
+            return Reply(None, now)
         try:
             written, expires, value = text.split(" ", 2)
-            return Entry(name, value, now - float(written)) if float(expires) > now else None
+            return Reply(Row(value, text, float(written), float(expires)), now)
         except ValueError:
             raise StoreError(f"{self.location}: expected an entry with its times, got {text[:200]!r}") from None
 
-    def _read(self, command: Callable[[Any], object]) -> tuple[Any, float]:
-        """Send a command and return its reply and the server's time."""
-
-        def act(connection: _Connection) -> tuple[Any, float]:
-            pipeline = connection.client.pipeline(transaction=False)
-            command(pipeline)
-            pipeline.time()
-            reply, (seconds, microseconds) = pipeline.execute()
-            now = self._now()
-            return reply, seconds + microseconds / 1e6 if now is None else now
-
-        return self._on_server(act)
-
-    def _run(self, script: str, namespace: str, *arguments: str) -> Any:
+    def _run(self, script: str, namespace: str, *arguments: str, writes: bool = False) -> Any:
         """Run a script by its hash, or by its text where the server doesn't know it yet."""
-        return self._on_server(lambda connection: connection.scripts[script](keys=_keys(namespace), args=arguments))
+        keys = _keys(namespace, is_cluster=self._url.mode == CLUSTER)
+        return self._on_server(lambda client: _eval(client, script, keys, arguments), writes=writes)
 
-    def _on_server(self, act: Callable[[_Connection], T]) -> T:
+    def _on_server(self, act: Callable[[Any], T], *, writes: bool) -> T:
         import redis
 
         try:
-            return act(self._connected())
+            try:
+                return act(self._connected())
+            except redis.ReadOnlyError:
+                # The address has passed to another server.
+                self.close()
+                return act(self._connected())
         except (redis.RedisError, OSError, ValueError, TypeError) as error:
-            # These messages are the server's or the socket's; those about a bad option may quote the URL.
-            is_safe = isinstance(error, redis.RedisError | OSError)
-            message = str(error) if is_safe else "an option in its URL can't be used"
-            raise StoreError(f"{self.location}: {type(error).__name__}: {message}") from error
+            raise self._error(error, writes=writes) from error
 
-    def _connected(self) -> _Connection:
+    def _error(self, error: Exception, *, writes: bool) -> StoreError:
+        import redis
+
+        # These messages are the server's or the socket's; those about a bad option may quote the URL.
+        is_safe = isinstance(error, redis.RedisError | OSError)
+        message = str(error) if is_safe else "an option in its URL can't be used"
+        if isinstance(error, redis.exceptions.MovedError):
+            message = "the server belongs to a cluster: use redis+cluster://"
+        is_lost = writes and isinstance(error, redis.ConnectionError | redis.TimeoutError)
+        return (LostReplyError if is_lost else StoreError)(f"{self.location}: {type(error).__name__}: {message}")
+
+    def _connected(self) -> Any:
+        self.touch()
         connection = self._connection
         # A connection is never shared with a child.
         if connection is None or connection.process_id != os.getpid():
-            client = _connect(self._url)
-            scripts = {text: client.register_script(text) for text in (COMPARE_AND_SET, _gcra_script())}
-            connection = self._connection = _Connection(os.getpid(), client, scripts)
-        return connection
+            connection = self._connection = _Connection(os.getpid(), self._url.connect())
+        return connection.client
 
 
 class _Connection(NamedTuple):
     process_id: int
-    client: Redis
-    scripts: dict[str, Script]
+    client: Any
 
 
-def _connect(url: str) -> Redis:
+def _eval(client: Any, script: str, keys: tuple[str, str], arguments: tuple[str, ...]) -> Any:
     import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
 
-    return redis.Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=STORE_TIMEOUT_SECONDS,
-        socket_connect_timeout=STORE_TIMEOUT_SECONDS,
-        # A connection that the server has closed is opened anew; a slot that was taken twice merely stays unused.
-        retry=Retry(NoBackoff(), 1),
-        retry_on_error=[redis.ConnectionError],
-    )
+    try:
+        return client.evalsha(_digest(script), len(keys), *keys, *arguments)
+    except redis.exceptions.NoScriptError:
+        return client.eval(script, len(keys), *keys, *arguments)
+
+
+@functools.cache
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 @functools.cache
@@ -176,19 +195,39 @@ def _gcra_script() -> str:
     return (files("techflow_provider.state") / "gcra.lua").read_text(encoding="utf-8")
 
 
-def _location(url: str) -> str:
-    """Return a URL without user information and options."""
-    try:
-        parts = urlsplit(url)
-        place = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-    except ValueError:
-        raise StateUrlError("a Redis URL that can't be read") from None
-    number = "" if parts.scheme == "unix" else parts.path.removeprefix("/")
-    if parts.scheme != "unix" and number and not number.isdecimal():
-        raise StateUrlError(f"a Redis URL with {number!r} in place of a database's number")
-    return f"{parts.scheme}://{place}" + (f"/{number}" if number else "")
+def _nodes(client: Any) -> list[Any]:
+    """Return the clients of a cluster's nodes, or the only one."""
+    if not hasattr(client, "get_nodes"):
+        return [client]
+    return [node.redis_connection for node in client.get_nodes() if node.redis_connection is not None]
 
 
-def _keys(namespace: str) -> tuple[str, str]:
-    # A cluster places a key by the part in braces, so the keys of one operation lie together.
-    return f"techflow:{{{namespace}}}:records", f"techflow:{{{namespace}}}:ends"
+def _warnings(client: Any) -> Iterator[str]:
+    import redis
+
+    server = client.info()
+    policy, evicted = server.get("maxmemory_policy", ""), server.get("evicted_keys", 0)
+    if evicted:
+        yield f"it has evicted {evicted} keys to free memory, perhaps records of starts"
+    if server.get("maxmemory") and policy != "noeviction":
+        yield f"its maxmemory-policy is {policy}: with its memory full, it deletes records of starts silently"
+    # Hosted servers don't show their configuration.
+    with contextlib.suppress(redis.RedisError):
+        if not server.get("aof_enabled") and not client.config_get("save").get("save"):
+            yield "it saves nothing (appendonly no, save ''): when it restarts, no start and no wait is known any more"
+
+
+def _text(row: Row | None) -> str:
+    """Return a row as the server holds it; an API server passes on rows with versions of its clients."""
+    if row is None:
+        return ""
+    return row.version if row.version.endswith(f" {row.value}") else f"{row.written!r} {row.expires!r} {row.value}"
+
+
+def _keys(namespace: str, *, is_cluster: bool) -> tuple[str, str]:
+    """Return where a namespace's entries are, and when each expires.
+
+    A cluster places a key by the part in braces. All that belongs to one account lies together there.
+    """
+    account, slash, rest = namespace.partition("/") if is_cluster else (namespace, "", "")
+    return tuple(f"techflow:{{{account}}}{slash}{rest}:{part}" for part in ("records", "ends"))  # type: ignore[return-value]

@@ -17,8 +17,8 @@ STORE_TIMEOUT_SECONDS = 1.0
 BUDGET_NAME = "budget"
 
 EXPECTED_URL = (
-    "an absolute path, sqlite:////absolute/path, redis://host:port/number, "
-    "rediss://host:port/number or unix:///path/of/socket"
+    "nothing, file, metadata, broker, https://api-server/techflow/state, redis://host:port/number (also rediss://, "
+    "valkey://, redis+sentinel://, redis+cluster://, unix://), postgresql://…, mysql://… or an absolute path"
 )
 
 T = TypeVar("T")

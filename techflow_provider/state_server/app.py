@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.hooks.budget import served_store
+from techflow_provider.hooks.state import served_store
 from techflow_provider.state.api import carry_out
 from techflow_provider.state.signing import SIGNATURE_HEADER, Proof
 from techflow_provider.state.store import Store, StoreError

@@ -19,7 +19,7 @@ from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.parsing import Json, quote
 from techflow_provider.compat import state_errors, task_state_store
-from techflow_provider.hooks.budget import open_state
+from techflow_provider.hooks.state import open_state
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter

@@ -16,8 +16,10 @@ import pytest
 
 from techflow_provider.client import Client, InvalidParameterError, Settings
 from techflow_provider.hooks import budget as budgets
-from techflow_provider.hooks.budget import default_state_file, open_budget, spreading_executors
+from techflow_provider.hooks import state
+from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.state import default_state_file, spreading_executors
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.open import fallback_store
@@ -176,9 +178,9 @@ def test_a_file_that_hosts_can_not_share_is_warned_of_once_a_process(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", state_url)
-    budgets.warn_of_hosts.cache_clear()
-    with caplog.at_level(logging.WARNING, budgets.__name__):
+    state.warn_of_hosts.cache_clear()
+    with caplog.at_level(logging.WARNING, state.__name__):
         budget_of("http://e.example")
         budget_of("http://f.example")
     assert len(caplog.messages) == warnings
-    assert all("[techflow] state_url" in message and "requests_per_minute" in message for message in caplog.messages)
+    assert all("[techflow] state_url" in message and "may be repeated" in message for message in caplog.messages)

@@ -119,7 +119,7 @@ def test_an_update_is_tried_again_when_another_process_was_faster(redis_server, 
 
 
 def test_an_update_that_is_always_too_late_is_given_up(redis_server, key, monkeypatch):
-    monkeypatch.setattr("techflow_provider.state.redis.MAX_UPDATE_ATTEMPTS", 3)
+    monkeypatch.setattr("techflow_provider.state.optimistic.MAX_UPDATE_ATTEMPTS", 3)
     store, other = RedisStore(redis_server.url), RedisStore(redis_server.url)
     attempts: list[None] = []
 

@@ -119,9 +119,18 @@ class TestStateUrl:
             ("redis://user:secret@host:7000/2?socket_timeout=3", "redis://host:7000/2"),
             ("rediss://:secret@host", "rediss://host:6379"),
             ("unix://:secret@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+            ("REDIS://:secret@Host", "redis://host:6379"),
+            ("valkey://user:secret@host/3", "valkey://host:6379/3"),
+            ("valkeys://:secret@[::1]:7000", "valkeys://[::1]:7000"),
+            ("redis+sentinel://:secret@a,b:7000/main/1?sentinel_password=s3", "redis+sentinel://a:26379,b:7000/main/1"),
+            ("rediss+sentinel://a/main", "rediss+sentinel://a:26379/main"),
+            ("redis+cluster://:secret@a:7000,b:7001", "redis+cluster://a:7000,b:7001"),
+            ("postgresql://user:secret@host/db", "postgresql://host/db"),
+            ("POSTGRES://user:secret@host:5433/db", "postgresql://host:5433/db"),
+            ("postgresql+psycopg2://:secret@host/db?sslmode=require", "postgresql://host/db"),
         ],
     )
-    def test_the_location_of_a_redis_has_no_password(self, url, location):
+    def test_the_location_of_a_server_has_no_password(self, url, location):
         assert open_store(url).location == location
 
     def test_all_that_name_a_store_get_the_same_one(self):
@@ -130,7 +139,12 @@ class TestStateUrl:
     @pytest.mark.parametrize(
         "url",
         [
-            "postgresql://user:secret@host/db",
+            "oracle://user:secret@host/db",
+            "postgresql://user:secret@host:port/db",
+            "postgresql+asyncpg://user:secret@host/db",
+            "redis+sentinel://user:secret@a,b",
+            "redis+other://user:secret@host",
+            "redis://user:secret@a,b",
             "redis://user:secret@host:port/0",
             "redis://user:secret@host/secret",
             "user:secret@host",

@@ -63,12 +63,13 @@ with DAG("budget", schedule=None, **OPTIONS):
     @task
     def call(number: int) -> None:
         """Call without end, and log where the state is."""
-        from techflow_provider.hooks.budget import open_state
+        from techflow_provider.hooks.state import open_state
         from techflow_provider.hooks.techflow import TechFlowHook
 
         hook = TechFlowHook("techflow_busy")
         for _ in range(CALLS):
             hook.get_workflow("busy")
-        logging.getLogger(__name__).info("the state of caller %d is in %s", number, open_state()[0].location)
+        store, _ = open_state(hook.connection)
+        logging.getLogger(__name__).info("the state of caller %d is in %s", number, store.location)
 
     call.expand(number=list(range(CALLERS)))

@@ -1,0 +1,122 @@
+"""The URL of a Redis or Valkey: one server, one that Sentinels watch, or a cluster; and how it is connected to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from techflow_provider.state.store import StateUrlError
+
+# A slow network is not one that is gone.
+DEFAULTS: Mapping[str, Any] = {"decode_responses": True, "socket_timeout": 10.0, "socket_connect_timeout": 10.0}
+DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
+SENTINEL, CLUSTER = "sentinel", "cluster"
+SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+# Options of Celery's brokers that mean nothing here, and those of Sentinels.
+IGNORED_OPTIONS = frozenset(
+    {"visibility_timeout", "fanout_prefix", "fanout_patterns", "global_keyprefix", "master_name"}
+)
+SENTINEL_OPTIONS = {"sentinel_username": "username", "sentinel_password": "password"}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RedisUrl:
+    """What a URL says.
+
+    :param location: the URL without user information and options
+    :param mode: `sentinel`, `cluster` or empty
+    :param hosts: names and ports
+    :param service: the name under which Sentinels know the server
+    :param plain: the URL of one server, from which the redis package reads the options
+    :param sentinel_options: the user and password of the Sentinels
+    """
+
+    location: str
+    mode: str
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    plain: str
+    sentinel_options: Mapping[str, str]
+
+    @classmethod
+    def read(cls, url: str) -> RedisUrl:
+        """Read a URL.
+
+        :raises StateUrlError: it can't be read
+        """
+        scheme, _, rest = url.partition("://")
+        place, _, query = rest.partition("?")
+        options = {name: value for name, value in parse_qsl(query) if name not in IGNORED_OPTIONS}
+        sentinel = {to: options.pop(name) for name, to in SENTINEL_OPTIONS.items() if name in options}
+        if "ssl_cert_reqs" in options:
+            # Celery writes CERT_NONE for none.
+            options["ssl_cert_reqs"] = options["ssl_cert_reqs"].lower().removeprefix("cert_")
+        if scheme == "unix":
+            user, at, path = place.rpartition("@")
+            plain = f"unix://{user}{at}{path}?{urlencode(options)}"
+            return cls(f"unix://{path}", "", (), "", plain, sentinel)
+        base, _, mode = scheme.partition("+")
+        netloc, _, path = place.partition("/")
+        service, _, number = path.partition("/") if mode == SENTINEL else ("", "", path)
+        service = service or dict(parse_qsl(query)).get("master_name", "")
+        hosts = _hosts(netloc.rpartition("@")[2], SENTINEL_PORT if mode == SENTINEL else DEFAULT_PORT)
+        _check(number, service, mode, len(hosts))
+        user, at, _ = netloc.rpartition("@")
+        host, port = hosts[0]
+        bracketed = f"[{host}]" if ":" in host else host
+        plain = f"{SCHEMES[base]}://{user}{at}{bracketed}:{port}/{number}?{urlencode(options)}"
+        places = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
+        location = "/".join((f"{scheme}://{places}", *filter(None, (service, number))))
+        return cls(location, mode, hosts, service, plain, sentinel)
+
+    def connect(self) -> Any:
+        """Return a client, which connects with its first command."""
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        # A connection that the server has closed is opened anew; an update notices what it has written already.
+        retry: dict[str, Any] = {"retry": Retry(NoBackoff(), 1), "retry_on_error": [redis.ConnectionError]}
+        if not self.mode:
+            return redis.Redis.from_url(self.plain, **DEFAULTS, **retry)
+        if self.mode == CLUSTER:
+            node: Any = redis.cluster.ClusterNode
+            nodes = [node(*host) for host in self.hosts]
+            return redis.RedisCluster(startup_nodes=nodes, **self._options("host", "port", "db"))
+        options: Any = self._options("host", "port")
+        timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+        sentinels: Any = redis.sentinel.Sentinel
+        watching = sentinels(self.hosts, sentinel_kwargs={**timeouts, **self.sentinel_options})
+        return watching.master_for(self.service, **options, **retry)
+
+    def _options(self, *without: str) -> dict[str, Any]:
+        """Return the options as the redis package reads them from the URL of one server."""
+        import redis
+
+        parse: Any = redis.connection.parse_url
+        options: dict[str, Any] = {**DEFAULTS, **parse(self.plain)}
+        # Of TLS.
+        if options.pop("connection_class", None) is not None:
+            options["ssl"] = True
+        return {name: value for name, value in options.items() if name not in without}
+
+
+def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    try:
+        parts = [urlsplit(f"//{each}") for each in text.split(",")]
+        return tuple((each.hostname or "localhost", each.port or default_port) for each in parts)
+    except ValueError:
+        raise StateUrlError("a Redis URL that can't be read") from None
+
+
+def _check(number: str, service: str, mode: str, hosts: int) -> None:
+    if number and not number.isdecimal():
+        raise StateUrlError(f"a Redis URL with {number!r} in place of a database's number")
+    if mode == SENTINEL and not service:
+        raise StateUrlError(
+            "redis+sentinel://… without a service", "redis+sentinel://host:port,host:port/service/number"
+        )
+    if not mode and hosts > 1:
+        raise StateUrlError("redis://… with several hosts", "redis+sentinel://… or redis+cluster://…")
