@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetState, CoolDown, Reserve, Settle
-from techflow_provider.state.gcra import GcraState, Policy, RequestClass, Reservation, ReservationRequest
+from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
 from techflow_provider.state.store import BUDGET_NAME, Change, Entry, Store, StoreError, Write, read_only
 
@@ -30,6 +32,9 @@ DEFAULT_REQUESTS_PER_MINUTE = 100
 DEFAULT_BURST = 6
 # The part of the limit that is used when the store can't be: as many hosts may do so without exceeding the limit.
 FALLBACK_SHARE = 0.25
+# Refusals for so long mean that a server is gone; until then it is asked again after one of these times.
+GRACE_SECONDS = 30.0
+RETRY_SECONDS = 0.5, 2.0
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 
@@ -66,13 +71,17 @@ class _Tier:
     :param store: the store
     :param policy: the budget's parameters there
     :param requests_per_minute: the limit that the policy enforces
-    :param failures: failed operations in a row
+    :param grace_seconds: how long it may fail until another tier is used: a slow network is not one that is gone
+    :param failing_since: when it failed after it had worked, on the budget's clock
+    :param failures: failed operations in a row since the grace time was over
     :param retry_at: when to try again, on the budget's clock
     """
 
     store: Store
     policy: Policy
     requests_per_minute: int
+    grace_seconds: float = 0.0
+    failing_since: float = math.inf
     failures: int = 0
     retry_at: float = -math.inf
 
@@ -112,7 +121,7 @@ class _TieredBudget:
             self._last = (tier, reservation.at, asked_at)
             return reservation
 
-        return self._on_store(act)
+        return self._on_store(act, lambda: _ask_again(within_seconds))
 
     def _expected(self, tier: _Tier, asked_at: float) -> float | None:
         last = self._last
@@ -150,20 +159,33 @@ class _TieredBudget:
 
         return self._on_store(act)
 
-    def _on_store(self, act: Callable[[_Tier, bool], T]) -> T:
+    def _on_store(self, act: Callable[[_Tier, bool], T], ask_again: Callable[[], T] | None = None) -> T:
         for tier in self._tiers[:-1]:
             if self._clock() < tier.retry_at:
                 continue
             try:
                 result = act(tier, tier is not self._active)
             except StoreError as error:
-                self._failed(tier, error)
+                if self._is_slow(tier, error):
+                    if ask_again is not None:
+                        return ask_again()
+                else:
+                    self._failed(tier, error)
             else:
                 self._succeeded(tier)
                 return result
         result = act(self._tiers[-1], self._tiers[-1] is not self._active)
         self._active = self._tiers[-1]
         return result
+
+    def _is_slow(self, tier: _Tier, error: StoreError) -> bool:
+        """Whether a tier may still fail before another one is used."""
+        now = self._clock()
+        if tier.failing_since > now:
+            tier.failing_since = now
+            if tier.grace_seconds:
+                log.warning("The rate budget's state can't be used at present, and is retried: %s", error)
+        return now < tier.failing_since + tier.grace_seconds
 
     def _failed(self, tier: _Tier, error: StoreError) -> None:
         tier.failures += 1
@@ -180,10 +202,16 @@ class _TieredBudget:
             )
 
     def _succeeded(self, tier: _Tier) -> None:
-        if tier.failures:
+        if tier.failing_since < math.inf:
             log.info("The rate budget's state in %s is used again", tier.store.location)
-            tier.failures = 0
+            tier.failures, tier.failing_since = 0, math.inf
         self._active = tier
+
+
+def _ask_again(within_seconds: float) -> Reservation:
+    """Return a reservation of nothing, after which the caller asks again."""
+    wait = random.uniform(*RETRY_SECONDS)  # noqa: S311 - jitter
+    return Reservation(wait, granted=wait <= within_seconds, due=0.0, held=False, reason=Reason.STATE)
 
 
 class LocalBudget(_TieredBudget):
@@ -241,6 +269,8 @@ class SharedBudget(_TieredBudget):
     ) -> None:
         share = max(1, int(requests_per_minute * fallback_share))
         reduced = Policy.of(share, 1, minute_seconds)
-        first = _Tier(store, Policy.of(requests_per_minute, burst, minute_seconds), requests_per_minute)
+        policy = Policy.of(requests_per_minute, burst, minute_seconds)
+        grace_seconds = GRACE_SECONDS if isinstance(store, OptimisticStore) else 0.0
+        first = _Tier(store, policy, requests_per_minute, grace_seconds)
         spares = [spare for spare in (fallback, MemoryStore(clock)) if spare is not None]
         super().__init__(key, (first, *(_Tier(spare, reduced, share) for spare in spares)), clock)

@@ -122,6 +122,7 @@ class Reason(StrEnum):
     COMMANDS = "commands go first"
     COOL_DOWN = "the cool-down after a 429"
     PROBE = "the first request after a 429"
+    STATE = "the shared state can't be used at present"
 
 
 @dataclass(frozen=True, slots=True)

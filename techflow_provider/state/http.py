@@ -20,7 +20,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 import httpx
 
 from techflow_provider.state.budget_state import BudgetChange, change_to_dict, read_result
-from techflow_provider.state.optimistic import IDLE_SECONDS, LostReplyError, OptimisticStore, Reply, Row
+from techflow_provider.state.optimistic import (
+    IDLE_SECONDS,
+    LostReplyError,
+    OptimisticStore,
+    Reply,
+    Row,
+    UnreachableError,
+)
 from techflow_provider.state.signing import SIGNATURE_HEADER, Signer
 from techflow_provider.state.store import Change, Entry, StoreError
 from techflow_provider.state.wire import build
@@ -120,7 +127,7 @@ class HttpStore(OptimisticStore):
         try:
             return self._client().post(self._url, content=body, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.PoolTimeout) as error:
-            raise StoreError(f"{self.location}: {type(error).__name__}: {error}") from error
+            raise UnreachableError(f"{self.location}: {type(error).__name__}: {error}") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise LostReplyError(f"{self.location}: {type(error).__name__}: {error}") from error
 

@@ -36,7 +36,11 @@ MAX_ROWS_SEEN = 1000
 Key = tuple[str, str]
 
 
-class LostReplyError(StoreError):
+class UnreachableError(StoreError):
+    """The server can't be reached at present, as while it restarts."""
+
+
+class LostReplyError(UnreachableError):
     """The connection broke during a write, so it is unknown whether the store carried it out."""
 
 

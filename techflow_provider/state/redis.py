@@ -19,7 +19,14 @@ from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar, cast
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetChange, change_to_dict, read_result
-from techflow_provider.state.optimistic import CLOCK_TOLERANCE_SECONDS, LostReplyError, OptimisticStore, Reply, Row
+from techflow_provider.state.optimistic import (
+    CLOCK_TOLERANCE_SECONDS,
+    LostReplyError,
+    OptimisticStore,
+    Reply,
+    Row,
+    UnreachableError,
+)
 from techflow_provider.state.redis_url import CLUSTER, RedisUrl
 from techflow_provider.state.store import Change, Entry, StoreError
 
@@ -159,8 +166,10 @@ class RedisStore(OptimisticStore):
         message = str(error) if is_safe else "an option in its URL can't be used"
         if isinstance(error, redis.exceptions.MovedError):
             message = "the server belongs to a cluster: use redis+cluster://"
-        is_lost = writes and isinstance(error, redis.ConnectionError | redis.TimeoutError)
-        return (LostReplyError if is_lost else StoreError)(f"{self.location}: {type(error).__name__}: {message}")
+        kind = StoreError
+        if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+            kind = LostReplyError if writes else UnreachableError
+        return kind(f"{self.location}: {type(error).__name__}: {message}")
 
     def _connected(self) -> Any:
         self.touch()

@@ -18,7 +18,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from techflow_provider.state.optimistic import CLOCK_TOLERANCE_SECONDS, LostReplyError, OptimisticStore, Reply, Row
+from techflow_provider.state.optimistic import (
+    CLOCK_TOLERANCE_SECONDS,
+    LostReplyError,
+    OptimisticStore,
+    Reply,
+    Row,
+    UnreachableError,
+)
 from techflow_provider.state.store import BUDGET_NAME, Entry, StateUrlError, StoreError
 
 if TYPE_CHECKING:
@@ -206,7 +213,7 @@ class SqlStore(OptimisticStore):
                 return reply
         except self._errors as error:
             self.release()
-            raise self._error(error) from error
+            raise self._error(error, LostReplyError) from error
 
     @contextlib.contextmanager
     def locked(self, namespace: str, name: str) -> Iterator[_Session]:  # noqa: ARG002 - the session's first fetch locks the row
@@ -216,7 +223,7 @@ class SqlStore(OptimisticStore):
                 yield session
                 session.commit()
         except self._errors as error:
-            raise self._error(error) from error
+            raise self._error(error, LostReplyError) from error
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
@@ -244,10 +251,13 @@ class SqlStore(OptimisticStore):
 
         return (self.dialect.dbapi.Error, SQLAlchemyError, OSError, ValueError)
 
-    def _error(self, error: Exception) -> StoreError:
-        """Return the error for a write that failed."""
+    def _error(self, error: Exception, lost: type[StoreError]) -> StoreError:
+        """Return the error for an operation that failed.
+
+        :param lost: what it is when the connection broke
+        """
         dbapi = self.dialect.dbapi
-        kind = LostReplyError if isinstance(error, dbapi.OperationalError | dbapi.InterfaceError) else StoreError
+        kind = lost if isinstance(error, dbapi.OperationalError | dbapi.InterfaceError) else StoreError
         return kind(f"{self.location}: {_first_line(error)}")
 
     def _read(self, act: Callable[[_Session], T]) -> T:
@@ -266,7 +276,7 @@ class SqlStore(OptimisticStore):
             with self._session() as session:
                 return act(session)
         except self._errors as error:
-            raise StoreError(f"{self.location}: {_first_line(error)}") from error
+            raise self._error(error, UnreachableError) from error
 
     @contextlib.contextmanager
     def _session(self, *, locks: bool = False) -> Iterator[_Session]:

@@ -12,11 +12,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.text import get_logger
+from techflow_provider.state.optimistic import UnreachableError
 from techflow_provider.state.store import Entry, Store, StoreError, Write, read_only
 from techflow_provider.submission import legacy
 
@@ -25,6 +27,8 @@ T = TypeVar("T")
 log: logging.Logger = get_logger(__name__)
 
 STATE_RETRY_DELAYS = (0.1, 0.4, 1.5, 4.0)
+# A server that restarts is waited for so long.
+UNREACHABLE_SECONDS = 90.0
 # A record is needed as long as its task may be retried or cleared.
 RECORD_TTL_SECONDS = 30 * 24 * 3600.0
 # After completion it matters only to an attempt that is made because Airflow did not notice the success.
@@ -294,9 +298,15 @@ async def use_state(context: FlowContext, act: Callable[[], T]) -> T:
 
     :raises StoreError: it still fails
     """
-    for delay in STATE_RETRY_DELAYS:
+    waited = 0.0
+    for delay in chain(STATE_RETRY_DELAYS, repeat(STATE_RETRY_DELAYS[-1])):
         try:
             return await context.io.use_state(act)
-        except StoreError:
-            await context.io.sleep(delay)
-    return await context.io.use_state(act)
+        except StoreError as error:
+            # A server may be restarting; a file that can't be used now most likely can't be soon.
+            longest = UNREACHABLE_SECONDS if isinstance(error, UnreachableError) else sum(STATE_RETRY_DELAYS)
+            if waited + delay > min(longest, context.settings.deadline_seconds):
+                raise
+        waited += delay
+        await context.io.sleep(delay * (0.5 + context.random()))
+    raise AssertionError

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
+from techflow_provider.state.gcra import Reason
 from techflow_provider.state.records import Records
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import Entry, StoreError, Write
@@ -22,12 +23,17 @@ def notify(store, key: str) -> int:
     return Records(store, key).notify()
 
 
-def test_a_server_that_stops_is_given_up_and_used_again_when_it_starts(own_redis, key, clock):
+def test_a_server_that_stops_is_asked_again_for_half_a_minute_and_used_again_when_it_starts(own_redis, key, clock):
     budget = SharedBudget(RedisStore(own_redis.url), key, clock=clock)
     budget.reserve(COMMAND, 1e9)
     assert budget.snapshot().shared
     own_redis.stop()
-    assert budget.reserve(COMMAND, 1e9).granted
+    for _ in range(20):
+        reservation = budget.reserve(COMMAND, 1e9)
+        assert (reservation.granted, reservation.may_send, reservation.reason) == (True, False, Reason.STATE)
+        clock.advance(reservation.wait_seconds / 2)
+    clock.advance(30)
+    assert budget.reserve(COMMAND, 1e9).reason is not Reason.STATE
     assert budget.snapshot().requests_per_minute == 25
     own_redis.start()
     clock.advance(2)
@@ -36,10 +42,18 @@ def test_a_server_that_stops_is_given_up_and_used_again_when_it_starts(own_redis
     assert budget.snapshot().shared
 
 
-def test_a_server_that_hangs_is_given_up(own_redis, key, clock):
+def test_no_slot_is_granted_to_a_caller_that_can_not_wait_until_the_server_is_asked_again(own_redis, key, clock):
+    budget = SharedBudget(RedisStore(own_redis.url), key, clock=clock)
+    own_redis.stop()
+    assert not budget.reserve(COMMAND, 0.1).granted
+
+
+def test_a_server_that_hangs_is_given_up_after_half_a_minute(own_redis, key, clock):
     store = RedisStore(f"{own_redis.url}?socket_timeout=0.1")
     budget = SharedBudget(store, key, clock=clock)
     own_redis.process.send_signal(signal.SIGSTOP)
+    assert budget.reserve(COMMAND, 1e9).reason is Reason.STATE
+    clock.advance(30)
     assert budget.reserve(COMMAND, 1e9).granted
     assert not budget.snapshot().shared
     own_redis.process.send_signal(signal.SIGCONT)
