@@ -43,6 +43,8 @@ def get_provider_info() -> dict[str, Any]:
                     "history_lag": HISTORY_LAG,
                     "state_url": STATE_URL,
                     "state_secret": STATE_SECRET,
+                    "webhook_url_tokens": WEBHOOK_URL_TOKENS,
+                    "webhook_token_header": WEBHOOK_TOKEN_HEADER,
                 },
             }
         },
@@ -61,6 +63,23 @@ POLL_INTERVAL = {
     "type": "float",
     "example": "10",
     "default": "5",
+}
+
+WEBHOOK_URL_TOKENS = {
+    "description": "Whether the webhook receiver accepts the secret as a token in a URL, which proxies may log.",
+    "version_added": "0.2.0",
+    "type": "boolean",
+    "example": "False",
+    "default": "True",
+}
+
+WEBHOOK_TOKEN_HEADER: dict[str, Any] = {
+    "description": "A header in which webhooks contain their secret, or the HMAC-SHA256 of their body in hexadecimal, "
+    "in addition to Authorization: Bearer and to the headers of Standard Webhooks, Svix, GitHub and Stripe.",
+    "version_added": "0.2.0",
+    "type": "string",
+    "example": "X-TechFlow-Token",
+    "default": None,
 }
 
 HISTORY_LAG = {

@@ -275,7 +275,7 @@ def test_the_documented_settings_are_those_of_the_provider():
     options = get_provider_info()["config"]["techflow"]["options"]
     table = (ROOT / "docs" / "connection.md").read_text().partition("## Settings")[2]
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(options)
-    defaults = dict(re.findall(r"^\| `(\w+)` .*\| (\d+) \|$", table, re.MULTILINE))
+    defaults = dict(re.findall(r"^\| `(\w+)` .*\| (\d+|True) \|$", table, re.MULTILINE))
     assert defaults == {name: option["default"] for name, option in options.items() if option["default"]}
 
 

@@ -1,8 +1,9 @@
 """Verify webhooks and read their payload as a hint; no I/O.
 
 TechFlow documents the names of six events, but neither payload nor signature. A delivery therefore proves its origin by
-a shared secret: as a token in its URL, or by a signature as specified by Standard Webhooks
-(https://www.standardwebhooks.com). Its content is never taken as a fact, only as a reason to poll.
+a shared secret: as a token in a header or in its URL, or by a signature as Standard Webhooks
+(https://www.standardwebhooks.com), Svix, GitHub or Stripe write it. Its content is never taken as a fact, only as a
+reason to poll.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import EVENT_PREFIX
 from techflow_provider.client.parsing import DecodeError, Json, get_first, parse_json
+from techflow_provider.client.text import printable
 
 EVENTS = (
     *("workflow.created", "workflow.updated", "workflow.deleted"),
@@ -26,11 +30,41 @@ KEY_PREFIX = "whsec_"
 SCHEME = "v1"
 TOLERANCE_SECONDS = 300
 MIN_SECRET_LENGTH = 16
+MAX_SECRETS = 2
 MAX_ID_LENGTH = 256
 # Digits of a Unix time; enough for the next 29,000 years.
 MAX_TIMESTAMP_LENGTH = 12
 # A sender that rotates its secret signs with two.
 MAX_SIGNATURES = 10
+DIGEST_LENGTH = 32
+BEARER = "bearer "
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature as the headers state it, in any of the known forms.
+
+    :param prefix: what is signed before the body
+    :param digests: HMAC-SHA256 digests, one of which has to be right
+    """
+
+    prefix: bytes
+    digests: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a delivery offers as a proof of its origin, known before its body is read.
+
+    :param tokens: secrets, as they were received
+    :param signatures: well-formed and recent signatures
+    """
+
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    signatures: tuple[Signature, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens or self.signatures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +80,74 @@ class Delivery:
     body: bytes = field(default=b"", repr=False)
     token: str | None = field(default=None, repr=False)
 
+    def proof(self, now: float, token_header: str = "") -> Proof:
+        """Return what the delivery offers as a proof; nothing is verified yet.
+
+        :param now: seconds since 1970; a signature with a time counts within five minutes of it
+        :param token_header: a header that holds the secret, or a signature of the body, beside the usual ones
+        """
+        authorization, own = self.headers.get("authorization", ""), self.headers.get(token_header.lower(), "")
+        bearer = authorization[len(BEARER) :] if authorization.lower().startswith(BEARER) else ""
+        tokens = (bearer.strip(), own.strip(), self.token or "")
+        signatures = _signatures(self.headers, own, now)
+        return Proof(tuple(filter(None, tokens)), tuple(each for each in signatures if each.digests))
+
     @property
     def id(self) -> str | None:
         """An identifier that only repetitions of this delivery share, or None.
 
-        That is the `webhook-id` header, or an event that occurs once per execution. Without either, two identical
+        That is a header such as `webhook-id`, or an event that occurs once per execution. Without either, two identical
         deliveries may report two events.
         """
-        header = self.headers.get("webhook-id", "")
+        header = next(filter(None, (self.headers.get(name) for name in ID_HEADERS)), "")
         if 0 < len(header) <= MAX_ID_LENGTH:
-            return header
+            return printable(header)
         hint = Hint.read(self.body)
         unique = hint.event is not None and hint.event.startswith(EVENT_PREFIX) and hint.execution_id is not None
-        return f"{hint.event} {hint.execution_id}" if unique else None
+        return printable(f"{hint.event} {hint.execution_id}") if unique else None
+
+
+ID_HEADERS = ("webhook-id", "svix-id", "x-github-delivery")
+
+
+def _signatures(headers: Mapping[str, str], own: str, now: float) -> Iterator[Signature]:
+    for name in ("webhook", "svix"):
+        delivery_id, at, signatures = (headers.get(f"{name}-{part}", "") for part in ("id", "timestamp", "signature"))
+        if 0 < len(delivery_id) <= MAX_ID_LENGTH and _is_recent(at, now):
+            digests = (each.removeprefix(f"{SCHEME},") for each in signatures.split() if each.startswith(f"{SCHEME},"))
+            yield Signature(signed_prefix(delivery_id, at), _digests(_from_base64, digests))
+    for header in (headers.get("x-hub-signature-256", ""), own):
+        yield Signature(b"", _digests(bytes.fromhex, [header.strip().removeprefix("sha256=")]))
+    parts = [
+        part.strip().partition("=") for part in headers.get("stripe-signature", "").split(",")[: 2 * MAX_SIGNATURES]
+    ]
+    at = next((value for name, _, value in parts if name == "t"), "")
+    if _is_recent(at, now):
+        yield Signature(
+            f"{at}.".encode(), _digests(bytes.fromhex, (value for name, _, value in parts if name == SCHEME))
+        )
+
+
+def _digests(decode: Callable[[str], bytes], texts: Iterable[str]) -> tuple[bytes, ...]:
+    found: list[bytes] = []
+    for text in list(texts)[:MAX_SIGNATURES]:
+        with suppress(ValueError):
+            found.append(decode(text))
+    return tuple(each for each in found if len(each) == DIGEST_LENGTH)
+
+
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _is_recent(timestamp: str, now: float) -> bool:
+    is_number = timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= MAX_TIMESTAMP_LENGTH
+    return is_number and abs(now - int(timestamp)) <= TOLERANCE_SECONDS
+
+
+def signed_prefix(delivery_id: str, timestamp: int | str) -> bytes:
+    """Return what Standard Webhooks signs before the body."""
+    return f"{delivery_id}.{timestamp}.".encode(errors="replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +158,8 @@ class WebhookSecret:
 
         WebhookSecret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").verify(Delivery(headers, body), time.time())
 
-    :param text: 16 characters or more, or `whsec_` and a key in base64
+    :param text: 16 characters or more, or `whsec_` and a key in base64; while one is replaced, the new one and the old
+        one with a space between them
     :raises InvalidParameterError: it can't be used; the message doesn't show it
     """
 
@@ -79,57 +169,64 @@ class WebhookSecret:
         expected = f"{MIN_SECRET_LENGTH} characters or more without spaces, or {KEY_PREFIX} and a key in base64"
         if not isinstance(self.text, str):
             raise InvalidParameterError("webhook_secret", type(self.text).__name__, expected)
-        if len(self.text) < MIN_SECRET_LENGTH or not all("!" <= character <= "~" for character in self.text):
-            raise InvalidParameterError("webhook_secret", f"{len(self.text)} characters", expected)
-        try:
-            self._key()
-        except binascii.Error as error:
-            raise InvalidParameterError("webhook_secret", f"{KEY_PREFIX} and invalid base64", expected) from error
+        if not 0 < len(self._texts) <= MAX_SECRETS:
+            received = f"{len(self._texts)} secrets"
+            raise InvalidParameterError("webhook_secret", received, f"{expected}; or two of them with a space between")
+        for text in self._texts:
+            if len(text) < MIN_SECRET_LENGTH or not all("!" <= character <= "~" for character in text):
+                raise InvalidParameterError("webhook_secret", f"{len(text)} characters", expected)
+            if text.startswith(KEY_PREFIX) and len(_keys(text)) == 1:
+                raise InvalidParameterError("webhook_secret", f"{KEY_PREFIX} and invalid base64", expected)
 
-    def _key(self) -> bytes:
-        if not self.text.startswith(KEY_PREFIX):
-            return self.text.encode()
-        return base64.b64decode(self.text.removeprefix(KEY_PREFIX), validate=True)
+    @classmethod
+    def generate(cls) -> WebhookSecret:
+        """Return a new secret of 32 random bytes, in the form that the libraries of Standard Webhooks expect."""
+        return cls(KEY_PREFIX + base64.b64encode(secrets.token_bytes(DIGEST_LENGTH)).decode())
+
+    @property
+    def _texts(self) -> list[str]:
+        return self.text.split()
 
     def sign(self, delivery_id: str, timestamp: int | str, body: bytes) -> str:
-        """Return the signature of a delivery, preceded by its scheme.
+        """Return the signature of a delivery as Standard Webhooks writes it, preceded by its scheme.
 
         :param timestamp: seconds since 1970, as in the header
         """
-        content = f"{delivery_id}.{timestamp}.".encode(errors="replace") + body
-        digest = hmac.new(self._key(), content, hashlib.sha256).digest()
+        digest = _digest(_keys(self._texts[0])[0], signed_prefix(delivery_id, timestamp) + body)
         return f"{SCHEME},{base64.b64encode(digest).decode()}"
 
     def verify(self, delivery: Delivery, now: float) -> bool:
-        """Whether the sender of a delivery knows this secret, by its token or by its signature.
+        """Whether the sender of a delivery knows this secret, by a token or by a signature.
 
         :param now: seconds since 1970
         """
-        has_token = self.verify_token(delivery.token or "")
-        return self.verify_signature(delivery, now) or has_token
+        return self.verify_proof(delivery.proof(now), delivery.body)
+
+    def verify_proof(self, proof: Proof, body: bytes) -> bool:
+        """Whether a proof is right; all of it is compared, so that the time reveals nothing."""
+        results = [self.verify_token(token) for token in proof.tokens]
+        for signature in proof.signatures:
+            for key in (key for text in self._texts for key in _keys(text)):
+                expected = _digest(key, signature.prefix + body)
+                results += [hmac.compare_digest(expected, digest) for digest in signature.digests]
+        return any(results)
 
     def verify_token(self, token: str) -> bool:
         """Whether a token is this secret. A space counts as a plus sign, since URL decoding replaces plus signs."""
-        return hmac.compare_digest(token.replace(" ", "+").encode(errors="replace"), self.text.encode())
-
-    def verify_signature(self, delivery: Delivery, now: float) -> bool:
-        """Whether a delivery is signed with this secret, with a timestamp within the tolerance of five minutes.
-
-        :param now: seconds since 1970
-        """
-        delivery_id, timestamp, signatures = (
-            delivery.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp", "signature")
-        )
-        if not 0 < len(delivery_id) <= MAX_ID_LENGTH or not _is_recent(timestamp, now):
-            return False
-        expected = self.sign(delivery_id, timestamp, delivery.body).encode()
-        received = signatures.split(maxsplit=MAX_SIGNATURES)[:MAX_SIGNATURES]
-        return any(hmac.compare_digest(expected, each.encode(errors="replace")) for each in received)
+        received = token.replace(" ", "+").encode(errors="replace")
+        return any(hmac.compare_digest(received, text.encode()) for text in self._texts)
 
 
-def _is_recent(timestamp: str, now: float) -> bool:
-    is_number = timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= MAX_TIMESTAMP_LENGTH
-    return is_number and abs(now - int(timestamp)) <= TOLERANCE_SECONDS
+def _keys(text: str) -> list[bytes]:
+    """Return the keys that senders derive from a secret: from base64 as Standard Webhooks does, or from its text."""
+    decoded: list[bytes] = []
+    with suppress(binascii.Error):
+        decoded.append(_from_base64(text.removeprefix(KEY_PREFIX)))
+    return [*decoded, text.encode()] if text.startswith(KEY_PREFIX) else [text.encode(), *decoded]
+
+
+def _digest(key: bytes, content: bytes) -> bytes:
+    return hmac.new(key, content, hashlib.sha256).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,11 @@ COMMANDS: tuple[CLICommand, ...] = (
         STATUS,
         _arg("--limit", type=count, default=50, help="maximum number of executions (default: 50)"),
     ),
+    GroupCommand(
+        "webhooks",
+        "Set up webhooks",
+        (_command("secret", "Print a new secret, which every Standard Webhooks library can use", "resources:secret"),),
+    ),
     _command("budget", "Show the state of the API key's rate budget; sends nothing", "resources:show_budget"),
     _command(
         "doctor",

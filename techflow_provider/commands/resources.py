@@ -13,6 +13,7 @@ from typing import TextIO
 from techflow_provider.client import Execution, ExecutionState, InvalidParameterError, Workflow
 from techflow_provider.client.history import ExecutionSelector
 from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.commands.console import Report, key_values, open_client, read_connection, table
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.state.budget import RequestClass
@@ -143,6 +144,12 @@ class Progress:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+
+def secret(_: Namespace) -> Report:
+    """Print a new secret for webhooks."""
+    text = WebhookSecret.generate().text
+    return Report({"webhook_secret": text}, text)
 
 
 def show_budget(args: Namespace) -> Report:

@@ -25,7 +25,7 @@ CONNECTION_ID = re.compile(r"[\w#!()\-.:/\\]{1,250}")
 CACHE_SECONDS = 30.0
 MAX_UNKNOWN_NAMES = 1000
 # Bounds the lookups that a caller can cause by guessing names, per process.
-UNKNOWN_LOOKUPS_PER_SECOND = 20
+UNKNOWN_LOOKUPS_PER_SECOND = 100
 
 
 def find_connection(conn_id: str) -> TechFlowConnection | None:
@@ -75,6 +75,14 @@ class ConnectionCache(Generic[T]):
         """Return what `get` would without a lookup, None where it needs one."""
         read_at, known = self._known.get(conn_id, (0.0, None))
         return known if self._clock() < read_at + CACHE_SECONDS else None
+
+    def is_unknown(self, conn_id: str) -> bool:
+        """Whether a name is certainly not known, unlike one that was not looked up for want of a free lookup."""
+        return CONNECTION_ID.fullmatch(conn_id) is None or self._clock() < self._unknown.get(conn_id, 0.0)
+
+    def was_known(self, conn_id: str) -> bool:
+        """Whether a name has been known; its lookups are not limited."""
+        return conn_id in self._known
 
     def _may_look_up(self, conn_id: str, now: float) -> bool:
         if now < self._unknown.get(conn_id, 0.0):

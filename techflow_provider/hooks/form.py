@@ -58,7 +58,8 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     ),
     "webhook_secret": _text(
         "Webhook secret",
-        "At least 16 characters, or whsec_ and a key in base64. Without a secret, no webhooks are received.",
+        "whsec_ and a key in base64, or 16 characters or more; a second one after a space while it is replaced. "
+        "Without a secret, no webhooks are received.",
         format="password",
     ),
 }

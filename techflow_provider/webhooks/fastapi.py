@@ -1,19 +1,29 @@
 """The receiver in Airflow 3's API server: an application that is mounted below `/techflow`."""
 
 import asyncio
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from techflow_provider.client.webhooks import Delivery
-from techflow_provider.webhooks.receiver import BODY_TIMEOUT_SECONDS, MAX_BODY_BYTES, Receiver, WebhookResponse
+from techflow_provider.webhooks.receiver import (
+    BODY_TIMEOUT_SECONDS,
+    MAX_BODY_BYTES,
+    NO_PROOF,
+    Receiver,
+    WebhookResponse,
+)
 
-# A separate pool, so that a flood of webhooks can't exhaust the threads of Airflow's API.
-THREADS = 2
-# Deliveries that one process handles at the same time.
-MAX_CONCURRENT_DELIVERIES = 64
+# A separate pool for genuine deliveries, so that nothing else can exhaust it, nor they the threads of Airflow's API.
+THREADS = 4
+# Deliveries with a proof, be it right or wrong, that one process handles at the same time.
+MAX_CONCURRENT_DELIVERIES = 1024
+# Bodies that are received at the same time. A further one takes the place of the one that has taken longest so far.
+MAX_CONCURRENT_BODIES = 64
 
 
 def create_app(receiver: Receiver) -> FastAPI:
@@ -21,40 +31,60 @@ def create_app(receiver: Receiver) -> FastAPI:
     # By default, FastAPI would publish a description of the application.
     app = FastAPI(title="TechFlow webhooks", openapi_url=None)
     threads = ThreadPoolExecutor(THREADS, "techflow-webhooks")
+    bodies: deque[asyncio.Timeout] = deque()
     concurrent = 0
 
     @app.post("/webhooks/{conn_id:path}")
     async def receive(conn_id: str, request: Request) -> Response:
         nonlocal concurrent
+        delivery = Delivery(dict(request.headers), token=request.query_params.get("token"))
+        if not receiver.proof(delivery):
+            return _response(receiver.reject(conn_id, NO_PROOF))
         if concurrent >= MAX_CONCURRENT_DELIVERIES:
             return _response(WebhookResponse.BUSY)
         concurrent += 1
         try:
-            response = await _read_body(request)
-            if isinstance(response, bytes):
-                delivery = Delivery(dict(request.headers), response, request.query_params.get("token"))
-                loop = asyncio.get_running_loop()
-                response = await loop.run_in_executor(threads, receiver.handle, conn_id, delivery)
-            return _response(response)
+            return _response(await handle(conn_id, request, delivery))
         finally:
             concurrent -= 1
+
+    async def handle(conn_id: str, request: Request, delivery: Delivery) -> WebhookResponse:
+        proof, body = receiver.proof(delivery), await _read_body(request, bodies)
+        if isinstance(body, WebhookResponse):
+            return body
+        delivery = replace(delivery, body=body)
+        lookup = receiver.look_up(conn_id)
+        if not lookup.done():
+            # A sender that disconnects must not cancel what others wait for.
+            await asyncio.wait([asyncio.wrap_future(lookup)])
+        subscriber = receiver.verify(conn_id, delivery, proof, lookup)
+        if isinstance(subscriber, WebhookResponse):
+            return subscriber
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, receiver.notify, conn_id, subscriber, delivery)
 
     return app
 
 
-async def _read_body(request: Request) -> bytes | WebhookResponse:
+async def _read_body(request: Request, bodies: deque[asyncio.Timeout]) -> bytes | WebhookResponse:
     length = request.headers.get("content-length", "")
     if length.isdigit() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
         return WebhookResponse.TOO_LARGE
     body = bytearray()
+    if len(bodies) >= MAX_CONCURRENT_BODIES:
+        bodies.popleft().reschedule(0)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS) as limit:
+            bodies.append(limit)
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     return WebhookResponse.TOO_LARGE
     except (TimeoutError, ClientDisconnect):
-        return WebhookResponse.TOO_SLOW
+        return WebhookResponse.TOO_SLOW if limit in bodies else WebhookResponse.BUSY
+    finally:
+        if limit in bodies:
+            bodies.remove(limit)
     return bytes(body)
 
 

@@ -6,12 +6,19 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from flask import Blueprint, request
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from techflow_provider.client.webhooks import Delivery
-from techflow_provider.webhooks.receiver import BODY_TIMEOUT_SECONDS, MAX_BODY_BYTES, Receiver, WebhookResponse
+from techflow_provider.webhooks.receiver import (
+    BODY_TIMEOUT_SECONDS,
+    MAX_BODY_BYTES,
+    NO_PROOF,
+    Receiver,
+    WebhookResponse,
+)
 
 # Where the web servers keep the socket of a request.
 SOCKETS = ("gunicorn.socket", "werkzeug.socket")
@@ -23,10 +30,11 @@ def create_blueprint(receiver: Receiver) -> Blueprint:
 
     @blueprint.post("/webhooks/<path:conn_id>")  # type: ignore[untyped-decorator]  # Flask isn't installed with Airflow 3
     def receive(conn_id: str) -> tuple[dict[str, str], int, dict[str, str]]:
-        response = _read_body()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        delivery = Delivery(headers, token=request.args.get("token"))
+        response = _read_body() if receiver.proof(delivery) else receiver.reject(conn_id, NO_PROOF)
         if isinstance(response, bytes):
-            headers = {name.lower(): value for name, value in request.headers.items()}
-            response = receiver.handle(conn_id, Delivery(headers, response, request.args.get("token")))
+            response = receiver.handle(conn_id, replace(delivery, body=response))
         return response.body, response.status_code, response.headers
 
     return blueprint

@@ -1,21 +1,27 @@
 """Verify webhooks, deduplicate them and wake the waits, whichever web framework received them.
 
 A webhook decides nothing. A genuine one wakes the pollers, which read the truth from the API; a forged one costs a
-comparison.
+comparison. Everything without a proof gets one and the same response; where a proof can't be verified now, the response
+asks the sender to try again later.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
+import math
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from airflow.providers.common.compat.sdk import Stats, conf
+
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.parsing import counted
 from techflow_provider.client.text import get_logger
-from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
+from techflow_provider.client.webhooks import Delivery, Hint, Proof, WebhookSecret
 from techflow_provider.hooks.budget import open_records
 from techflow_provider.hooks.connection_cache import ConnectionCache, find_connection
 from techflow_provider.state.records import Records
@@ -27,6 +33,13 @@ log: logging.Logger = get_logger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 # Bounds the time to receive a body, however steadily it arrives.
 BODY_TIMEOUT_SECONDS = 5.0
+# Each looks up one name at a time; together as many as `ConnectionCache` allows when each takes 0.3 seconds.
+LOOKUP_THREADS = 32
+# Only names that have received webhooks use them, so that no guessed name can delay those.
+KNOWN_LOOKUP_THREADS = 2
+LOG_SECONDS = 60.0
+NO_PROOF = "it has no secret in its URL or a header, and no well-formed and recent signature"
+OK = 200
 
 
 class WebhookResponse(Enum):
@@ -35,7 +48,6 @@ class WebhookResponse(Enum):
     ACCEPTED = (200, "accepted")
     DUPLICATE = (200, "duplicate")
     UNAUTHORIZED = (401, "unauthorized")
-    DISABLED = (404, "disabled")
     TOO_SLOW = (408, "too slow")
     TOO_LARGE = (413, "too large")
     BUSY = (503, "busy")
@@ -44,7 +56,7 @@ class WebhookResponse(Enum):
         self.status_code = status_code
         self.body: dict[str, str] = {"status": status}
         # A connection can't be reused while a part of a body may be unread.
-        self.headers: dict[str, str] = {"connection": "close"} if status_code in (408, 413, 503) else {}
+        self.headers: dict[str, str] = {} if status_code == OK else {"connection": "close"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +83,15 @@ def find_subscriber(conn_id: str) -> Subscriber | None:
         return None
 
 
+class UndecidedError(Exception):
+    """The validity of a delivery can't be determined now."""
+
+
 class Receiver:
     """Handles deliveries; safe to use from many threads, one per process.
+
+    Whether a delivery offers a proof is known from its headers. Its connection is then looked up in threads that
+    nothing else uses, once for all deliveries that wait for it, so that forged ones can't keep a genuine one waiting.
 
     :param find: returns the subscriber of a connection of the type `techflow`; None for every other name
     :param now: seconds since 1970
@@ -86,33 +105,107 @@ class Receiver:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._now = now
+        self._clock = clock
         self._subscribers = ConnectionCache(find, clock)
+        self._lock = threading.Lock()
+        self._lookups: dict[str, Future[Subscriber | None]] = {}
+        self._unknown_threads = ThreadPoolExecutor(LOOKUP_THREADS, "techflow-webhook-lookups")
+        self._known_threads = ThreadPoolExecutor(KNOWN_LOOKUP_THREADS, "techflow-webhook-renewals")
         # Verified against when there is no secret, so that the response time reveals nothing.
-        self._decoy = WebhookSecret(secrets.token_urlsafe(32))
+        self._decoy = WebhookSecret.generate()
+        self._rejected = 0
+        self._logged_at = -math.inf
 
     def handle(self, conn_id: str, delivery: Delivery) -> WebhookResponse:
-        """Verify a delivery, and wake the connection's waits if it is genuine.
+        """Verify a delivery, and wake the connection's waits if it is genuine; blocks."""
+        proof = self.proof(delivery)
+        if not proof:
+            return self.reject(conn_id, NO_PROOF)
+        lookup = self.look_up(conn_id)
+        wait([lookup])
+        subscriber = self.verify(conn_id, delivery, proof, lookup)
+        return subscriber if isinstance(subscriber, WebhookResponse) else self.notify(conn_id, subscriber, delivery)
 
-        Blocks while it looks up the connection, at most once in 30 seconds, and uses the shared state.
+    def proof(self, delivery: Delivery) -> Proof:
+        """Return what a delivery offers as a proof of its origin; its body isn't needed."""
+        if not conf.getboolean("techflow", "webhook_url_tokens", fallback=True):
+            delivery = replace(delivery, token=None)
+        return delivery.proof(self._now(), conf.get("techflow", "webhook_token_header", fallback=""))
+
+    def look_up(self, conn_id: str) -> Future[Subscriber | None]:
+        """Return a connection's subscriber as it was at most 30 seconds ago, or will be known soon.
+
+        Its exception means that the connection can't be looked up now.
         """
-        subscriber = self._subscribers.get(conn_id)
-        secret = self._decoy if subscriber is None else subscriber.secret
-        if secret is None:
-            return WebhookResponse.DISABLED
-        genuine = secret.verify(delivery, self._now())
-        if subscriber is None or not genuine:
-            return WebhookResponse.UNAUTHORIZED
-        return _notify(conn_id, subscriber.records, delivery)
+        found: Future[Subscriber | None] = Future()
+        known = self._subscribers.known(conn_id)
+        if known is not None or self._subscribers.is_unknown(conn_id):
+            found.set_result(known)
+            return found
+        with self._lock:
+            if conn_id in self._lookups:
+                return self._lookups[conn_id]
+            was_known = self._subscribers.was_known(conn_id)
+            if len(self._lookups) >= LOOKUP_THREADS and not was_known:
+                found.set_exception(UndecidedError("too many other names are being tried"))
+                return found
+            threads = self._known_threads if was_known else self._unknown_threads
+            self._lookups[conn_id] = found = threads.submit(self._find, conn_id)
+        # Outside of the lock, since it runs here if the lookup has ended already.
+        found.add_done_callback(lambda _: self._lookups.pop(conn_id, None))
+        return found
+
+    def _find(self, conn_id: str) -> Subscriber | None:
+        found = self._subscribers.get(conn_id)
+        if found is None and not self._subscribers.is_unknown(conn_id):
+            raise UndecidedError("too many other names are being tried")
+        return found
+
+    def verify(
+        self, conn_id: str, delivery: Delivery, proof: Proof, lookup: Future[Subscriber | None]
+    ) -> Subscriber | WebhookResponse:
+        """Return the subscriber of a genuine delivery, or the response to any other.
+
+        :param lookup: has ended
+        """
+        if error := lookup.exception():
+            log.warning("A webhook for connection %s can't be verified now: %s", conn_id, error)
+            return _count(WebhookResponse.BUSY)
+        subscriber = lookup.result()
+        secret = subscriber.secret if subscriber else None
+        genuine = (secret or self._decoy).verify_proof(proof, delivery.body)
+        if subscriber is None or secret is None:
+            return self.reject(conn_id, "there is no such connection, or it has no webhook_secret")
+        return subscriber if genuine else self.reject(conn_id, "the secret or the signature is wrong")
+
+    def reject(self, conn_id: str, reason: str) -> WebhookResponse:
+        """Return the one response to everything that isn't proved, and log such deliveries from time to time."""
+        with self._lock:
+            self._rejected += 1
+            count, due = self._rejected, self._clock() >= self._logged_at + LOG_SECONDS
+            if due:
+                self._rejected, self._logged_at = 0, self._clock()
+        if due:
+            log.warning(
+                "Rejected %s; the last one for connection %.250r: %s", counted(count, "webhook"), conn_id, reason
+            )
+        return _count(WebhookResponse.UNAUTHORIZED)
+
+    def notify(self, conn_id: str, subscriber: Subscriber, delivery: Delivery) -> WebhookResponse:
+        """Wake the waits of a genuine delivery's connection, unless it is a duplicate; blocks."""
+        delivery_id, records = delivery.id, subscriber.records
+        try:
+            if delivery_id is not None and not records.see_delivery(f"{conn_id} {delivery_id}"):
+                return _count(WebhookResponse.DUPLICATE)
+            records.notify()
+        except StoreError as error:
+            log.warning("A webhook for connection %s could not wake its waits: %s", conn_id, error)
+            return _count(WebhookResponse.BUSY)
+        log.info("Received a webhook for connection %s: %s", conn_id, Hint.read(delivery.body))
+        return _count(WebhookResponse.ACCEPTED)
 
 
-def _notify(conn_id: str, records: Records, delivery: Delivery) -> WebhookResponse:
-    delivery_id = delivery.id
-    try:
-        if delivery_id is not None and not records.see_delivery(f"{conn_id} {delivery_id}"):
-            return WebhookResponse.DUPLICATE
-        records.notify()
-    except StoreError as error:
-        log.warning("A webhook for connection %s could not wake its waits: %s", conn_id, error)
-        return WebhookResponse.BUSY
-    log.info("Received a webhook for connection %s: %s", conn_id, Hint.read(delivery.body))
-    return WebhookResponse.ACCEPTED
+def _count(response: WebhookResponse) -> WebhookResponse:
+    """Count a response in Airflow's metrics; its connection may be anybody's invention, so that isn't a tag."""
+    Stats.incr("techflow.webhooks", tags={"status": response.body["status"]})
+    return response

@@ -46,7 +46,7 @@ def test_a_correct_signature_or_token_is_sufficient() -> None:
 @pytest.mark.parametrize("name", ["x", "x" * 256, "\ud800"])
 def test_a_delivery_id_has_at_most_256_characters(name: str) -> None:
     assert SECRET.verify(signed(name=name), NOW)
-    assert signed(name=name).id == name
+    assert signed(name=name).id == name.replace("\ud800", r"\ud800")
 
 
 def test_a_longer_delivery_id_is_ignored() -> None:
