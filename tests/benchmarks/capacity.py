@@ -99,7 +99,9 @@ class Simulation:
         budgets = [SharedBudget(store, f"key-{each}", LIMIT, clock=lambda: self.now) for each in range(keys)]
         idle_at = dict.fromkeys(range(workers), 0.0)
         # When, a number that keeps the order, which worker, and its earlier reservation.
-        due: list[tuple[float, int, Reservation | None]] = [(chance.uniform(0, 5), each, None) for each in range(workers)]
+        due: list[tuple[float, int, Reservation | None]] = [
+            (chance.uniform(0, 5), each, None) for each in range(workers)
+        ]
         heapq.heapify(due)
         while due and due[0][0] < seconds:
             self.now, worker, earlier = heapq.heappop(due)
@@ -139,14 +141,15 @@ def main() -> None:
     steady = range(60, int(seconds))
     total = [simulation.operations[second] for second in steady]
     open_ones = [simulation.connections[second] for second in steady]
-    print(f"{asked.workers:,} workers, {asked.keys} keys, {asked.minutes:g} minutes; {start_operations} operations a start")
+    size = f"{asked.workers:,} workers, {asked.keys} keys"
+    print(f"{size}, {asked.minutes:g} minutes; {start_operations} operations a start")
     line(WIDTHS, *HEADS)
     line(WIDTHS, "requests to TechFlow", f"{simulation.requests / seconds:.0f}", "")
     line(WIDTHS, "operations on the state", f"{sum(total) / len(total):.0f}", max(total))
     line(WIDTHS, "operations on the state per key", f"{sum(total) / len(total) / asked.keys:.1f}", "")
-    line(WIDTHS, f"processes that used it in the last {IDLE_SECONDS:g} s", f"{sum(open_ones) / len(open_ones):.0f}", max(open_ones))
-    n = f"{asked.workers:,} workers, {asked.keys} keys, simulated"
-    hand_over(asked.rows, Row("operations a second on the state", sum(total) / len(total), "/s", n))
+    recent = f"processes that used it in the last {IDLE_SECONDS:g} s"
+    line(WIDTHS, recent, f"{sum(open_ones) / len(open_ones):.0f}", max(open_ones))
+    hand_over(asked.rows, Row("operations a second on the state", sum(total) / len(total), "/s", f"{size}, simulated"))
 
 
 if __name__ == "__main__":

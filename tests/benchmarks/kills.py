@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,24 +28,26 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from techflow_provider.client.client import Client
-from techflow_provider.client.errors import TechFlowError
+from techflow_provider.client.errors import AmbiguousExecutionError, TechFlowError
 from techflow_provider.client.settings import Settings
-from techflow_provider.state.budget import LocalBudget
-from techflow_provider.state.open import open_store
+from techflow_provider.state.budget import LocalBudget, SharedBudget
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.reuse import resolve
 from techflow_provider.submission.start import send
 
 if TYPE_CHECKING:
+    from tests.benchmarks.places import ACCOUNT, KEY, open_place
     from tests.benchmarks.rows import Row, add_option, hand_over
 else:
+    from places import ACCOUNT, KEY, open_place
     from rows import Row, add_option, hand_over
 
-KEY = "sandbox-key"
 SHARED_WORKFLOWS = 4
 AT_ONCE = 12
 MOST_KILLS = 6
+# The exit code of a task that can't determine what it has started.
+AMBIGUOUS = 2
 # A server that is slower than this under load, or a process stopped for longer, would break what the package assumes.
 LAG_SECONDS = 4.0
 START = {"method": "POST", "path": "/workflows/*/execute"}
@@ -83,9 +85,30 @@ class Trial:
     dies_at: float = field(default=float("inf"))
 
 
+@dataclass(frozen=True)
+class World:
+    """Where tasks run.
+
+    :param base_url: of the sandbox
+    :param results: the folder in which tasks leave what they got
+    :param url: of their shared state
+    :param requests_per_minute: the limit that they keep; None for none
+    :param wait_seconds: how long they wait for completion; 0: not at all
+    """
+
+    base_url: str
+    results: Path
+    url: str
+    requests_per_minute: int | None = None
+    wait_seconds: float = 0.0
+
+
 @contextlib.contextmanager
-def sandbox(workflows: list[str], seed: int, lag: float) -> Iterator[str]:
-    """Serve a sandbox in a process of its own and give its base URL."""
+def sandbox(workflows: list[str], seed: int, lag: float, *more: str) -> Iterator[str]:
+    """Serve a sandbox in a process of its own and give its base URL.
+
+    :param more: further options of its command line
+    """
     options = [f"--workflow={each}" for each in workflows]
     command = [
         sys.executable,
@@ -98,7 +121,7 @@ def sandbox(workflows: list[str], seed: int, lag: float) -> Iterator[str]:
         "--quiet",
     ]
     limits = ["--execution-seconds", "100000", "--history-lag", str(lag), "--seed", str(seed), "--key", KEY]
-    process = subprocess.Popen([*command, *limits, *options], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *limits, *options, *more], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         greeting = process.stdout.readline()
@@ -108,30 +131,42 @@ def sandbox(workflows: list[str], seed: int, lag: float) -> Iterator[str]:
         process.wait(10)
 
 
-def run_once(trial: Trial, base_url: str, state: Path) -> None:
+def run_once(trial: Trial, world: World) -> None:
     """What one process of a task does."""
-    store = open_store(str(state / "state.db"))
-    settings = Settings(KEY, base_url, timeout_seconds=1.0, response_seconds=2.0, verify=False)
-    submitter = Submitter(trial.name, "1", KEY, AttemptStore(store, KEY, trial.name))
+    store = open_place(world.url)
+    limit = world.requests_per_minute
+    budget = LocalBudget(10**8, 10**7) if limit is None else SharedBudget(store, ACCOUNT, limit)
+    settings = Settings(KEY, world.base_url, timeout_seconds=1.0, response_seconds=2.0, verify=False)
+    submitter = Submitter(trial.name, "1", ACCOUNT, AttemptStore(store, ACCOUNT, trial.name))
     policy = SubmissionPolicy(history_lag_seconds=LAG_SECONDS)
-    with Client(settings=settings, budget=LocalBudget(10**8, 10**7)) as client:
+    with Client(settings=settings, budget=budget) as client:
         attempt = Attempt(client.context, submitter, policy, trial.workflow_id, trial.payload)
         started = client.run(resolve(attempt)) or client.run(send(attempt))
-    half = state / f"{trial.name}.half"
-    half.write_text(started.execution.id)
-    half.rename(state / trial.name)
+        if world.wait_seconds:
+            client.executions.wait(started.execution.id, timeout=world.wait_seconds)
+    leave(world, trial.name, started.execution.id)
 
 
-def spawn(trial: Trial, base_url: str, state: Path, chance: random.Random) -> None:
+def leave(world: World, name: str, text: str) -> None:
+    """Write a result whole."""
+    half = world.results / f"{name}.half"
+    half.write_text(text)
+    half.rename(world.results / name)
+
+
+def spawn(trial: Trial, world: World, chance: random.Random) -> None:
     """Run a task in a fork, and decide when it is killed."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            run_once(trial, base_url, state)
+            run_once(trial, world)
             status = 0
+        except AmbiguousExecutionError as error:
+            status = AMBIGUOUS
+            leave(world, f"{trial.name}.ambiguous", str(error))
         except TechFlowError as error:
-            (state / f"{trial.name}.error").write_text(str(error))
+            leave(world, f"{trial.name}.error", str(error))
         finally:
             os._exit(status)
     doomed = trial.kills < MOST_KILLS and chance.random() < 0.5
@@ -140,13 +175,26 @@ def spawn(trial: Trial, base_url: str, state: Path, chance: random.Random) -> No
     trial.dies_at = time.monotonic() + chance.uniform(0, longest) if doomed else float("inf")
 
 
-def run_all(trials: list[Trial], base_url: str, state: Path, chance: random.Random, until: float) -> int:
-    """Run tasks until all have succeeded or the time is over, and return how many processes were started."""
+def run_all(
+    trials: list[Trial],
+    world: World,
+    chance: random.Random,
+    until: float,
+    tick: Callable[[], object] = lambda: None,
+    *,
+    final: Collection[int] = (0,),
+) -> int:
+    """Run tasks until all have succeeded or the time is over, and return how many processes were started.
+
+    :param tick: called again and again meanwhile
+    :param final: the exit codes after which a task isn't run again
+    """
     waiting, running, processes = list(reversed(trials)), list[Trial](), 0
     while (waiting or running) and time.monotonic() < until:
+        tick()
         while waiting and len(running) < AT_ONCE:
             running.append(waiting.pop())
-            spawn(running[-1], base_url, state, chance)
+            spawn(running[-1], world, chance)
             processes += 1
         for trial in tuple(running):
             if time.monotonic() > trial.dies_at:
@@ -156,7 +204,7 @@ def run_all(trials: list[Trial], base_url: str, state: Path, chance: random.Rand
             pid, status = os.waitpid(trial.pid, os.WNOHANG)
             if pid:
                 running.remove(trial)
-                if status:
+                if os.waitstatus_to_exitcode(status) not in final:
                     waiting.insert(chance.randint(0, len(waiting)), trial)
         time.sleep(0.002)
     for trial in running:
@@ -197,7 +245,8 @@ def main() -> int:
         control = base_url.removesuffix("/v2") + "/_sandbox"
         for fault in FAULTS:
             httpx.post(f"{control}/faults", json=fault).raise_for_status()
-        processes = run_all(trials, base_url, Path(folder), chance, began + options.seconds)
+        world = World(base_url, Path(folder), str(Path(folder) / "state.db"))
+        processes = run_all(trials, world, chance, began + options.seconds)
         executions = httpx.get(f"{control}/state", timeout=60).json()["executions"]
         ended, duplicates, losses = report(trials, executions, Path(folder))
     kills = sum(trial.kills for trial in trials)
