@@ -8,6 +8,7 @@ source .ci/find_python.sh
 read -r version extra < <(awk -v airflow="$1" '$1 == airflow { $1 = ""; print; exit }' .ci/matrix.txt)
 read -ra also <<< "$extra"
 python=$(find_python "$version")
+# Airflow's provider for Celery imports what Celery 5.7 no longer has.
 .ci/environment.sh "airflow-$1" "$python" editable "apache-airflow==$1" "apache-airflow-providers-http>=5.3" \
-  apache-airflow-providers-celery redis psycopg2-binary asyncpg statsd "${also[@]}" --group test >&2
+  apache-airflow-providers-celery "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" --group test >&2
 echo ".cache/environments/airflow-$1"

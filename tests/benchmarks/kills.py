@@ -29,6 +29,7 @@ import httpx
 
 from techflow_provider.client.client import Client
 from techflow_provider.client.errors import AmbiguousExecutionError, TechFlowError
+from techflow_provider.client.history import ExecutionSelector
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.budget import LocalBudget, SharedBudget
 from techflow_provider.submission.attempts import AttemptStore
@@ -143,7 +144,7 @@ def run_once(trial: Trial, world: World) -> None:
         attempt = Attempt(client.context, submitter, policy, trial.workflow_id, trial.payload)
         started = client.run(resolve(attempt)) or client.run(send(attempt))
         if world.wait_seconds:
-            client.executions.wait(started.execution.id, timeout=world.wait_seconds)
+            client.executions.wait(ExecutionSelector(started.execution.id), 3.0, world.wait_seconds)
     leave(world, trial.name, started.execution.id)
 
 

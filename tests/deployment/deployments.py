@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -319,17 +320,24 @@ def started(executor: str, folder: Path, sandbox: Sandbox, *, quick: bool) -> It
 
 def check(executor: str, folder: Path, *, quick: bool) -> Row:
     """Run a deployment and return what it came to."""
-    began, sandbox = time.monotonic(), sandbox_of()
-    with started(executor, folder, sandbox, quick=quick) as running:
-        row = Row(".".join(map(str, running.version)), executor)
-        url = running.serve_webhooks().replace("techflow_default", "techflow_woken")
-        await_status(url, 401)
-        running.await_dags(*DAG_IDS)
-        say(f"· Airflow {row.airflow} with {EXECUTORS[executor]} is up after {time.monotonic() - began:.0f} s")
-        Check(running, row, url, quick).all()
+    began, sandbox, row = time.monotonic(), sandbox_of(), Row(version("apache-airflow"), executor)
+    try:
+        _check(row, folder, sandbox, quick=quick)
+    except (TimeoutError, RuntimeError) as error:
+        row.faults.append(str(error))
     row.seconds = time.monotonic() - began
     say(f"· {row.airflow} {executor}: {'; '.join(row.faults) or 'holds'}, {row.seconds:.0f} s")
     return row
+
+
+def _check(row: Row, folder: Path, sandbox: Sandbox, *, quick: bool) -> None:
+    began = time.monotonic()
+    with started(row.executor, folder, sandbox, quick=quick) as running:
+        url = running.serve_webhooks().replace("techflow_default", "techflow_woken")
+        await_status(url, 401)
+        running.await_dags(*DAG_IDS)
+        say(f"· Airflow {row.airflow} with {EXECUTORS[row.executor]} is up after {time.monotonic() - began:.0f} s")
+        Check(running, row, url, quick).all()
 
 
 def table(rows: Sequence[Row]) -> str:
