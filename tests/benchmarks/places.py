@@ -53,7 +53,7 @@ def open_place(url: str) -> Store:
         from techflow_provider.state.signing import Signer, derive_key
 
         signer = Signer(CONN_ID, derive_key(KEY, ACCOUNT))
-        return HttpStore(url, lambda: signer)
+        return HttpStore(url, signer, lambda: signer)
     if url.startswith("postgresql"):
         from techflow_provider.state.sql import SqlStore
 

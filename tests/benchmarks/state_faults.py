@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,31 +124,26 @@ def evicting(name: str, folder: Path, seconds: float) -> Iterator[Broken]:  # ha
 
 
 @contextmanager
-def crowded(name: str, folder: Path, seconds: float) -> Iterator[Broken]:
+def exhausted(name: str, folder: Path, seconds: float) -> Iterator[Broken]:
     """Others use up all connections for a while."""
     settings = ("--maxclients", "12") if name == "redis" else ("max_connections=12",)
     with place(name, folder, settings=settings) as store:
         others: list[Any] = []
 
-        def crowd() -> None:
-            connect = httpx.Client if name == "api-server" else _connect
-            others.extend(connect(store.url) for _ in range(11))
+        def connect_others() -> None:
+            others.extend(_connect(store.url) for _ in range(11))
 
-        yield Broken(name, store.url).during(seconds, crowd, lambda: [each.close() for each in others])
+        yield Broken(name, store.url).during(seconds, connect_others, lambda: [each.close() for each in others])
 
 
 def _connect(url: str) -> Any:
+    # No connection is left for the last ones.
     with suppress(Exception):
-        if url.startswith("redis"):
-            import redis
-
-            client = redis.Redis.from_url(url)
-            client.ping()
-            return client
-        import psycopg2
-
-        return psycopg2.connect(url.replace("+psycopg2", ""))
-    # No connection is left for this one.
+        if url.startswith("postgresql"):
+            return import_module("psycopg2").connect(url.replace("+psycopg2", ""))
+        client = import_module("redis").Redis.from_url(url)
+        client.ping()
+        return client
     return _Nothing()
 
 
@@ -274,7 +270,7 @@ FAULT_KINDS: dict[str, tuple[Any, Sequence[str]]] = {
     "cluster": (moving, ("redis",)),
     "flushall": (flushed, ("redis",)),
     "eviction": (evicting, ("redis",)),
-    "connections": (crowded, ("redis", "postgresql")),
+    "connections": (exhausted, ("redis", "postgresql")),
     "disk-full": (full, ("file", "redis", "postgresql")),
     "clock": (jumping, ("redis", "postgresql")),
 }

@@ -40,6 +40,17 @@ RESULTS = HERE / "RESULTS.md"
 BENCHMARKS = {
     "parse": ("parse.py", "parse.py --runs 1"),
     "reserve": ("reserve.py --seconds 3", "reserve.py --times 200 --seconds 0.5 --rounds 1"),
+    "stores": ("stores.py", "stores.py --places file redis --callers 1 2 --seconds 0.5"),
+    "pods": (
+        "pods.py --place api-server --away 0 60",
+        "pods.py --place redis --pods 6 --saturating 2 --seconds 5 --away 0",
+    ),
+    "state_faults": (
+        "state_faults.py --away 20 --only restart-redis restart-postgresql restart-api-server two-servers-api-server "
+        "partition-api-server flushall-redis eviction-redis sentinel-redis cluster-redis",
+        "state_faults.py --only restart-redis --tasks 6 --away 2",
+    ),
+    "capacity": ("capacity.py", "capacity.py --workers 100 --keys 2 --minutes 2"),
     "budget": (
         "budget.py --minute 5 --seconds 15 --only rate classes",
         "budget.py --minute 2 --seconds 4 --only rate classes --store redis --callers 4 '200 in loop'",

@@ -117,9 +117,12 @@ class Check:
 
     def all(self) -> None:
         """Check everything; what isn't reached in time is a fault, and the rest is checked."""
-        self.running.trigger_all(*DAG_IDS)
         steps = (self.killed_after_the_request, self.killed_while_waiting, self.two_tasks, self.woken, self.one_poll)
+        self.running.trigger_all(*DAG_IDS[:-1])
         for step in (*steps, self.budget):
+            if step == self.two_tasks:
+                # With all others, too many processes would start at once.
+                self.running.trigger_all("budget")
             say(f"  {step.__name__.replace('_', ' ')}")
             try:
                 step()
