@@ -36,6 +36,11 @@ else:
 HERE = Path(__file__).parent
 LOGS = HERE.parents[1] / ".cache" / "benchmarks"
 RESULTS = HERE / "RESULTS.md"
+# All of them take an hour.
+STATE_FAULTS = (
+    "restart-redis restart-postgresql restart-api-server two-servers-api-server partition-api-server flushall-redis "
+    "eviction-redis sentinel-redis cluster-redis"
+)
 # The programs with the parameters of a full run and of a quick one.
 BENCHMARKS = {
     "parse": ("parse.py", "parse.py --runs 1"),
@@ -46,8 +51,7 @@ BENCHMARKS = {
         "pods.py --place redis --pods 6 --saturating 2 --seconds 5 --away 0",
     ),
     "state_faults": (
-        "state_faults.py --away 20 --only restart-redis restart-postgresql restart-api-server two-servers-api-server "
-        "partition-api-server flushall-redis eviction-redis sentinel-redis cluster-redis",
+        f"state_faults.py --away 20 --only {STATE_FAULTS}",
         "state_faults.py --only restart-redis --tasks 6 --away 2",
     ),
     "capacity": ("capacity.py", "capacity.py --workers 100 --keys 2 --minutes 2"),
