@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,18 @@ def has_api_server() -> bool:
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
     return AIRFLOW_V_3_0_PLUS
+
+
+async def connection_and_extra(conn_id: str, hook: Any) -> tuple[Any, Any]:
+    """Return a connection and its extra without blocking the event loop."""
+    from airflow.providers.common.compat import connection as compat
+
+    if hasattr(compat, "get_async_extra_dejson"):
+        found = await compat.get_async_connection(conn_id, hook=hook)
+        return found, await compat.get_async_extra_dejson(found)
+    # Before common-compat 1.22.
+    found = await compat.get_async_connection(conn_id)
+    return found, await asyncio.to_thread(lambda: found.extra_dejson)
 
 
 def event_trigger_base() -> type[Any]:

@@ -6,11 +6,13 @@ Section names are those of the vendor's reference.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, TypeVar
 from urllib.parse import quote as percent_encode
+from urllib.parse import unquote
 
 import httpx
 
@@ -35,6 +37,14 @@ from techflow_provider.state.budget import RequestClass
 T = TypeVar("T")
 Trigger: TypeAlias = str | Mapping[str, Json]
 
+# More than any server or proxy.
+MAX_DECODINGS = 5
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+CONNECTION_HEADERS = frozenset(
+    {"host", "content-length", "transfer-encoding", "te", "trailer", "connection", "keep-alive", "upgrade"}
+    | {"proxy-connection", "proxy-authorization", "expect"}
+)
 JSON_HEADERS = {"content-type": "application/json"}
 
 
@@ -129,12 +139,36 @@ def raw(
     """Any request below the base URL; the response is returned as received.
 
     :param any_status: whether a response other than a 2xx is returned as well, instead of raised as an error
-    :raises InvalidParameterError: the path isn't below the base URL
+    :raises InvalidParameterError: the path isn't below the base URL, or a header can't be set
     """
     absolute = path if path.startswith("/") else f"/{path}"
-    if any(part in (".", "..") for part in absolute.split("/")) or "://" in absolute or absolute[1:2] == "/":
+    if not _is_below(absolute):
         raise InvalidParameterError("endpoint", quote(path), "a path below the connection's base URL")
+    for name, value in (headers or {}).items():
+        _check_header(name, value)
     return Call(method, absolute, lambda response, _: response, content, headers or {}, params, any_status=any_status)
+
+
+def _is_below(path: str) -> bool:
+    """Whether a path stays below the base URL, however often a server or proxy decodes it."""
+    decoded = path
+    for _ in range(MAX_DECODINGS):
+        path, decoded = decoded, unquote(decoded)
+    # Some servers ignore what follows a semicolon, and some take a backslash for a slash.
+    parts = {part.partition(";")[0].strip() for part in re.split(r"[/\\]", decoded)}
+    is_stable = path == decoded and decoded.isprintable()
+    return is_stable and not parts & {".", ".."} and "://" not in decoded and decoded[1:2] not in ("/", "\\")
+
+
+def _check_header(name: object, value: object) -> None:
+    """Check that a header doesn't change where the request goes or where it ends."""
+    if not isinstance(name, str) or not HEADER_NAME.fullmatch(name) or name.lower() in CONNECTION_HEADERS:
+        expected = "names of headers that don't say where a request goes, how long it is or how it is connected"
+        raise InvalidParameterError("headers", quote(name), expected)
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not HEADER_VALUE.fullmatch(text) or not (text.isascii() or text is not value):
+        # The value may be a secret.
+        raise InvalidParameterError("headers", f"{name!r} as {type(value).__name__}", "text without control characters")
 
 
 def workflow_fields(name: Id, description: Id | None, triggers: Iterable[Trigger] | str) -> dict[str, Json]:

@@ -18,7 +18,13 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 import httpx
 
 from techflow_provider import __version__
-from techflow_provider.client.errors import ERRORS_BY_STATUS, BudgetTimeoutError, TechFlowError, UnexpectedResponseError
+from techflow_provider.client.errors import (
+    ERRORS_BY_STATUS,
+    BudgetTimeoutError,
+    InvalidParameterError,
+    TechFlowError,
+    UnexpectedResponseError,
+)
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.parsing import LONGEST_QUOTE, DecodeError, charset_of, get_first, json_of, quote, shorten
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
@@ -177,18 +183,20 @@ def url_of(call: Call[T], settings: Settings) -> str:
 
 
 def build_request(call: Call[T], settings: Settings) -> httpx.Request:
-    """Return the HTTP request of a call, with the key in its header and nowhere else."""
-    headers = httpx.Headers({**STANDARD_HEADERS, **call.headers})
+    """Return the HTTP request of a call, with the key in its header and nowhere else.
+
+    :raises InvalidParameterError: it can't be written, such as one with a path that is too long
+    """
+    timeout = httpx.Timeout(settings.timeout_seconds).as_dict()
+    try:
+        headers = httpx.Headers({**STANDARD_HEADERS, **call.headers})
+        url = httpx.URL(url_of(call, settings))
+        url = url if call.params is None else url.copy_with(params=call.params)
+    except (httpx.InvalidURL, TypeError, ValueError) as error:
+        raise InvalidParameterError("endpoint", shorten(str(error)), "what a URL can contain") from error
     # Set last, so that it replaces one in any case.
     headers["authorization"] = f"Bearer {settings.api_key}"
-    return httpx.Request(
-        call.method,
-        url_of(call, settings),
-        params=call.params,
-        headers=headers,
-        content=call.content,
-        extensions={"timeout": httpx.Timeout(settings.timeout_seconds).as_dict()},
-    )
+    return httpx.Request(call.method, url, headers=headers, content=call.content, extensions={"timeout": timeout})
 
 
 async def _result(call: Call[T], outcome: Outcome, sent: int, context: FlowContext) -> T:

@@ -76,6 +76,8 @@ def _findings(conn_id: str) -> Iterator[Finding]:
         return
     message = f"{conn_id}: {connection.settings.base_url}, {connection.requests_per_minute} requests a minute"
     yield Finding("connection", Severity.OK, message)
+    for problem in connection.problems:
+        yield Finding("connection", Severity.WARNING, problem, "Correct the connection's extra.")
     # An invalid state_url is reported above; nothing can be sent then.
     with suppress(InvalidParameterError):
         budget = open_budget(connection)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import ipaddress
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from string import Formatter
 from typing import Any, Protocol
 from urllib.parse import quote as percent_encode
 from urllib.parse import urlsplit
 
-from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.errors import InvalidParameterError, without_frames
 from techflow_provider.client.models import USUAL_WORDS, StatusWords, status_word
 from techflow_provider.client.parsing import quote
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.webhooks import WebhookSecret
-from techflow_provider.hooks.form import DEFAULT_DASHBOARD_URL, EXTRA_FIELDS
+from techflow_provider.hooks.form import DEFAULT_DASHBOARD_URL, EXTRA_FIELDS, NUMBERS
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
 
+log: logging.Logger = logging.getLogger(__name__)
+
 CONNECTION_TYPE = "techflow"
+PROTOCOLS = ("http", "https")
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 # The user's names for what the settings call otherwise.
 FIELDS = {
     "api_key": "password (the API key)",
     "base_url": "host (the base URL)",
     "timeout_seconds": "extra timeout",
+    "port": "port",
+    "type": "type",
+    "extra": "extra",
 }
 
 
@@ -31,6 +42,7 @@ class AirflowConnection(Protocol):
     """The fields of Airflow's connection that are read."""
 
     conn_id: str
+    conn_type: str | None
     host: str | None
     schema: str | None
     port: int | None
@@ -65,6 +77,7 @@ class TechFlowConnection:
     :param dashboard_url: template of the URL of an execution in TechFlow's dashboard; the reference names only the
         dashboard's host, so the default's path is an assumption
     :param webhook_secret: verifies webhooks; None when none are received
+    :param problems: what has no effect, and why
     """
 
     conn_id: str
@@ -73,22 +86,29 @@ class TechFlowConnection:
     burst: int = DEFAULT_BURST
     dashboard_url: str = DEFAULT_DASHBOARD_URL
     webhook_secret: WebhookSecret | None = field(default=None, repr=False)
+    problems: tuple[str, ...] = ()
 
     @classmethod
+    @without_frames
     def read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
-        """Read a connection.
+        """Read a connection, and log once per process what has no effect.
 
         :param extra: the connection's extra as a dict; numbers may be strings, since forms send them so
         :raises ConnectionFieldError: a field is invalid; the message names the connection and the field
         """
         try:
-            return cls._read(connection, extra)
+            read = cls._read(connection, extra)
         except InvalidParameterError as error:
             field = FIELDS.get(error.parameter, f"extra {error.parameter}")
             raise ConnectionFieldError(connection.conn_id, field, error.received, error.expected) from error
+        for problem in read.problems:
+            _log_once(connection.conn_id, problem)
+        return read
 
     @classmethod
     def _read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
+        _check_type(connection)
+        _check_extra(connection, extra)
         numbers = _read_numbers(extra)
         settings = Settings(
             api_key=connection.password or "",
@@ -96,16 +116,21 @@ class TechFlowConnection:
             timeout_seconds=numbers["timeout"],
             verify=_read_verify(extra.get("verify")),
             proxy=extra.get("proxy") or None,
+            client_cert=extra.get("client_cert") or None,
+            client_key=extra.get("client_key") or None,
+            client_key_password=extra.get("client_key_password") or None,
             status_words=_read_status_words(extra),
         )
-        dashboard_url, webhook_secret = extra.get("dashboard_url"), extra.get("webhook_secret")
+        dashboard_url = extra.get("dashboard_url")
+        webhook_secret, problem = _read_webhook_secret(extra.get("webhook_secret"))
         return cls(
             conn_id=connection.conn_id,
             settings=settings,
             requests_per_minute=int(numbers["requests_per_minute"]),
             burst=int(numbers["burst"]),
             dashboard_url=_check_dashboard_url(dashboard_url) if dashboard_url else DEFAULT_DASHBOARD_URL,
-            webhook_secret=WebhookSecret(webhook_secret) if webhook_secret else None,
+            webhook_secret=webhook_secret,
+            problems=(*_unknown_extras(extra), *((problem,) if problem else ())),
         )
 
     def execution_url(self, execution_id: str, workflow_id: str | None = None) -> str | None:
@@ -116,24 +141,82 @@ class TechFlowConnection:
         return self.dashboard_url.format(**values) if len(values) == len(set(names)) else None
 
 
+@functools.lru_cache(maxsize=100)
+def _log_once(conn_id: str, problem: str) -> None:
+    log.warning("Connection %r: %s", conn_id, problem)
+
+
+def _check_type(connection: AirflowConnection) -> None:
+    """Check that the password is TechFlow's: a connection's id may come from a template."""
+    # The type may be missing in JSON.
+    found = getattr(connection, "conn_type", None)
+    if found and found.replace("-", "_").lower() != CONNECTION_TYPE:
+        expected = f"{CONNECTION_TYPE!r}, since the password of another service must not be sent to TechFlow"
+        raise InvalidParameterError("type", repr(found), expected)
+
+
+def _check_extra(connection: AirflowConnection, extra: object) -> None:
+    if not isinstance(extra, Mapping):
+        raise InvalidParameterError("extra", quote(extra).partition(":")[0], "a JSON object")
+    # Airflow only logs that it can't be read.
+    written = str(getattr(connection, "extra", None) or "").strip()
+    if not extra and written and not re.fullmatch(r"null|\{\s*\}", written):
+        raise InvalidParameterError("extra", "text that isn't JSON", "a JSON object")
+
+
+def _unknown_extras(extra: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(map(str, extra.keys() - EXTRA_FIELDS.keys())):
+        near = get_close_matches(name.lower().replace("-", "_"), EXTRA_FIELDS, 1)
+        yield f"extra {name[:100]!r} is unknown and has no effect{f'; is it {near[0]!r}?' if near else ''}"
+
+
+def _read_webhook_secret(value: Any) -> tuple[WebhookSecret | None, str | None]:
+    """Return the secret, or why there is none: tasks don't need it."""
+    if not value:
+        return None, None
+    try:
+        return WebhookSecret(value), None
+    except InvalidParameterError as error:
+        return None, f"webhooks are off, because of extra {error}"
+
+
 def _read_base_url(connection: AirflowConnection) -> str:
     """Return the base URL, from a whole URL as host or from the parts of the connection's URI.
 
-    Airflow parses a URI's path into `schema`; some forms put the protocol there.
+    Airflow parses a URI's path into `schema`; some forms put the protocol there. A protocol in front of the host, as in
+    `techflow://http://:KEY@127.0.0.1:8765/v2`, stays there.
     """
-    host = (connection.host or "").strip()
-    if not host or "://" in host:
-        return host or DEFAULT_BASE_URL
     schema = (connection.schema or "").strip("/ ")
-    protocol, path = (schema, "") if schema in ("http", "https") else ("https", f"/{schema}" if schema else "")
-    return f"{protocol}://{host}{f':{connection.port}' if connection.port else ''}{path}"
+    is_protocol = schema.lower() in PROTOCOLS
+    protocol, separator, rest = (connection.host or "").strip().rpartition("://")
+    if not rest:
+        return f"{protocol}{separator}" or DEFAULT_BASE_URL
+    if not separator:
+        protocol = schema.lower() if is_protocol else "https"
+    authority, slash, path = rest.partition("/")
+    path = path.rstrip("/")
+    if schema and not is_protocol and f"/{path}".rpartition("/")[2] != schema:
+        path = f"{path}/{schema}".lstrip("/")
+    return f"{protocol}://{_with_port(authority, connection.port)}{slash or '/'}{path}"
+
+
+def _with_port(authority: str, port: int | None) -> str:
+    """Return a host, in brackets when it is an IPv6 address, with the port that it has or is given."""
+    try:
+        host = f"[{ipaddress.IPv6Address(authority)}]"
+    except ValueError:
+        host = authority
+    own = re.search(r":(\d+)$", host)
+    if own and port and int(own[1]) != port:
+        raise InvalidParameterError("port", str(port), f"none, or {own[1]} as in the host")
+    return f"{host}:{port}" if port and not own else host
 
 
 def _read_numbers(extra: Mapping[str, Any]) -> dict[str, float]:
     numbers: dict[str, float] = {}
-    for name in ("timeout", "requests_per_minute", "burst"):
+    for name in NUMBERS:
         schema, value = EXTRA_FIELDS[name]["schema"], extra.get(name)
-        value = schema["default"] if value is None or value == "" else value
+        value = NUMBERS[name] if value is None or value == "" else value
         try:
             number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
         except ValueError:
@@ -170,7 +253,9 @@ def _read_verify(value: object) -> bool | str:
     word = str(value).strip().lower()
     if isinstance(value, str) or word in BOOLEANS:
         return BOOLEANS.get(word, str(value))
-    raise InvalidParameterError("verify", quote(value), "true, false or the path of a file of certificates")
+    raise InvalidParameterError(
+        "verify", quote(value), "true, false or the path of a file or directory of certificates"
+    )
 
 
 def _check_dashboard_url(value: object) -> str:

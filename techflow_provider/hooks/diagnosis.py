@@ -63,7 +63,7 @@ class Diagnosis:
 
 
 REMEDIES = {
-    Cause.SETTINGS: "Correct the field named above.",
+    Cause.SETTINGS: "Correct what is named above.",
     Cause.KEY: "TechFlow does not accept the API key: copy it again from TechFlow into the connection's password.",
     Cause.HOST: "Something responds there, but not as TechFlow does: check the connection's host, which is the base "
     "URL with its path, such as https://api.techflow.com/v2.",

@@ -10,37 +10,53 @@ from typing import Any
 DEFAULT_DASHBOARD_URL = "https://dashboard.techflow.com/executions/{execution_id}"
 
 
+# The fields have no defaults of their own: the form would store them, and Airflow warns of short texts in each task.
+NUMBERS = {"requests_per_minute": 100, "burst": 6, "timeout": 30}
+
+
 def _text(label: str, description: str, **schema: str) -> dict[str, Any]:
     return {"label": label, "description": description, "schema": {"type": ["string", "null"], **schema}}
 
 
-def _number(label: str, description: str, minimum: float, maximum: int, default: int) -> dict[str, Any]:
+def _number(name: str, label: str, description: str, minimum: float, maximum: int) -> dict[str, Any]:
     kind = "integer" if isinstance(minimum, int) else "number"
-    schema = {"type": [kind, "null"], "minimum": minimum, "maximum": maximum, "default": default}
-    return {"label": label, "description": description, "schema": schema}
+    schema = {"type": [kind, "null"], "minimum": minimum, "maximum": maximum}
+    return {"label": label, "description": f"{description} By default, {NUMBERS[name]}.", "schema": schema}
 
 
 # JSON schemas of the fields in the connection's extra.
 EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     "requests_per_minute": _number(
+        "requests_per_minute",
         "Requests per minute",
         "TechFlow's limit for this API key. Use a lower value if other applications use the same key.",
-        *(1, 100_000, 100),
+        *(1, 100_000),
     ),
     "burst": _number(
+        "burst",
         "Burst",
         "Requests that may be sent at once after an idle period. They count towards the limit.",
-        *(1, 10_000, 6),
+        *(1, 10_000),
     ),
     "timeout": _number(
-        "Timeout in seconds", "How long to wait for a connection to TechFlow, and for a response.", *(0.1, 3600, 30)
+        "timeout",
+        "Timeout in seconds",
+        "How long to wait for a connection to TechFlow, and for a response.",
+        *(0.1, 3600),
     ),
     "verify": _text(
-        "Verify TLS certificates", "true, false, or the path of a file with the certificates to trust.", default="true"
+        "Verify TLS certificates",
+        "Empty to verify them, false, or the path of a file or directory with the certificates to trust.",
     ),
+    "client_cert": _text(
+        "Client certificate", "Path of a file in PEM format, when TechFlow or a gateway asks for one."
+    ),
+    "client_key": _text("Client key", "Path of the certificate's key, unless the certificate's file has it."),
+    "client_key_password": _text("Password of the client key", "Decrypts the key.", format="password"),
     "proxy": _text(
         "Proxy",
-        "URL of an HTTP proxy. By default, the environment's. The field is masked, since it may contain a password.",
+        "URL of an HTTP or SOCKS proxy. By default, the environment's. The field is masked, since it may contain a "
+        "password.",
         format="password",
     ),
     "completed_statuses": _text(
@@ -53,8 +69,8 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
     ),
     "dashboard_url": _text(
         "Dashboard URL",
-        "An execution's page in TechFlow's dashboard, with {execution_id} and {workflow_id} as placeholders.",
-        default=DEFAULT_DASHBOARD_URL,
+        "An execution's page in TechFlow's dashboard, with {execution_id} and {workflow_id} as placeholders. "
+        f"By default, {DEFAULT_DASHBOARD_URL}.",
     ),
     "webhook_secret": _text(
         "Webhook secret",
@@ -73,14 +89,16 @@ FORM_BEHAVIOUR: dict[str, Any] = {
 def form_widgets() -> dict[str, Any]:
     """Return the fields as WTForms fields; only Airflow before 3.2 calls this, and has that package."""
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
-    from wtforms import StringField
+    from wtforms import FloatField, IntegerField, StringField
+    from wtforms.validators import Optional
 
+    kinds = {"integer": IntegerField, "number": FloatField, "string": StringField}
     return {
-        name: StringField(
+        name: kinds[spec["schema"]["type"][0]](
             spec["label"],
             description=spec["description"],
             widget=BS3PasswordFieldWidget() if spec["schema"].get("format") == "password" else BS3TextFieldWidget(),
-            default=str(spec["schema"].get("default", "")),
+            validators=[Optional()],
         )
         for name, spec in EXTRA_FIELDS.items()
     }

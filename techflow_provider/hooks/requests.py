@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from techflow_provider.client.calls import raw
-from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.errors import InvalidParameterError, without_frames
 from techflow_provider.client.flow import Call, Method
 from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.settings import Settings
@@ -50,6 +50,7 @@ class RunOptions:
             raise InvalidParameterError("extra_options['check_response']", quote(check_response), "True or False")
         return cls(given.get("timeout"), _verify(given.get("verify")), check_response)
 
+    @without_frames
     def change(self, settings: Settings) -> Settings:
         """Return a connection's settings with these options applied."""
         timeout = settings.timeout_seconds if self.timeout is None else self.timeout
@@ -83,8 +84,11 @@ def raw_call(
     if known is None:
         raise InvalidParameterError("method", quote(method), ", ".join(METHODS))
     path, _, query = endpoint.partition("?")
-    params = (*_pairs(query), *(_pairs(data) if known == "GET" else ()))
-    content, content_type = _json_body(body) if body is not None else _body(None if known == "GET" else data)
+    try:
+        params = (*_pairs(query), *(_pairs(data) if known == "GET" else ()))
+        content, content_type = _json_body(body) if body is not None else _body(None if known == "GET" else data)
+    except UnicodeError as error:
+        raise InvalidParameterError("data", type(error).__name__, "text that UTF-8 can encode") from error
     sent = {**({"content-type": content_type} if content_type else {}), **(headers or {})}
     return raw(known, path or "/", params=params or None, content=content, headers=sent, any_status=any_status)
 

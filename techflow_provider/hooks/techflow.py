@@ -9,8 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import httpx
-from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowException, BaseHook
 
 from techflow_provider.client import (
     AsyncClient,
@@ -26,6 +25,7 @@ from techflow_provider.client.flow import Method
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter, select_workflows
 from techflow_provider.client.parsing import Json, counted
 from techflow_provider.client.values import Id, Payload, as_id
+from techflow_provider.compat import connection_and_extra
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
@@ -76,13 +76,12 @@ class TechFlowHook(BaseHook):
     @cached_property
     def connection(self) -> TechFlowConnection:
         """The connection's content, read once."""
-        connection = self.get_connection(self.techflow_conn_id)
-        return TechFlowConnection.read(connection, connection.extra_dejson)
+        # In no variable of this frame, which an error would show to crash reporters with the key.
+        return TechFlowConnection.read(*_fields(self.get_connection(self.techflow_conn_id)))
 
     async def aget_techflow_connection(self) -> TechFlowConnection:
         """Read the connection without blocking the event loop."""
-        connection = await get_async_connection(self.techflow_conn_id, hook=self)
-        return TechFlowConnection.read(connection, await get_async_extra_dejson(connection))
+        return TechFlowConnection.read(*await connection_and_extra(self.techflow_conn_id, self))
 
     @cached_property
     def _budget(self) -> MeteredBudget:
@@ -226,9 +225,16 @@ class TechFlowHook(BaseHook):
         except ConnectionFieldError as error:
             # Airflow tests a connection under a temporary id, which would confuse the user.
             return False, str(diagnose(InvalidParameterError(error.field, error.received, error.expected)))
+        except AirflowException as error:
+            return False, str(error)
         try:
             with Client(settings=settings, budget=self._budget, retry=RetryPolicy(max_attempts=1)) as client:
                 count = len(client.workflows.list())
         except TechFlowError as error:
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
-        return True, f"Connected to {settings.base_url}: the API key can access {counted(count, 'workflow')}"
+        connected = f"Connected to {settings.base_url}: the API key can access {counted(count, 'workflow')}"
+        return True, "; ".join((connected, *self.connection.problems))
+
+
+def _fields(connection: Any) -> tuple[Any, Any]:
+    return connection, connection.extra_dejson

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,67 @@ def test_data_that_cannot_be_sent_is_rejected(method, data, body, message):
     with pytest.raises(InvalidParameterError) as caught:
         sent(method, "/x", data, None, body)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("%2e%2e/admin", "../admin", "a/%2E./b", "%252e%252e/x", "a\\..\\b", "a%5c..%5cb", "..;/admin", "a/..;x=1/b"),
+        *("..%2fadmin", "%2e%2e%2fadmin", "a/.%00/b", "a\r\nX-Y: z", "a%0d%0ab", "https://evil.test/", "//evil.test"),
+        *("/%2fevil.test", "%68ttps%3a//evil.test", "a/. /b", "%25252525252e", "\ud800"),
+    ],
+)
+def test_an_endpoint_stays_below_the_base_url_however_it_is_written(endpoint):
+    with pytest.raises(InvalidParameterError, match=r"^endpoint: expected a path below the connection's base URL"):
+        sent("GET", endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["a..b", "...", ".well-known/x", "wf%201", "a;b", "100%", "ä/ö", "a/%C3%A9", "a:b@c"]
+)
+def test_an_ordinary_endpoint_is_sent(endpoint):
+    assert sent("GET", endpoint).url.path.startswith("/v2/")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("Host", "evil.test"), ("host", "evil.test"), ("Content-Length", "3"), ("TRANSFER-ENCODING", "chunked")),
+        *(("connection", "close"), ("Upgrade", "h2c"), ("a b", "x"), ("", "x"), ("é", "x"), ("x:", "y"), (5, "x")),
+        *(("x-y", "a\r\nHost: evil.test"), ("x-y", "\0"), ("x-y", "é"), ("x-y", 5), ("x-y", None), ("x-y", b"a\n")),
+    ],
+)
+def test_a_header_cannot_change_where_a_request_goes_or_where_it_ends(method, name, value):
+    with pytest.raises(InvalidParameterError, match=r"^headers: expected "):
+        sent(method, "x", headers={name: value})
+
+
+def test_other_headers_are_sent():
+    headers = {"X-Trace": "a\tb", "Prefer": b"return=minimal", "x-forwarded-host": "h"}
+    assert sent("GET", "x", headers=headers).headers["prefer"] == "return=minimal"
+
+
+@pytest.mark.parametrize(
+    ("method", "endpoint", "data"),
+    [
+        *(("GET", "x" * 70_000, None), ("GET", "x", {"a": "y" * 70_000}), ("GET", "x", {"a": "\ud800"})),
+        *(
+            ("POST", "x", {"a": "\ud800"}),
+            ("POST", "x", "\ud800"),
+            ("GET", "x", b"\xff"),
+            ("POST", "x", {"a": b"\xff"}),
+        ),
+    ],
+)
+def test_what_cannot_be_written_into_a_request_is_rejected(method, endpoint, data):
+    with pytest.raises(InvalidParameterError):
+        sent(method, endpoint, data)
+
+
+def test_an_option_that_is_rejected_leaves_no_key_in_the_frames_of_the_error(hook):
+    with pytest.raises(InvalidParameterError) as caught:
+        hook.run("workflows", extra_options={"timeout": -1})
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if "techflow_provider" in frame.f_code.co_filename]
+    assert frames
+    assert KEY not in repr([frame.f_locals for frame in frames])
