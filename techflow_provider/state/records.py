@@ -6,13 +6,22 @@ can't read is useless to them.
 
 from __future__ import annotations
 
+import functools
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+
+from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import Entry, Store, Write, read_only
 
 DELIVERY_TTL_SECONDS = 24 * 3600.0
 # A poller sends a heartbeat with each poll; polls are never further apart.
 POLLER_TTL_SECONDS = 120.0
 CURSOR_TTL_SECONDS = 30 * 24 * 3600.0
-WAKEUPS_NAME = "wakeups"
+# The namespace of all wake-up counters, by key: a process reads them together.
+WAKEUPS = "wakeups"
+WAKEUPS_SECONDS = 1.0
 WAKEUPS_TTL_SECONDS = 7 * 24 * 3600.0
 
 
@@ -68,11 +77,42 @@ class Records:
             counter = _counter(entry) + 1
             return Write(str(counter), WAKEUPS_TTL_SECONDS), counter
 
-        return self._store.update(self._key, WAKEUPS_NAME, count)
+        counter = self._store.update(WAKEUPS, self._key, count)
+        _wakeups_of(self._store).counters[self._key] = counter
+        return counter
 
     def wakeups(self) -> int:
-        """Return the wake-up counter; a change says that there may be something new."""
-        return _counter(self._store.update(self._key, WAKEUPS_NAME, read_only)[0])
+        """Return the wake-up counter as it was at most a second ago; a change says that there may be something new."""
+        return _wakeups_of(self._store).read(self._store).get(self._key, 0)
+
+
+@dataclass
+class _Wakeups:
+    """The wake-up counters of all keys in one store, which a process reads at most once a second."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    read_at: float = -math.inf
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, store: Store) -> dict[str, int]:
+        # A caller that finds another one reading makes do with what that one has read before.
+        if time.monotonic() >= self.read_at + WAKEUPS_SECONDS and self.lock.acquire(blocking=False):
+            try:
+                self.read_at = time.monotonic()
+                self.counters = {entry.name: _counter(entry) for entry in store.entries(WAKEUPS)}
+            finally:
+                self.lock.release()
+        return self.counters
+
+
+def _wakeups_of(store: Store) -> _Wakeups:
+    # Stores that sign with different keys reach one place.
+    return _wakeups_in(store if isinstance(store, MemoryStore) else store.location)
+
+
+@functools.lru_cache(maxsize=16)
+def _wakeups_in(_: Store | str) -> _Wakeups:
+    return _Wakeups()
 
 
 def _counter(entry: Entry | None) -> int:

@@ -14,6 +14,7 @@ from techflow_provider.hooks.budget import cursors_key
 from techflow_provider.hooks.connection_cache import CACHE_SECONDS, ConnectionCache, find_connection
 from techflow_provider.state import identity
 from techflow_provider.state.api import is_write
+from techflow_provider.state.records import WAKEUPS
 from techflow_provider.state.signing import DEPLOYMENT, TOLERANCE_SECONDS, Proof, Signer, derive_key
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -35,11 +36,11 @@ class Access:
     keys: frozenset[str] | None
 
     def allows(self, operation: Mapping[str, Any]) -> bool:
-        """Whether an operation may be carried out: everybody may read which store this is, and nobody write it."""
-        key = operation["namespace"].partition("/")[0]
-        if key == identity.NAMESPACE:
-            return not is_write(operation)
-        return self.keys is None or key in self.keys
+        """Whether an operation may be carried out: everybody may read which store this is, and all wake-up counters."""
+        if not is_write(operation) and operation["namespace"] in (identity.NAMESPACE, WAKEUPS):
+            return True
+        key = operation["name"] if operation["namespace"] == WAKEUPS else operation["namespace"].partition("/")[0]
+        return key != identity.NAMESPACE and (self.keys is None or key in self.keys)
 
 
 def find_access(name: str) -> Access | None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from techflow_provider.client.errors import InvalidParameterError
@@ -71,8 +72,7 @@ class StateApp:
             await _respond(send, *UNAUTHORIZED)
             return
         status, content = await self._handle(proof, access, headers, receive)
-        body = json.dumps(content, separators=(",", ":")).encode()
-        await _respond(send, status, body, access.signer.response(proof.nonce, body))
+        await _respond(send, status, content, partial(access.signer.response, proof.nonce))
 
     async def _access(self, proof: Proof) -> Access | None:
         """Return what the sender may use; None for a request without a proof, and for a replay."""
@@ -126,11 +126,11 @@ async def _read_body(length: str, receive: Receive) -> bytes | Response:
     return bytes(body)
 
 
-async def _respond(send: Send, status: int, content: bytes | Any, signature: str = "") -> None:
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+async def _respond(send: Send, status: int, content: Any, sign: Callable[[bytes], str] | None = None) -> None:
+    body = json.dumps(content, separators=(",", ":")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if signature:
-        headers.append((SIGNATURE_HEADER.encode(), signature.encode()))
+    if sign is not None:
+        headers.append((SIGNATURE_HEADER.encode(), sign(body).encode()))
     if status != OK:
         # A connection can't be reused while a part of a body may be unread.
         headers.append((b"connection", b"close"))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from techflow_provider.state.records import Records
+from techflow_provider.state.sqlite import SqliteStore
+from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Write
+
+entries = SqliteStore.entries
 
 
 @pytest.fixture
@@ -34,8 +40,29 @@ def test_the_wake_up_counter_is_one_for_all_that_share_the_key(store, key, recor
 
 
 def test_a_wake_up_counter_that_can_not_be_read_begins_anew(store, key, records):
-    store.update(key, "wakeups", lambda *_: (Write("many", 60.0), None))
+    store.update("wakeups", key, lambda *_: (Write("many", 60.0), None))
     assert (records.wakeups(), records.notify()) == (0, 1)
+
+
+def test_a_process_reads_all_wake_up_counters_at_most_once_a_second(sqlite_path, monkeypatch):
+    stores = [SqliteStore(StateFile(sqlite_path)) for _ in range(3)]
+    now, reads = [1000.0], Counter()
+    monkeypatch.setattr("techflow_provider.state.records.time.monotonic", lambda: now[0])
+
+    def count(*arguments):
+        reads["entries"] += 1
+        return entries(*arguments)
+
+    monkeypatch.setattr(SqliteStore, "entries", count)
+    pollers = [Records(store, f"key {number}") for number, store in enumerate(stores)]
+    assert [poller.wakeups() for _ in range(10) for poller in pollers] == [0] * 30
+    assert reads.total() == 1
+    for number in range(3):
+        # As another process does it.
+        stores[0].update("wakeups", f"key {number}", lambda *_, number=number: (Write(f"{number + 1}", 60.0), None))
+    now[0] += 1.0
+    assert [poller.wakeups() for poller in pollers] == [1, 2, 3]
+    assert reads.total() == 2
 
 
 def test_the_ages_of_deliveries_are_listed(records, clock):

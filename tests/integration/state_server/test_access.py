@@ -65,6 +65,13 @@ def test_it_may_read_which_store_this_is_and_not_write_it() -> None:
     assert not access("one").allows({**get("store"), "found": None, "following": None, "now": 1.0})
 
 
+def test_it_may_read_all_wake_up_counters_and_increment_its_own() -> None:
+    swap = {"namespace": "wakeups", "found": None, "following": None, "now": 1.0}
+    assert access("one").allows({"namespace": "wakeups", "prefix": ""})
+    assert access("one").allows({**swap, "name": Settings(KEY, URL).account})
+    assert not access("one").allows({**swap, "name": Settings(OTHER_KEY, URL).account})
+
+
 @pytest.mark.parametrize("name", ["http", "broken", "unknown", "", "one/../two", DEPLOYMENT])
 def test_another_type_a_broken_and_an_unknown_connection_may_use_nothing(name: str) -> None:
     assert find_access(name) is None

@@ -126,15 +126,15 @@ def test_everything_without_a_proof_gets_the_same_response_and_opens_nothing(ser
         "another connection's name": {**signed(), "x-techflow-connection": "two"},
         "unknown connection": {**signed(), "x-techflow-connection": "nobody"},
         "no connection": {SIGNATURE_HEADER: text},
-        "too old": signed(age=61),
-        "from the future": signed(age=-62),
+        "too old": signed(age=600),
+        "from the future": signed(age=-6000),
         "another body": signed(body=b"{}"),
     }
     responses = [served.post(headers=each) for each in headers.values()]
     responses += [served.post(method="GET"), served.post(method="PUT", headers=signed())]
     kinds = {(each.status_code, each.content, *sorted(set(each.headers) - {"date", "server"})) for each in responses}
     # That of the other body was signed by somebody who knows the key, and says so by its signature.
-    assert {kind[:2] for kind in kinds} == {(401, b'{"error": "unauthorized"}')} | {(401, b'{"error":"unauthorized"}')}
+    assert {kind[:2] for kind in kinds} == {(401, b'{"error":"unauthorized"}')}
     assert served.opened == []
 
 
