@@ -22,8 +22,8 @@ from techflow_provider.client.errors import without_frames
 from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.models import Execution, Workflow
-from techflow_provider.client.operations import DEFAULT_POLL_INTERVAL_SECONDS, AsyncExecutions, AsyncWorkflows
-from techflow_provider.client.reading import PollMemory
+from techflow_provider.client.operations import AsyncExecutions, AsyncWorkflows
+from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, HistoryReader, PollMemory
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.transport import SEND_ERRORS, Exchange, PerProcess
@@ -202,6 +202,7 @@ class Client:
     :param transport: an httpx transport, such as the sandbox's
     :param clock: monotonic seconds
     :param sleep: how to wait
+    :param reader: reads the execution history together with other processes
     :raises InvalidParameterError: a setting can't be used
     """
 
@@ -217,6 +218,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        reader: HistoryReader | None = None,
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
@@ -226,7 +228,7 @@ class Client:
         )
         io = _SyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
-            self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random
+            self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader
         )
         self.workflows: Workflows = Workflows(self)
         self.executions: Executions = Executions(self)
@@ -278,6 +280,7 @@ class AsyncClient:
     :param retry: when to send a call again
     :param transport: an asynchronous httpx transport, such as the sandbox's
     :param clock: monotonic seconds
+    :param reader: reads the execution history together with other processes
     :raises InvalidParameterError: a setting can't be used
     """
 
@@ -293,6 +296,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
+        reader: HistoryReader | None = None,
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
@@ -303,7 +307,7 @@ class AsyncClient:
         )
         self._io = _AsyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
-            self.settings, self._io, self.budget, retry or RetryPolicy(), clock, random.random
+            self.settings, self._io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader
         )
         self.workflows: AsyncWorkflows = AsyncWorkflows(self.context)
         self.executions: AsyncExecutions = AsyncExecutions(self.context)

@@ -28,10 +28,10 @@ Every error is built from positional values alone, so that it survives pickling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from techflow_provider.client.parsing import in_seconds
 from techflow_provider.client.text import printable
@@ -399,3 +399,14 @@ def log_or_raise(error: TechFlowError, warn: Callable[..., None]) -> None:
     if not error.is_transient:
         raise error
     warn("Polling the execution history failed and is retried: %s", error)
+
+
+def rebuild_error(name: str, args: Iterable[Any]) -> TechFlowError:
+    """Return an error from its class and arguments, which another version of this package may have written.
+
+    :raises TypeError: the arguments don't fit
+    """
+    kind: Callable[..., TechFlowError] | None = globals().get(name)
+    if not (isinstance(kind, type) and issubclass(kind, TechFlowError)):
+        return TechFlowError(name, *args)
+    return kind(*args)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import httpx
 
@@ -31,6 +31,9 @@ from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.text import get_logger
 from techflow_provider.state.budget import Budget, RequestClass, Reservation
+
+if TYPE_CHECKING:
+    from techflow_provider.client.reading import HistoryReader
 
 T = TypeVar("T")
 
@@ -116,6 +119,7 @@ class FlowContext:
     :param random: numbers from 0 to 1
     :param admission_seconds: how long a request waits for its slot in the rate budget, within the call's deadline
     :param now: this host's clock, of which only differences are used
+    :param reader: reads the execution history for several processes; None reads it for this client alone
     """
 
     settings: Settings
@@ -126,6 +130,7 @@ class FlowContext:
     random: Callable[[], float]
     admission_seconds: float = math.inf
     now: Callable[[], datetime] = UTC_NOW
+    reader: HistoryReader | None = field(default=None, repr=False)
 
 
 async def exchange(call: Call[T], context: FlowContext) -> T:

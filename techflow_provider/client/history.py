@@ -64,7 +64,8 @@ class HistoryFilter:
     :param wants_workflows: whether the list of workflows is needed too
     :param known_statuses: the executions of the waits by id, each with the status that all of its waits know already
         and with which it isn't needed
-    :param workflow_ids: the workflows of which every execution is needed
+    :param workflow_ids: the workflows of which every execution is needed that started since a time; None needs all
+    :param has_new: whether something was added that no poll has been read for
     :param listed: those of the waits' executions that the page which is being read lists
     :param has_repeats: whether that page has several rows for one of them
     """
@@ -72,7 +73,8 @@ class HistoryFilter:
     everything: bool = False
     wants_workflows: bool = False
     known_statuses: dict[str, str | None] = field(default_factory=dict)
-    workflow_ids: set[str] = field(default_factory=set)
+    workflow_ids: dict[str, datetime | None] = field(default_factory=dict)
+    has_new: bool = False
     listed: set[str] = field(default_factory=set)
     has_repeats: bool = False
 
@@ -84,16 +86,17 @@ class HistoryFilter:
         if selector.execution_id:
             self.add_execution(selector.execution_id, known_status)
         elif selector.workflow_id:
-            self.add_workflow(selector.workflow_id)
+            self.add_workflow(selector.workflow_id, selector.started_after)
 
     def add_execution(self, execution_id: str, known_status: str | None = None) -> None:
         """Add an execution by its id."""
         agreed = self.known_statuses.get(execution_id, known_status) == known_status
         self.known_statuses[execution_id] = known_status if agreed else None
 
-    def add_workflow(self, workflow_id: str) -> None:
-        """Add every execution of a workflow."""
-        self.workflow_ids.add(workflow_id)
+    def add_workflow(self, workflow_id: str, since: datetime | None = None) -> None:
+        """Add every execution of a workflow, or those that started since a time."""
+        other = self.workflow_ids.get(workflow_id, since)
+        self.workflow_ids[workflow_id] = min(other, since) if other and since else None
 
     @property
     def wants_executions(self) -> bool:
@@ -135,6 +138,7 @@ class History:
     :param workflows: what `GET /workflows` listed at the same time, where an observer needs it
     :param at: the server's clock when it began to respond
     :param began: when the poll began, on the reader's clock
+    :param next_seconds: when the result of the next poll is expected, if another process polls
     :param unlisted: those of the waits' executions that the whole history doesn't list
     :param failure: why a part is missing that will be read later
     :param unreadable: how many rows can't be read and are left out; any may be one that seems to be missing
@@ -156,6 +160,7 @@ class History:
         self.workflows = workflows
         self.at: datetime = at or datetime.now(UTC)
         self.began = began
+        self.next_seconds: float | None = None
         self.unlisted = unlisted
         self.failure = failure
         self.unreadable = unreadable
@@ -167,11 +172,10 @@ class History:
                 self._by_id[execution.id] = execution
 
     @cached_property
-    def _by_workflow(self) -> dict[str, list[Execution]]:
-        found: dict[str, list[Execution]] = {}
+    def _by_workflow(self) -> dict[str | None, list[Execution]]:
+        found: dict[str | None, list[Execution]] = {}
         for execution in self:
-            if execution.workflow_id is not None and execution.started_at is not None:
-                found.setdefault(execution.workflow_id, []).append(execution)
+            found.setdefault(execution.workflow_id, []).append(execution)
         return found
 
     def __len__(self) -> int:
@@ -193,7 +197,13 @@ class History:
 
     def started(self, workflow_id: str, since: datetime) -> list[Execution]:
         """Return the workflow's executions that started at or after an instant."""
-        return [each for each in self._by_workflow.get(workflow_id, ()) if _start(each) >= since]
+        listed = self._by_workflow.get(workflow_id, ())
+        return [each for each in listed if each.started_at is not None and each.started_at >= since]
+
+    def possible(self, workflow_id: str, since: datetime | None) -> list[Execution]:
+        """Return the executions that may be the workflow's and may have started since an instant."""
+        listed = [*self._by_workflow.get(workflow_id, ()), *self._by_workflow.get(None, ())]
+        return [each for each in listed if since is None or each.started_at is None or each.started_at >= since]
 
 
 def _start(execution: Execution) -> datetime:
@@ -236,7 +246,8 @@ class ExecutionTracker:
 
     def add_to(self, history_filter: HistoryFilter) -> None:
         """Add what this wait needs from a poll."""
-        history_filter.add(self.selector)
+        if not self.selector.execution_id:
+            history_filter.add(self.selector)
         if self._execution_id is not None:
             history_filter.add_execution(self._execution_id, self.known_status)
 

@@ -28,7 +28,14 @@ from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.paging import collect
 from techflow_provider.client.parsing import quote
-from techflow_provider.client.reading import PollMemory, read_history
+from techflow_provider.client.reading import (
+    DEFAULT_POLL_INTERVAL_SECONDS,
+    PollMemory,
+    ReadTerms,
+    poll_history,
+    read_history,
+    sleep_until_woken,
+)
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.settings import check_positive
 from techflow_provider.client.text import get_logger
@@ -38,7 +45,6 @@ log: logging.Logger = get_logger(__name__)
 
 # An HTTP date has no fractions, and a history entry may be written shortly before the response is sent.
 SERVER_CLOCK_TOLERANCE = timedelta(seconds=2)
-DEFAULT_POLL_INTERVAL_SECONDS = 5.0
 # How often, and how far apart, a list is read for something whose creation returned no id.
 LOOKUPS = 6
 LOOKUP_INTERVAL_SECONDS = 2.0
@@ -224,29 +230,32 @@ class AsyncExecutions:
         began = clock()
         deadline = began + (math.inf if timeout_seconds is None else timeout_seconds)
         tracker, failures, memory = ExecutionTracker(selector), 0, PollMemory(clock)
+        is_woken, seconds = False, interval_seconds
         while True:
+            terms = ReadTerms.every(interval_seconds, deadline - clock(), is_woken=is_woken)
             try:
-                history = await read_history(self._context, tracker.history_filter, deadline - clock(), memory)
+                history = await read_history(self._context, tracker.history_filter, terms, memory)
                 ended = tracker.update(history, clock())
                 if ended is not None:
                     return ended
-                failures = 0
+                failures, seconds = 0, history.next_seconds or interval_seconds
                 if history.failure is not None:
                     log.warning("A part of the execution history can't be read: %s", history.failure)
             except TechFlowError as error:
                 log_or_raise(error, log.warning)
                 failures += 1
+                seconds = backoff_seconds(interval_seconds, failures)
             left = deadline - clock()
             if left <= 0:
                 raise ExecutionTimeoutError(str(selector), clock() - began, tracker.last_seen)
-            await self._context.io.sleep(min(backoff_seconds(interval_seconds, failures), left))
+            is_woken = await sleep_until_woken(self._context, min(seconds, left))
 
     async def poll(
         self, within_seconds: float, history_filter: HistoryFilter | None = None, memory: PollMemory | None = None
     ) -> History:
-        """Read the execution history as a wait does (List Executions); see `read_history`.
+        """Read the execution history as a wait does, for this client alone (List Executions); see `poll_history`.
 
         :param history_filter: what is wanted of the history; everything without it
         """
         history_filter = history_filter or HistoryFilter(everything=True)
-        return await read_history(self._context, history_filter, within_seconds, memory)
+        return await poll_history(self._context, history_filter, within_seconds, memory)

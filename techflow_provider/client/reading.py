@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from techflow_provider.client.calls import list_executions
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
@@ -13,6 +14,11 @@ from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import ConditionalCache, Page, Visited, read_page
 from techflow_provider.state.budget import RequestClass
 
+DEFAULT_POLL_INTERVAL_SECONDS = 5.0
+# However short the intervals of the waits are, one reader stays under 20 polls a minute.
+SHORTEST_INTERVAL_SECONDS = 3.0
+# A webhook's poll comes this soon after the last one.
+WOKEN_INTERVAL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 120.0
 # A longer history is read over several polls. Each of them begins with the first page, which lists what is new.
 PAGES_PER_POLL = 10
@@ -55,7 +61,68 @@ class PollMemory:
         self.listed = set()
 
 
+@dataclass(frozen=True, slots=True)
+class ReadTerms:
+    """What one reader expects of a poll that it may share with others.
+
+    :param within_seconds: how long it waits for the result
+    :param interval_seconds: the time between two polls that it would like
+    :param max_age_seconds: how long before the call the poll may have begun
+    :param keep_seconds: how long others poll for it as well, so that it finds the result when it comes back
+    """
+
+    within_seconds: float
+    interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS
+    max_age_seconds: float = 0.0
+    keep_seconds: float = 60.0
+
+    @classmethod
+    def every(cls, interval_seconds: float, within_seconds: float, *, is_woken: bool) -> ReadTerms:
+        """Return the terms of a reader that polls all the time.
+
+        :param is_woken: whether a webhook asks for this poll
+        """
+        within = min(within_seconds, LONGEST_POLL_SECONDS)
+        if is_woken:
+            return cls(within, WOKEN_INTERVAL_SECONDS)
+        return cls(
+            within, max(interval_seconds, SHORTEST_INTERVAL_SECONDS), interval_seconds, 60 + 4 * interval_seconds
+        )
+
+
+class HistoryReader(Protocol):
+    """Reads the execution history for several processes."""
+
+    async def read(self, context: FlowContext, history_filter: HistoryFilter, terms: ReadTerms) -> History:
+        """Return what a poll shows of what is wanted; see `read_history`."""
+
+    async def sleep(self, context: FlowContext, seconds: float) -> bool:
+        """Sleep, and return at once with True when a webhook arrives."""
+
+
 async def read_history(
+    context: FlowContext, history_filter: HistoryFilter, terms: ReadTerms, memory: PollMemory | None = None
+) -> History:
+    """Return what a poll of the execution history shows, this process's own or another's (List Executions).
+
+    :param history_filter: what is wanted
+    :param memory: of the polls before; a shared reader has its own
+    :raises TechFlowError: `BudgetTimeoutError` when there was no poll in time, or what reading the history raises
+    """
+    if context.reader is None:
+        return await poll_history(context, history_filter, terms.within_seconds, memory)
+    return await context.reader.read(context, history_filter, terms)
+
+
+async def sleep_until_woken(context: FlowContext, seconds: float) -> bool:
+    """Sleep, and return at once with True when a webhook says that there may be something new."""
+    if context.reader is not None:
+        return await context.reader.sleep(context, seconds)
+    await context.io.sleep(seconds)
+    return False
+
+
+async def poll_history(
     context: FlowContext, history_filter: HistoryFilter, within_seconds: float, memory: PollMemory | None = None
 ) -> History:
     """Poll the execution history with the priority of polls, after the commands (List Executions).
@@ -66,6 +133,8 @@ async def read_history(
     :raises TechFlowError: the first page can't be read
     """
     memory = memory or PollMemory(context.clock)
+    if history_filter.has_new:
+        memory.pages.clear()
     began = context.clock()
     deadline = began + min(max(within_seconds, 0.001), LONGEST_POLL_SECONDS)
     if memory.following is None:

@@ -8,6 +8,7 @@ from airflow.providers.common.compat.sdk import Stats
 
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.state import is_for_one_host, open_state, warn_of_hosts
+from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import Store, budget_key
@@ -72,6 +73,18 @@ def open_records(connection: TechFlowConnection) -> Records:
     """
     store, _ = open_state(connection)
     return Records(store, connection.settings.account)
+
+
+def open_reader(connection: TechFlowConnection, name: str | None = None) -> SharedReader:
+    """Return what reads the execution history together with the other users of a connection's API key.
+
+    :param name: of a process that polls all the time
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
+    store, _ = open_state(connection)
+    # Without a secret no webhook is accepted, and the wake-up counter never changes.
+    wakeups = None if connection.webhook_secret is None else open_records(connection).wakeups
+    return SharedReader(store, connection.settings.account, name, wakeups)
 
 
 def open_cursors(connection: TechFlowConnection) -> Records:

@@ -24,9 +24,10 @@ from techflow_provider.client.calls import Trigger
 from techflow_provider.client.flow import Method
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter, select_workflows
 from techflow_provider.client.parsing import Json, counted
+from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, ReadTerms, read_history, sleep_until_woken
 from techflow_provider.client.values import Id, Payload, as_id
 from techflow_provider.compat import connection_and_extra
-from techflow_provider.hooks.budget import MeteredBudget, open_budget
+from techflow_provider.hooks.budget import MeteredBudget, open_budget, open_reader
 from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
@@ -89,7 +90,7 @@ class TechFlowHook(BaseHook):
 
     @cached_property
     def _client(self) -> Client:
-        return Client(settings=self.connection.settings, budget=self._budget)
+        return Client(settings=self.connection.settings, budget=self._budget, reader=open_reader(self.connection))
 
     def get_conn(self) -> Client:
         """Return the client, created once per hook."""
@@ -98,7 +99,7 @@ class TechFlowHook(BaseHook):
     async def aget_conn(self) -> AsyncClient:
         """Return a new client for the running event loop; close it with `await client.aclose()` or `async with`."""
         connection = await self.aget_techflow_connection()
-        return AsyncClient(settings=connection.settings, budget=open_budget(connection))
+        return AsyncClient(settings=connection.settings, budget=open_budget(connection), reader=open_reader(connection))
 
     def list_workflows(self, status: str | None = None, name: Id | None = None) -> list[Workflow]:
         """Return all workflows, or those with a given status or name (List Workflows)."""
@@ -183,13 +184,31 @@ class TechFlowHook(BaseHook):
                 ExecutionSelector(as_id("execution_id", execution_id)), poll_interval, timeout
             )
 
-    def poll_history(self, within_seconds: float, history_filter: HistoryFilter | None = None) -> History:
-        """Read the execution history with the priority of polls, after the commands (List Executions).
+    def poll_history(
+        self,
+        within_seconds: float,
+        history_filter: HistoryFilter | None = None,
+        *,
+        interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS,
+        max_age_seconds: float = 0.0,
+        keep_seconds: float = 0.0,
+    ) -> History:
+        """Return what a poll of the execution history shows, this process's or another's (List Executions).
 
-        :param within_seconds: how long to wait for a slot in the rate budget
+        :param within_seconds: how long to wait for the poll
         :param history_filter: which executions to return; None returns all
+        :param interval_seconds: time since the last poll before this process polls
+        :param max_age_seconds: how long before the call the poll may have begun
+        :param keep_seconds: how long others poll for these executions as well
         """
-        return self.get_conn().executions.poll(within_seconds, history_filter)
+        client = self.get_conn()
+        terms = ReadTerms(within_seconds, interval_seconds, max_age_seconds, keep_seconds)
+        return client.run(read_history(client.context, history_filter or HistoryFilter(everything=True), terms))
+
+    def sleep_until_woken(self, seconds: float) -> bool:
+        """Sleep, and return at once with True when a webhook arrives."""
+        client = self.get_conn()
+        return client.run(sleep_until_woken(client.context, seconds))
 
     def run(
         self,

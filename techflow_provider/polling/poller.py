@@ -19,7 +19,13 @@ from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settin
 from techflow_provider.client.calls import list_workflows
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
 from techflow_provider.client.paging import collect
-from techflow_provider.client.reading import PollMemory
+from techflow_provider.client.reading import (
+    SHORTEST_INTERVAL_SECONDS,
+    HistoryReader,
+    PollMemory,
+    ReadTerms,
+    read_history,
+)
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
 from techflow_provider.polling.schedule import PollSchedule
@@ -44,15 +50,14 @@ class Access:
     :param budget: the rate budget of the key
     :param wakeups: returns the wake-up counter, which each webhook increments; called in a thread, and may raise
         `StoreError`; None where no webhook can arrive
-    :param heartbeat: records that this poller is running, and returns how many pollers of the key are; called in a
-        thread, and may raise `StoreError`; None where there can't be others
+    :param reader: reads the history together with the key's other readers; None where there can't be any
     :param transport: an httpx transport, such as the sandbox's; None takes the network
     """
 
     settings: Settings
     budget: Budget
     wakeups: Callable[[], int] | None = None
-    heartbeat: Callable[[], int] | None = None
+    reader: HistoryReader | None = None
     transport: httpx.AsyncBaseTransport | None = None
 
 
@@ -120,6 +125,7 @@ class Poller:
                 retry=SEND_ONCE,
                 transport=access.transport,
                 clock=asyncio.get_running_loop().time,
+                reader=access.reader,
             ) as client:
                 try:
                     await _PollLoop(client, access, self._observers).run()
@@ -141,7 +147,6 @@ class _PollLoop:
     def __init__(self, client: AsyncClient, access: Access, observer_set: ObserverSet) -> None:
         self._client = client
         self._wakeups = access.wakeups
-        self._heartbeat = access.heartbeat
         self._observers = observer_set
         self._clock = client.context.clock
         self._memory = PollMemory(self._clock)
@@ -149,7 +154,8 @@ class _PollLoop:
         self._added = 0
         self._wakeup_count = 0
         self._wakeups_failed = False
-        self._pollers = 1
+        self._interval = 0.0
+        self._next: float | None = None
         self._last_failure = ""
 
     async def run(self) -> None:
@@ -167,14 +173,13 @@ class _PollLoop:
 
     async def _poll(self, *, woken: bool) -> None:
         observers = self._observers.present()
-        if self._added != self._observers.added:
-            # Observers added since the last poll began haven't received the pages that are unchanged since then.
-            self._added = self._observers.added
-            self._memory.pages.clear()
-        history_filter = HistoryFilter()
+        # Observers added since the last poll began haven't received the pages that are unchanged since then.
+        has_new = self._added != self._observers.added
+        self._added = self._observers.added
+        history_filter = HistoryFilter(has_new=has_new)
         await for_each(observers, lambda observer: observer.add_to(history_filter))
         try:
-            history = await self._read(history_filter)
+            history = await self._read(history_filter, woken=woken)
         except TechFlowError as error:
             if not error.is_transient:
                 raise
@@ -195,23 +200,28 @@ class _PollLoop:
             self._last_failure = str(error)
             await for_each(observers, lambda observer: observer.report(error))
 
-    async def _read(self, history_filter: HistoryFilter) -> History:
+    async def _read(self, history_filter: HistoryFilter, *, woken: bool) -> History:
         # The workflows first: when they can't be read, no part of the history may count as received.
         workflows = None
         if history_filter.wants_workflows:
             workflows = tuple(await collect(list_workflows(RequestClass.POLL), self._client.context))
         if not history_filter.wants_executions:
             return History((), workflows)
-        history = await self._client.executions.poll(POLL_DEADLINE_SECONDS, history_filter, self._memory)
-        history.workflows = workflows
+        interval = self._interval or max(self._observers.interval_seconds, SHORTEST_INTERVAL_SECONDS)
+        terms = ReadTerms.every(interval, POLL_DEADLINE_SECONDS, is_woken=woken)
+        history = await read_history(self._client.context, history_filter, terms, self._memory)
+        self._next, history.workflows = history.next_seconds, workflows
         return history
 
     async def _wait_until_due(self, began: float) -> bool:
         """Wait for the next poll while there are observers, and return whether a webhook asks for it."""
         ended, budget = self._clock(), await self._client.use_state(self._client.budget.snapshot)
-        await self._count_pollers()
         while self._observers:
-            due = self._schedule.due(began, ended, self._observers.interval_seconds, budget, self._pollers)
+            self._interval = self._schedule.interval(self._observers.interval_seconds, budget)
+            due = self._schedule.due(began, ended, self._interval)
+            if self._next is not None:
+                # Another process polls, and its next result comes then.
+                due = max(ended + self._next, due - self._interval / 2)
             left = due - self._clock()
             if left <= 0:
                 break
@@ -220,15 +230,6 @@ class _PollLoop:
                 return True
             await self._observers.wait_for_change(left if self._wakeups is None else min(left, WAKEUP_CHECK_SECONDS))
         return False
-
-    async def _count_pollers(self) -> None:
-        if self._heartbeat is None:
-            return
-        try:
-            self._pollers = max(1, await self._client.use_state(self._heartbeat))
-        except StoreError as error:
-            # The last count is still the best estimate, and the budget warns of its store.
-            log.debug("The pollers of the API key can't be counted: %s", error)
 
     async def _was_woken(self) -> bool:
         """Return whether a webhook arrived since the last call."""

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger
-from techflow_provider.hooks.budget import open_budget, open_records
+from techflow_provider.hooks.budget import open_budget, open_reader
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.observers import as_techflow_error
 from techflow_provider.polling.poller import Access, Poller
@@ -26,12 +26,9 @@ LookUp = Callable[[str], Awaitable[Access]]
 async def look_up(conn_id: str) -> Access:
     """Look a connection up without blocking the event loop, and return what a poller needs of it."""
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
-    records = open_records(connection)
     # A triggerer is one process with one poller per key, however often that ends and begins again.
-    heartbeat = partial(records.heartbeat, f"{socket.gethostname()}/{os.getpid()}")
-    # Without a secret no webhook is accepted, and the wake-up counter never changes.
-    wakeups = None if connection.webhook_secret is None else records.wakeups
-    return Access(connection.settings, open_budget(connection), wakeups, heartbeat)
+    reader = open_reader(connection, f"{socket.gethostname()}/{os.getpid()}")
+    return Access(connection.settings, open_budget(connection), reader.wakeups, reader)
 
 
 class PollerRegistry:

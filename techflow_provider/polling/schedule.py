@@ -1,8 +1,7 @@
 """Decide when a poller polls next; arithmetic without clock or waiting.
 
-Every wait has an interval that it would like. All polls together get a fixed share of the rate limit, which the
-pollers of all triggerers divide among them. Polls become rarer while commands queue for the budget, and while webhooks
-announce what the polls then find.
+Every wait has an interval that it would like. All polls together get a fixed share of the rate limit. Polls become
+rarer while commands queue for the budget, and while webhooks announce what the polls then find.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, WOKEN_INTERVAL_SECONDS
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.state.gcra import MINUTE_SECONDS, POLL_SHARE
 from techflow_provider.state.snapshot import Snapshot
 
-# However short the intervals of the waits are, one poller stays under 20 polls a minute.
-SHORTEST_INTERVAL_SECONDS = 3.0
-# A webhook's poll comes this soon after the last one, or after the shortest interval once there are many in a minute.
-SHORTEST_WOKEN_SECONDS = 1.0
+# A webhook's poll comes soon after the last one, or after the shortest interval once there are many in a minute.
 SOON_POLLS_PER_MINUTE = 12
 # While webhooks announce every completion, polls without one become this rare; they find what a webhook missed.
 LONGEST_STREAK_SECONDS = 30.0
@@ -61,23 +58,22 @@ class PollSchedule:
         while self._polls[0] <= now - MINUTE_SECONDS:
             self._polls.popleft()
 
-    def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
+    def due(self, began: float, ended: float, interval: float) -> float:
         """Return when the next poll is due.
 
         :param began: when the last one began
         :param ended: and when it ended; a slow server gets a rest
+        :param interval: as `interval` returns it
         """
-        interval = self.interval(wanted_seconds, budget, pollers)
         return max(began + interval, ended + min(interval, SHORTEST_INTERVAL_SECONDS))
 
-    def interval(self, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
+    def interval(self, wanted_seconds: float, budget: Snapshot) -> float:
         """Return the time from the beginning of one poll to that of the next.
 
         :param wanted_seconds: the shortest interval that an observer would like
         :param budget: the state of the budget
-        :param pollers: how many pollers share it
         """
-        share = MINUTE_SECONDS * pollers / (budget.requests_per_minute * POLL_SHARE)
+        share = MINUTE_SECONDS / (budget.requests_per_minute * POLL_SHARE)
         interval = max(wanted_seconds, SHORTEST_INTERVAL_SECONDS, share)
         if budget.waiting:
             interval *= 2
@@ -92,4 +88,4 @@ class PollSchedule:
         :param began: when the last poll began
         """
         soon = len(self._polls) < SOON_POLLS_PER_MINUTE
-        return began + (SHORTEST_WOKEN_SECONDS if soon else SHORTEST_INTERVAL_SECONDS)
+        return began + (WOKEN_INTERVAL_SECONDS if soon else SHORTEST_INTERVAL_SECONDS)

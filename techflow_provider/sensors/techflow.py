@@ -56,8 +56,12 @@ if TYPE_CHECKING:
 POKE_SECONDS = 60.0
 # After its trigger has ended a task, `dag.test()` resumes it with this in place of the event, and drops its result.
 ENDED_BY_TRIGGER = "success"
-# How long a poll in a worker waits for its slot in the budget; there will be another poke anyway.
+# How long a poke waits for a poll; there will be another poke anyway.
 POLL_SECONDS = 10.0
+# Time from one poll of the deployment to the next, without a webhook and with one. A rescheduled sensor takes the
+# result of a poll that began so long before the poke; one that pokes waits for the next.
+POLL_INTERVAL_SECONDS = 5.0
+WOKEN_SECONDS = 1.0
 INSTANT = "an ISO 8601 time with a time zone"
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 IDS = ("execution_id", "workflow_id")
@@ -148,6 +152,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self._own_interval = poke_interval is not None
         self.operator_extra_links = links(self)
         self._ended: Execution | None = None
+        self._is_woken = False
         check_plain(self)
         self._check_ids()
 
@@ -187,12 +192,18 @@ class TechFlowExecutionSensor(BaseSensorOperator):
             if not self.deferrable:
                 # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
                 return unwrap(BaseSensorOperator.execute)(self, context)
-            execution = self._poll(ExecutionTracker(self._selector), within_seconds=0)
+            execution = self._poll(ExecutionTracker(self._selector))
             return self._defer() if execution is None else self._finish(execution)
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll once."""
-        execution = self._poll(self._tracker(context), POLL_SECONDS)
+        terms = {
+            "interval_seconds": WOKEN_SECONDS if self._is_woken else POLL_INTERVAL_SECONDS,
+            "max_age_seconds": POLL_INTERVAL_SECONDS if self.mode == "reschedule" else 0.0,
+            # Others poll for the execution until the next poke.
+            "keep_seconds": 60.0 + 2 * self.poke_interval,
+        }
+        execution = self._poll(self._tracker(context), POLL_SECONDS, **terms)
         return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._finish(execution))
 
     def _tracker(self, context: Context) -> ExecutionTracker:
@@ -206,12 +217,20 @@ class TechFlowExecutionSensor(BaseSensorOperator):
     def _lasting_tracker(self) -> ExecutionTracker:
         return ExecutionTracker(self._selector)
 
-    def _poll(self, tracker: ExecutionTracker, within_seconds: float) -> Execution | None:
+    def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
+        """Return how long Airflow sleeps before the next poke; a sensor that pokes sleeps until a webhook arrives."""
+        seconds: float = super()._get_next_poke_interval(*args, **kwargs)
+        if self.mode == "reschedule":
+            return seconds
+        self._is_woken = self.hook.sleep_until_woken(seconds)
+        return 0.0
+
+    def _poll(self, tracker: ExecutionTracker, within_seconds: float = 0, **terms: float) -> Execution | None:
         try:
-            history = self.hook.poll_history(within_seconds, tracker.history_filter)
+            history = self.hook.poll_history(within_seconds, tracker.history_filter, **terms)
             execution = tracker.update(history, time.monotonic())
         except BudgetTimeoutError as error:
-            log.info("No poll this time, since the rate budget is used up: %s", error)
+            log.info("No poll this time: %s", error)
             return None
         except TechFlowError as error:
             log_or_raise(error, log.warning)

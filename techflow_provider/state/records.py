@@ -1,4 +1,4 @@
-"""What processes record for each other beside the budget: webhook deliveries, running pollers, event cursors, wake-ups.
+"""What processes record for each other beside the budget: webhook deliveries, event cursors, wake-ups.
 
 Every method may raise `StoreError`: unlike a budget, records have no fallback, since a record that other processes
 can't read is useless to them.
@@ -16,8 +16,6 @@ from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import Entry, Store, Write, read_only
 
 DELIVERY_TTL_SECONDS = 24 * 3600.0
-# A poller sends a heartbeat with each poll; polls are never further apart.
-POLLER_TTL_SECONDS = 120.0
 CURSOR_TTL_SECONDS = 30 * 24 * 3600.0
 # The namespace of all wake-up counters, by key: a process reads them together.
 WAKEUPS = "wakeups"
@@ -36,7 +34,6 @@ class Records:
         self._store = store
         self._key = key
         self._deliveries = f"{key}/deliveries"
-        self._pollers = f"{key}/pollers"
         # The name that version 0.1.0 gave to cursors.
         self._cursors = f"{key}/lookouts"
 
@@ -51,11 +48,6 @@ class Records:
     def delivery_ages(self) -> list[float]:
         """Return the ages of the deliveries that are remembered, in seconds."""
         return [entry.age_seconds for entry in self._store.entries(self._deliveries)]
-
-    def heartbeat(self, poller: str) -> int:
-        """Record that a poller is running, and return how many were in the last two minutes."""
-        self._store.update(self._pollers, poller, lambda *_: (Write("", POLLER_TTL_SECONDS), None))
-        return len(self._store.entries(self._pollers))
 
     def cursor(self, trigger: str) -> Entry | None:
         """Return the cursor of an event trigger."""

@@ -6,13 +6,12 @@ An event crosses a process boundary and a database, so it is plain JSON, and is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from techflow_provider.client import errors
-from techflow_provider.client.errors import TechFlowError, UnexpectedResponseError
+from techflow_provider.client.errors import TechFlowError, UnexpectedResponseError, rebuild_error
 from techflow_provider.client.models import Execution, ExecutionState, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, quote
 
@@ -84,7 +83,8 @@ class WaitOutcome:
             if isinstance(fields.get("execution"), Mapping):
                 return cls(execution=_execution(dict(fields["execution"]), fields.get("state")))
             if isinstance(fields.get("error"), Mapping):
-                return cls(error=_error(fields["error"]))
+                error = fields["error"]
+                return cls(error=rebuild_error(str(error.get("class")), error.get("args", ())))
             if isinstance(fields.get("timed_out"), Mapping):
                 return cls(timed_out=TimedOut(**fields["timed_out"]))
         except (DecodeError, TypeError, ValueError) as error:
@@ -112,14 +112,6 @@ def _execution(fields: dict[str, Json], state: object) -> Execution:
     if state is None:
         return execution
     return replace(execution, words=StatusWords.meaning(execution.status, ExecutionState(str(state))))
-
-
-def _error(fields: Mapping[str, Any]) -> TechFlowError:
-    name, args = str(fields.get("class")), fields.get("args", ())
-    kind: Callable[..., TechFlowError] | None = getattr(errors, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, TechFlowError)):
-        return TechFlowError(name, *args)
-    return kind(*args)
 
 
 def _unreadable(event: object) -> UnexpectedResponseError:

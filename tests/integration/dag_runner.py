@@ -77,12 +77,14 @@ def run_command(*arguments: str) -> Result:
 
 def skip_real_time() -> None:
     """Remove the delays that only a scheduler, another worker or a server with a rate limit needs."""
+    from techflow_provider.client import reading
     from techflow_provider.operators import techflow as operators
     from techflow_provider.polling import schedule
     from techflow_provider.triggers import admission, techflow
 
     mock.patch.object(techflow, "FIRST_EVENT_SECONDS", 0.0).start()
     mock.patch.object(schedule, "SHORTEST_INTERVAL_SECONDS", 0.1).start()
+    mock.patch.object(reading, "SHORTEST_INTERVAL_SECONDS", 0.1).start()
     for module in (operators, admission):
         mock.patch.object(module, "ADMISSION_SECONDS", 1.0).start()
 

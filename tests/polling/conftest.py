@@ -11,6 +11,7 @@ import pytest
 from techflow_provider.client import Execution, Settings, TechFlowError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter
 from techflow_provider.polling.poller import Access, Poller
+from techflow_provider.polling.shared import SharedReader
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import LocalBudget
 
@@ -51,14 +52,14 @@ class Connection:
     keys: list[str] = field(default_factory=lambda: [KEY])
     budget: LocalBudget = field(default_factory=lambda: LocalBudget(100_000, 50_000))
     wakeups: Callable[[], int] | None = None
-    heartbeat: Callable[[], int] | None = None
+    reader: SharedReader | None = None
     looked_up: int = 0
 
     def access(self) -> Access:
         key = self.keys[min(self.looked_up, len(self.keys) - 1)]
         # Nothing here speaks TLS, and loading the certificates takes longer than a test.
         settings = Settings(key, self.sandbox.base_url, verify=False)
-        return Access(settings, self.budget, self.wakeups, self.heartbeat, self.sandbox.transport())
+        return Access(settings, self.budget, self.wakeups, self.reader, self.sandbox.transport())
 
     async def __call__(self) -> Access:
         self.looked_up += 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -180,31 +179,6 @@ async def test_a_wakeup_counter_that_cannot_be_read_is_logged_once_and_polling_c
         assert (await waiting).ended
     message = "Polling continues without webhooks: the wake-up counter can't be read (the store is gone)"
     assert caplog.text.count(message) == 1
-
-
-@virtual_time
-async def test_several_pollers_of_a_key_poll_less_often(sandbox: Sandbox) -> None:
-    wait(Connection(sandbox, heartbeat=lambda: 10**9).poller(), sandbox.start("wf_1").id)
-    await polls(sandbox, 1)
-    await asyncio.sleep(100 * INTERVAL)
-    assert sandbox.count(path="/executions") == 1
-
-
-@virtual_time
-async def test_pollers_that_cannot_be_counted_are_as_many_as_before(sandbox: Sandbox) -> None:
-    counts: Iterator[int | StoreError] = iter([1, StoreError("the store is gone"), 1])
-
-    def heartbeat() -> int:
-        count = next(counts, 1)
-        if isinstance(count, StoreError):
-            raise count
-        return count
-
-    execution_id = sandbox.start("wf_1").id
-    waiting = wait(Connection(sandbox, heartbeat=heartbeat).poller(), execution_id)
-    await polls(sandbox, 4)
-    sandbox.finish(execution_id, outcome="completed")
-    assert (await waiting).ended
 
 
 @virtual_time

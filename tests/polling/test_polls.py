@@ -1,4 +1,4 @@
-"""What a poller records in its schedule, and what it takes from the wake-up counter and the key's other pollers."""
+"""What a poller records in its schedule, and what it takes from the wake-up counter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from techflow_provider.polling import poller as module
 from techflow_provider.polling.schedule import PollSchedule
 from techflow_provider.sandbox import Fault, Sandbox
 from techflow_provider.state.budget import LocalBudget
-from techflow_provider.state.snapshot import Snapshot
 from techflow_provider.state.store import StoreError
 from tests.polling.conftest import RARELY, Connection, Reader, until, wait
 from tests.polling.virtual_time import virtual_time
@@ -28,7 +27,6 @@ class RecordingSchedule(PollSchedule):
     recorded: list[object] = field(default_factory=list)
     began: list[float] = field(default_factory=list)
     woken_dues: list[float] = field(default_factory=list)
-    pollers: list[int] = field(default_factory=list)
 
     def failed(self, now: float) -> None:
         self.recorded.append("failed")
@@ -38,11 +36,10 @@ class RecordingSchedule(PollSchedule):
         self.recorded.append((woken, found))
         super().polled(now, woken=woken, found=found)
 
-    def due(self, began: float, ended: float, wanted_seconds: float, budget: Snapshot, pollers: int) -> float:
+    def due(self, began: float, ended: float, interval: float) -> float:
         if began not in self.began:
             self.began.append(began)
-            self.pollers.append(pollers)
-        return super().due(began, ended, wanted_seconds, budget, pollers)
+        return super().due(began, ended, interval)
 
     def woken_due(self, began: float) -> float:
         self.woken_dues.append(super().woken_due(began))
@@ -146,17 +143,6 @@ async def test_the_schedule_learns_of_a_failed_poll(sandbox: Sandbox, schedule: 
     wait(Connection(sandbox).poller(), sandbox.start("wf_1").id)
     await until(lambda: len(schedule.recorded) >= 2)
     assert schedule.recorded[:2] == ["failed", (False, False)]
-
-
-@pytest.mark.parametrize(("running", "counted"), [(None, 1), (0, 1), (1, 1), (3, 3)])
-@virtual_time
-async def test_a_schedule_knows_how_many_pollers_share_the_budget(
-    sandbox: Sandbox, schedule: RecordingSchedule, running: int | None, counted: int
-) -> None:
-    heartbeat = None if running is None else lambda: running
-    wait(Connection(sandbox, heartbeat=heartbeat).poller(), sandbox.start("wf_1").id, RARELY)
-    await until(lambda: schedule.pollers)
-    assert schedule.pollers == [counted]
 
 
 @virtual_time

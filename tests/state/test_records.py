@@ -1,4 +1,4 @@
-"""What processes record for each other: deliveries, running pollers, cursors and wake-ups."""
+"""What processes record for each other: deliveries, cursors and wake-ups."""
 
 from __future__ import annotations
 
@@ -17,14 +17,6 @@ entries = SqliteStore.entries
 @pytest.fixture
 def records(store, key) -> Records:
     return Records(store, key)
-
-
-def test_pollers_are_counted_for_two_minutes_after_their_last_heartbeat(records, clock):
-    assert [records.heartbeat("a"), records.heartbeat("a"), records.heartbeat("b")] == [1, 1, 2]
-    clock.advance(119)
-    assert records.heartbeat("a") == 2
-    clock.advance(2)
-    assert records.heartbeat("a") == 1
 
 
 def test_a_delivery_is_new_once(records, clock):
