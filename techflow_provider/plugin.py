@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.plugins_manager import AirflowPlugin
+from airflow.providers.common.compat.sdk import conf
 
 from techflow_provider.compat import has_api_server
 
@@ -19,12 +21,15 @@ class TechFlowPlugin(AirflowPlugin):
     """
 
     name: str | None = "techflow"
-    external_views: list[dict[str, str]] = [  # noqa: RUF012  # declared as Airflow does
-        {"name": "TechFlow", "href": f"{PAGE_PREFIX}/", "destination": "nav", "category": "browse"}
-    ]
 
     @property
-    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # Airflow reads it from the instance
+    def external_views(self) -> list[dict[str, str]]:  # type: ignore[override]  # Airflow reads it from the instance
+        """The menu entry, below the path at which Airflow is reached (`[api] base_url`)."""
+        path = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+        return [{"name": "TechFlow", "href": f"{path}{PAGE_PREFIX}/", "destination": "nav", "category": "browse"}]
+
+    @property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # as above
         """The applications for the API server of Airflow 3."""
         if not has_api_server():
             return []

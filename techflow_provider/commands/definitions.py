@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
 
 from techflow_provider.client.errors import ExecutionTimeoutError, InvalidParameterError, TechFlowError
+from techflow_provider.client.text import printable
 
 FAILED, UNUSABLE, STILL_RUNNING, INTERRUPTED = 1, 2, 3, 130
 
@@ -38,13 +39,13 @@ def run(action: str, args: Namespace) -> None:
             _fail(str(error), FAILED)
         except KeyboardInterrupt:
             _fail("interrupted; an execution that was started keeps running in TechFlow", INTERRUPTED)
-    sys.stdout.write(f"{report.render(args.output)}\n")
+    sys.stdout.write(printable(report.render(args.output) + "\n", keep="\n"))
     if report.code:
         raise SystemExit(report.code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(f"techflow: {message}\n")
+    sys.stderr.write(printable(f"techflow: {message}\n", keep="\n"))
     raise SystemExit(code)
 
 

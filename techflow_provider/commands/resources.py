@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from argparse import Namespace
@@ -10,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from techflow_provider.client import Execution, ExecutionState, InvalidParameterError, Workflow
-from techflow_provider.client.history import ExecutionSelector
-from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client import Execution, ExecutionState, Workflow
+from techflow_provider.client.history import ExecutionSelector, select_workflows
+from techflow_provider.client.parsing import Json
+from techflow_provider.client.text import printable
+from techflow_provider.client.values import as_payload
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.commands.console import Report, key_values, open_client, read_connection, table
 from techflow_provider.hooks.budget import open_budget
@@ -27,11 +28,7 @@ def list_workflows(args: Namespace) -> Report:
     """List workflows (List Workflows)."""
     with open_client(args.conn_id) as client:
         workflows = client.workflows.list()
-    rows = [
-        each.to_dict()
-        for each in workflows
-        if args.status in (None, each.status) and args.workflow_name in (None, each.name)
-    ]
+    rows = [each.to_dict() for each in select_workflows(workflows, args.status, args.workflow_name)]
     return Report([*rows], table(rows, WORKFLOW_COLUMNS))
 
 
@@ -77,7 +74,7 @@ def list_executions(args: Namespace) -> Report:
 
 def trigger(args: Namespace) -> Report:
     """Start an execution (Trigger Execution), and wait for its completion if requested."""
-    payload = parse_payload(args.payload)
+    payload = as_payload("--payload", args.payload)
     progress = Progress()
     with open_client(args.conn_id, progress.sleep) as client:
         execution = client.workflows.execute(args.workflow_id, payload)
@@ -90,22 +87,6 @@ def trigger(args: Namespace) -> Report:
     value = {**execution.to_dict(), "state": execution.state.value}
     text = key_values({name: value.get(name) for name in EXECUTION_COLUMNS})
     return Report(value, text, 1 if execution.state is ExecutionState.FAILED else 0)
-
-
-def parse_payload(text: str | None) -> dict[str, Json] | None:
-    """Parse the JSON object given as `--payload`.
-
-    :raises InvalidParameterError: it isn't a JSON object
-    """
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidParameterError("--payload", quote(text), "a JSON object") from error
-    if not isinstance(value, dict):
-        raise InvalidParameterError("--payload", quote(value), "a JSON object")
-    return value
 
 
 @dataclass
@@ -125,9 +106,9 @@ class Progress:
 
     def start(self, execution: Execution) -> None:
         """Begin to wait for an execution."""
-        self._execution_id, self._started_at = execution.id, self.clock()
+        self._execution_id, self._started_at = printable(execution.id), self.clock()
         if not self.stream.isatty():
-            self._write(f"started execution {execution.id}; waiting for its completion\n")
+            self._write(f"started execution {self._execution_id}; waiting for its completion\n")
 
     def sleep(self, seconds: float) -> None:
         """Update the line, and wait."""

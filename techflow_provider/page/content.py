@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from techflow_provider.client.models import ExecutionState
 from techflow_provider.client.parsing import counted
+from techflow_provider.client.text import printable
 from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.snapshot import Slice, Snapshot
 
@@ -165,8 +166,14 @@ def render(content: Content) -> tuple[str, dict[str, str]]:
     }
 
 
+def _printable(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value
+
+
 @cache
 def _template() -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_printable
+    )
     return environment.get_template("page.html.jinja")

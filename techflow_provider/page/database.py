@@ -16,7 +16,7 @@ from airflow.models.xcom import XComModel
 from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
@@ -36,16 +36,21 @@ SENSOR = "TechFlowExecutionSensor"
 IN_WORKER: tuple[str, ...] = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
 
 
-def collect(may_read: Callable[[str], bool], dag_ids: Collection[str]) -> Content:
-    """Return what a user may see.
+def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: Callable[[str, str], bool]) -> Content:
+    """Return what a user may see, which is what Airflow's own API would show.
 
     :param may_read: whether the user may read a connection
     :param dag_ids: the DAGs that the user may read
+    :param may_see: whether the user may see a part of a DAG: its `TASK_INSTANCE` or `XCOM`
     """
     with create_session() as session:
         known = {conn_id: _connection(conn_id) for conn_id in _connection_ids(session) if may_read(conn_id)}
-        waits, more = _waits(session, dag_ids)
-        executions = _executions(session, dag_ids, {name: words for name, (_, words) in known.items()})
+        waiting, started = _waiting(), XComModel.key == EXECUTION_KEY
+        in_waits = _visible(session, _joined(TaskInstance.dag_id).where(waiting), dag_ids, may_see, "TASK_INSTANCE")
+        in_xcoms = _visible(session, select(XComModel.dag_id).where(started), dag_ids, may_see, "XCOM")
+        waits, more = _waits(session, and_(waiting, TaskInstance.dag_id.in_(in_waits)))
+        words = {name: status_words for name, (_, status_words) in known.items()}
+        executions = _executions(session, and_(started, XComModel.dag_id.in_(in_xcoms)), words)
     return Content(datetime.now(UTC), tuple(view for view, _ in known.values()), waits, executions, more)
 
 
@@ -85,13 +90,30 @@ def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
     return view, content.settings.status_words
 
 
-def _waits(session: Session, dag_ids: Collection[str]) -> tuple[tuple[WaitView, ...], int]:
-    """Return the longest waits, and how many more there are."""
+def _visible(
+    session: Session,
+    found: Select[str],
+    dag_ids: Collection[str],
+    may_see: Callable[[str, str], bool],
+    entity: str,
+) -> list[str]:
+    """Return the DAGs whose parts there are the user may see; a permission for a DAG doesn't imply that."""
+    return [each for each in session.scalars(found.distinct()) if each in dag_ids and may_see(entity, each)]
+
+
+def _waiting() -> ColumnElement[bool]:
     in_triggerer = and_(TaskInstance.state == TaskInstanceState.DEFERRED, Trigger.classpath == TRIGGER)
-    in_worker = and_(TaskInstance.state.in_(IN_WORKER), TaskInstance.operator == SENSOR)
-    visible = and_(or_(in_triggerer, in_worker), TaskInstance.dag_id.in_(dag_ids))
+    return or_(in_triggerer, and_(TaskInstance.state.in_(IN_WORKER), TaskInstance.operator == SENSOR))
+
+
+def _joined(*columns: Any) -> Select[Any]:
+    return select(*columns).select_from(TaskInstance).outerjoin(Trigger, TaskInstance.trigger_id == Trigger.id)
+
+
+def _waits(session: Session, visible: ColumnElement[bool]) -> tuple[tuple[WaitView, ...], int]:
+    """Return the longest waits, and how many more there are."""
     began = func.coalesce(Trigger.created_date, TaskInstance.start_date)
-    joined = select(TaskInstance, Trigger).outerjoin(Trigger, TaskInstance.trigger_id == Trigger.id).where(visible)
+    joined = _joined(TaskInstance, Trigger).where(visible)
     total = session.scalar(select(func.count()).select_from(joined.subquery())) or 0
     rows = session.execute(joined.order_by(began).limit(MAX_WAITS)).all()
     return tuple(_wait(ti, trigger) for ti, trigger in rows), max(0, total - len(rows))
@@ -107,10 +129,9 @@ def _wait(ti: TaskInstance, trigger: Trigger | None) -> WaitView:
 
 
 def _executions(
-    session: Session, dag_ids: Collection[str], words: Mapping[str, StatusWords]
+    session: Session, visible: ColumnElement[bool], words: Mapping[str, StatusWords]
 ) -> tuple[ExecutionView, ...]:
     columns = (XComModel.dag_id, XComModel.task_id, XComModel.map_index, XComModel.timestamp, XComModel.value)
-    visible = and_(XComModel.key == EXECUTION_KEY, XComModel.dag_id.in_(dag_ids))
     rows = session.execute(select(*columns).where(visible).order_by(XComModel.timestamp.desc()).limit(MAX_EXECUTIONS))
     views = (_execution(row, words) for row in rows)
     return tuple(view for view in views if view is not None)

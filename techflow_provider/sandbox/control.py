@@ -59,7 +59,7 @@ def respond(sandbox: Sandbox, request: Request) -> Response | None:
 
 def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  # one case per call
     if not request.local:
-        raise ApiError(403, "the control API is only available on this machine")
+        raise ApiError(403, "the control API is only available on this machine, as localhost, and not to web pages")
     parts = request.target.partition("?")[0].removeprefix(CONTROL_PREFIX).split("/")
     match request.method, parts:
         case "GET", ["state"]:

@@ -94,27 +94,27 @@ class Sandbox(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Not renewed by `reset`: what others have recorded under an id must not fit another object.
+        self._ids = random.Random(self.seed)  # noqa: S311  # ids, not secrets
         self._lock = threading.RLock()
         self.base_url = DOCUMENTED_BASE_URL
         self.on_request: Callable[[Record], None] = lambda _: None
         self._start_over()
 
     def _start_over(self) -> None:
-        source = random.Random(self.seed)  # noqa: S311  # ids, not secrets
-
-        def new_id(prefix: str) -> str:
-            return f"{prefix}_{source.getrandbits(48):012x}"
-
         self.faults: Faults = Faults(self.seed)
         self._log = RequestLog()
         self._webhook_queue = WebhookQueue(self.seed)
         self._queued_events = 0
         self._windows: dict[str, Window] = {}
         self._origin = self.clock.monotonic()
-        self._state = State(self.clock, new_id, Plan(self.execution_seconds, self.outcome))
+        self._state = State(self.clock, self._new_id, Plan(self.execution_seconds, self.outcome))
         self._app = App(self._state, self)
         for workflow_id, name in self.workflows_at_start.items():
             self.add_workflow(name, id=workflow_id)
+
+    def _new_id(self, prefix: str) -> str:
+        return f"{prefix}_{self._ids.getrandbits(48):012x}"
 
     def reset(self) -> None:
         """Return to the initial state: forget workflows, executions, plans, faults, requests and rate limits."""

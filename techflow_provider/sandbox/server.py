@@ -12,12 +12,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from techflow_provider.sandbox.sandbox import Record, Sandbox
 from techflow_provider.sandbox.settings import Algorithm, ExecuteResponse, Outcome, RetryAfter, SettingError, Settings
+from techflow_provider.sandbox.sockets import names_this_machine
 from techflow_provider.sandbox.webhooks import Proof, Webhooks
 
 DEFAULT_PORT = 8765
+DEFAULT_KEY = "sandbox-key"
+EXPOSED = "Warning: anyone who can reach this address can use the default API key; choose another one with --key."
 MAX_PORT = 65535
 # The workflow in the reference's examples.
 DEFAULT_WORKFLOW = "wf_123=My Workflow"
@@ -94,7 +98,9 @@ def _print(text: str) -> None:
 def _print_request(record: Record) -> None:
     # A process that reads only the greeting may have closed the pipe.
     try:
-        _print(f"{record.at:%H:%M:%S} {record.method} {record.path} {record.status or 'no response'}")
+        # A terminal would obey control characters.
+        path = repr(record.path)[1:-1]
+        _print(f"{record.at:%H:%M:%S} {record.method} {path} {record.status or 'no response'}")
     except BrokenPipeError:
         return
 
@@ -113,6 +119,7 @@ def greeting(sandbox: Sandbox, url: str) -> str:
         [
             f"TechFlow sandbox at {url}, {rate}",
             f"Workflows: {', '.join(sandbox.workflows_at_start) or 'none'}",
+            *([EXPOSED] if DEFAULT_KEY in sandbox.api_keys and not names_this_machine(urlsplit(url).netloc) else []),
             "Connect Airflow with:",
             f"export AIRFLOW_CONN_TECHFLOW_DEFAULT='{connection}'",
         ]

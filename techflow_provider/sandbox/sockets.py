@@ -9,13 +9,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.client import responses as reasons
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from techflow_provider.sandbox.messages import PREFIX, ApiError, Delivery, Request, join_headers
 from techflow_provider.sandbox.webhooks import WebhookSender
@@ -123,7 +124,8 @@ class _Connection(BaseHTTPRequestHandler):
         headers = join_headers(iter(self.headers.items()))
         chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         body = self._read_chunks() if chunked else self._read_exactly(_length(headers.get("content-length", "0"), 10))
-        return Request(self.command, self.path, headers, body, is_local(self.client_address[0]))
+        local = is_local(self.client_address[0]) and not is_from_web_page(headers)
+        return Request(self.command, self.path, headers, body, local)
 
     def _read_exactly(self, length: int) -> bytes:
         body = self.rfile.read(length)
@@ -227,6 +229,21 @@ def is_local(host: str) -> bool:
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def names_this_machine(location: str) -> bool:
+    """Whether a host, with or without a port, is `localhost` or a loopback address; another name may lead anywhere."""
+    try:
+        name = urlsplit(f"//{location}").hostname or ""
+        return name == "localhost" or is_local(name)
+    except ValueError:
+        return False
+
+
+def is_from_web_page(headers: Mapping[str, str]) -> bool:
+    """Whether a browser sent a request for a web page, be it under a name of its own that leads to this machine."""
+    host = headers.get("host", "localhost")
+    return not names_this_machine(host) or headers.get("origin", f"http://{host}") != f"http://{host}"
 
 
 @contextmanager

@@ -156,3 +156,31 @@ def test_airflow_gets_the_same_commands(served, capsys):
         argument.add_to_parser(parser)
     budget.func(parser.parse_args(["--output", "json"]))
     assert json.loads(capsys.readouterr().out)["requests_per_minute"] == 10_000
+
+
+HOSTILE = "\x1b]0;owned\x07\x9b31m\u202egnp\r\n"
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("workflows", "list"),
+        ("workflows", "get", "wf_1"),
+        ("executions",),
+        ("trigger", "wf_1", "--wait", "--poll-interval", "0.02"),
+        ("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--timeout", "0.1"),
+        ("workflows", "delete", f"wf_{HOSTILE}"),
+    ],
+)
+def test_no_text_of_a_server_controls_the_terminal(served, techflow, command, output):
+    status = "running" if "--timeout" in command else "completed"
+    row = {"id": f"ex_{HOSTILE}", "workflow_id": HOSTILE, "status": status, "error": HOSTILE, HOSTILE: HOSTILE}
+    workflow = {**row, "name": HOSTILE, "status": HOSTILE, "description": HOSTILE}
+    body = json.dumps({**row, "executions": [row], "workflows": [workflow]})
+    served.faults.add(Fault(status=200, body=body))
+    done = techflow(*command, "--output", output)
+    assert done.out or done.err
+    assert not set(done.out + done.err) & set("\x1b\x07\x9b\u202e\r")
+    if output == "json" and done.out:
+        assert "\x1b]0;owned" in json.dumps(done.json, ensure_ascii=False).replace("\\u001b", "\x1b")

@@ -136,7 +136,7 @@ def test_a_task_that_fails_starts_the_workflow_of_its_callback_once(served: Sand
 
 @pytest.mark.skipif(not hasattr(AirflowPlugin, "external_views"), reason="this Airflow has no external views")
 def test_the_page_shows_the_executions_of_visible_dags(
-    served: Sandbox, run_dag: RunDag, open_page: Callable[..., Any]
+    served: Sandbox, run_dag: RunDag, open_page: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (1, 2):
         served.add_workflow(f"Workflow {number}", id=f"wf_{number}")
@@ -145,6 +145,14 @@ def test_the_page_shows_the_executions_of_visible_dags(
     assert run.returned["both"] in html
     assert "links / start [1]" in html
     assert "completed" in html
+    from airflow.api_fastapi.app import get_auth_manager
+
+    # Airflow's own API would show neither XComs nor task instances to such a user.
+    manager: Any = get_auth_manager()
+    monkeypatch.setattr(manager, "is_authorized_dag", lambda *, access_entity=None, **_: access_entity is None)
+    denied = open_page("admin").text
+    assert run.returned["both"] not in denied
+    assert "links / start" not in denied
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,22 @@ def test_only_users_with_access_to_connections_get_the_page(open_page):
     assert [open_page("admin", path).status_code for path in ("/openapi.json", "/docs", "/redoc")] == [404, 404, 404]
 
 
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [("", ""), ("http://localhost:8080", ""), ("https://a.example/airflow/", "/airflow"), ("https://a/x/y", "/x/y")],
+)
+def test_the_menu_entry_is_below_the_path_at_which_airflow_is_reached(monkeypatch, base_url, path):
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+    (view,) = TechFlowPlugin().external_views
+    assert view["href"] == f"{path}/techflow-page/"
+
+
+def test_invisible_characters_are_shown_as_escapes():
+    html = render(content("a\x1b[31m\u202eb\x85"))[0]
+    assert r"a\u001b[31m\u202eb\u0085" in html
+    assert not {"\x1b", "\u202e", "\x85"} & set(html)
+
+
 @has_menu
 def test_it_shows_the_connections_budget_and_asks_techflow_nothing(open_page, served, monkeypatch):
     hook = TechFlowHook()

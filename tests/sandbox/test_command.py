@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from techflow_provider.sandbox.server import build_parser, build_sandbox, main
+from techflow_provider.sandbox.server import build_parser, build_sandbox, greeting, main
 from tests.sandbox.conftest import TIMEOUT_SECONDS
 
 COMMAND = [sys.executable, "-m", "techflow_provider.sandbox.server"]
@@ -174,3 +174,19 @@ def test_an_invalid_argument_is_reported_with_what_was_received_and_what_was_exp
         main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "warns"),
+    [
+        ("http://127.0.0.1:8765/v2", "sandbox-key", False),
+        ("http://[::1]:8765/v2", "sandbox-key", False),
+        ("http://localhost:8765/v2", "sandbox-key", False),
+        ("http://0.0.0.0:8765/v2", "sandbox-key", True),
+        ("http://[::]:8765/v2", "sandbox-key", True),
+        ("http://192.168.1.5:8765/v2", "sandbox-key", True),
+        ("http://0.0.0.0:8765/v2", "a-key-of-ones-own", False),
+    ],
+)
+def test_the_greeting_warns_of_the_default_key_on_another_interface(url, key, warns):
+    assert ("Warning: anyone" in greeting(Sandbox(api_keys=(key,)), url)) is warns

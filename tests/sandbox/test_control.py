@@ -215,3 +215,38 @@ def test_keys_appear_nowhere(local, sandbox, api_key):
     shown = json.dumps(responses) + repr(sandbox) + repr(sandbox.requests) + repr(sandbox.counts())
     assert api_key not in shown
     assert "other-secret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:8765"}, 200),
+        ({"host": "[::1]:8765"}, 200),
+        ({"host": "127.0.0.1:8765", "origin": "http://127.0.0.1:8765"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "localhost:8765", "origin": "http://localhost:3000"}, 403),
+        ({"host": "rebound.example:8765"}, 403),
+        ({"host": "rebound.example:8765", "origin": "http://rebound.example:8765"}, 403),
+        ({"host": "127.0.0.1.rebound.example"}, 403),
+        ({"host": "192.168.1.5:8765"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"host": ""}, 403),
+    ],
+)
+def test_no_web_page_controls_the_sandbox(sandbox, headers, status):
+    with sandbox.serve() as url, httpx.Client(base_url=url.removesuffix("/v2")) as client:
+        workflow_id = sandbox.add_workflow("n")
+        assert client.post("/_sandbox/reset", headers=headers).status_code == status
+        assert bool(sandbox.workflows) is (status == 403)
+        # The API itself is as open as before.
+        assert client.get("/openapi.json", headers=headers).status_code == 200
+        assert workflow_id
+
+
+def test_an_id_is_not_used_again_after_a_reset():
+    sandbox = Sandbox(seed=7)
+    first = sandbox.add_workflow("n")
+    sandbox.reset()
+    assert sandbox.add_workflow("n") != first
