@@ -45,6 +45,7 @@ def get_provider_info() -> dict[str, Any]:
                     "state_secret": STATE_SECRET,
                     "webhook_url_tokens": WEBHOOK_URL_TOKENS,
                     "webhook_token_header": WEBHOOK_TOKEN_HEADER,
+                    "state_file_mode": STATE_FILE_MODE,
                 },
             }
         },
@@ -101,6 +102,15 @@ STATE_URL: dict[str, Any] = {
     "sensitive": True,
     "example": "redis://redis.example:6379/0",
     "default": "",
+}
+
+STATE_FILE_MODE: dict[str, Any] = {
+    "description": "The mode of the file with the shared state: 0600, or 0660 where several users of a host run tasks "
+    "(run_as_user) and share the file as members of its folder's group.",
+    "version_added": "0.2.0",
+    "type": "string",
+    "example": "0660",
+    "default": "0600",
 }
 
 STATE_SECRET: dict[str, Any] = {

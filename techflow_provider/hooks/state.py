@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 from airflow.providers.common.compat.sdk import conf
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.parsing import quote
 from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.api_server import api_server_state_url, http_store
 from techflow_provider.hooks.connection import TechFlowConnection
@@ -115,7 +116,7 @@ def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    chosen, here = choice(), open_store(str(default_state_file()))
+    chosen, here = choice(), _open_file(str(default_state_file()))
     try:
         store = _open_api_server(connection) if chosen.kind == API_SERVER else _open(chosen.kind)
     except StateUrlError as error:
@@ -142,7 +143,16 @@ def _open(kind: str) -> Store:
         return _open_metadata()
     if kind == BROKER:
         return open_store(_broker_url())
-    return open_store(url if _kind(url) == kind and url.lower() != FILE else str(default_state_file()))
+    if kind == FILE:
+        return _open_file(url if _kind(url) == FILE and url.lower() != FILE else str(default_state_file()))
+    return open_store(url)
+
+
+def _open_file(path: str) -> Store:
+    mode = conf.get("techflow", "state_file_mode", fallback="").strip() or "0600"
+    if mode.lstrip("0o") not in ("600", "660"):
+        raise InvalidParameterError("[techflow] state_file_mode", quote(mode), "0600, or 0660 to share it with a group")
+    return open_store(path, int(mode, 8))
 
 
 def _open_api_server(connection: TechFlowConnection) -> Store:

@@ -9,6 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from techflow_provider.state.file_access import PRIVATE_MODE
 from techflow_provider.state.store import StateUrlError, Store
 
 # Each may be followed by +sentinel or +cluster.
@@ -19,17 +20,18 @@ SQL_SCHEMES = ("postgresql", "postgres", "mysql", "mariadb")
 
 
 @functools.lru_cache(maxsize=16)
-def open_store(state_url: str) -> Store:
+def open_store(state_url: str, file_mode: int = PRIVATE_MODE) -> Store:
     """Return the store that a URL names, one per process and URL; connects to nothing yet.
 
+    :param file_mode: the mode of a file, which may let a group share it
     :raises StateUrlError: the URL names no store, or what the store needs is not installed
     """
     scheme, colon, rest = state_url.partition("://")
     if not colon:
-        return _sqlite(state_url, state_url)
+        return _sqlite(state_url, state_url, file_mode)
     kind = scheme.lower()
     if kind == "sqlite":
-        return _sqlite(rest.removeprefix("/"), state_url)
+        return _sqlite(rest.removeprefix("/"), state_url, file_mode)
     if kind == "unix" or (kind.partition("+")[0] in REDIS_SCHEMES and kind.partition("+")[2] in REDIS_MODES):
         return _redis(f"{kind}://{rest}")
     if kind.partition("+")[0] in SQL_SCHEMES:
@@ -49,7 +51,7 @@ def fallback_store() -> Store:
     return SqliteStore(StateFile(folder / "fallback.sqlite", private=True))
 
 
-def _sqlite(path: str, received: str) -> Store:
+def _sqlite(path: str, received: str, mode: int) -> Store:
     from techflow_provider.state.sqlite import SqliteStore
     from techflow_provider.state.state_file import StateFile
 
@@ -57,7 +59,7 @@ def _sqlite(path: str, received: str) -> Store:
     if not file.is_absolute() or "\0" in path or path.endswith("/") or "?" in path:
         # Something that isn't a path may be a mistyped URL with a password.
         raise StateUrlError("a URL or path that is not absolute" if "@" in received else repr(received))
-    return SqliteStore(StateFile(file))
+    return SqliteStore(StateFile(file, mode=mode))
 
 
 def _redis(url: str) -> Store:

@@ -35,6 +35,8 @@ MIGRATION = (
     "INSERT INTO entries SELECT * FROM records",
     *(f"DROP TABLE {table}" for table in ("records", "accounts", "grants", "bells")),
 )
+LATEST_BOOT = "SELECT id FROM boot ORDER BY rowid DESC LIMIT 1"
+BOOTS_KEPT = 10
 READ = "SELECT name, value, ? - written FROM entries WHERE namespace = ? AND name = ? AND expires > ?"
 READ_ALL = (
     "SELECT name, value, ? - written FROM entries "
@@ -95,7 +97,7 @@ class SqliteStore:
                 connection.execute("DELETE FROM entries WHERE namespace = ? AND name = ?", (namespace, name))
             return result
 
-        return self._file.run(act, self._prepare, "BEGIN" if change is read_only else "BEGIN IMMEDIATE")
+        return self._file.run(act, self, "BEGIN" if change is read_only else "BEGIN IMMEDIATE")
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
@@ -104,20 +106,30 @@ class SqliteStore:
             now = self._clock()
             return [Entry(*row) for row in connection.execute(READ_ALL, (now, namespace, len(prefix), prefix, now))]
 
-        return self._file.run(act, self._prepare, "BEGIN")
+        return self._file.run(act, self, "BEGIN")
 
     def close(self) -> None:
         """Close the connection of this process."""
         self._file.close()
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def is_present(self, connection: sqlite3.Connection) -> bool:
+        """Whether the tables are there and belong to the present boot."""
+        version = self._version(connection)
+        return version == FORMAT and connection.execute(LATEST_BOOT).fetchone() == (self._boot(),)
+
+    def prepare(self, connection: sqlite3.Connection) -> None:
+        """Create the tables, or convert them from version 0.1.0 or to the present boot."""
+        version = self._version(connection)
+        if version != FORMAT:
+            self._create(connection, version)
+        if connection.execute(LATEST_BOOT).fetchone() != (self._boot(),):
+            self._begin_boot(connection)
+
+    def _version(self, connection: sqlite3.Connection) -> int:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, FORMAT_OF_0_1_0, FORMAT):
             raise StoreError(f"{self.location}: expected state of format {FORMAT}, got {version}, of another version")
-        if version != FORMAT:
-            self._create(connection, version)
-        if connection.execute("SELECT id FROM boot").fetchone() != (self._boot(),):
-            self._begin_boot(connection)
+        return int(version)
 
     def _create(self, connection: sqlite3.Connection, version: int) -> None:
         migration = MIGRATION if version else ("CREATE TABLE boot (id TEXT NOT NULL)",)
@@ -127,8 +139,12 @@ class SqliteStore:
             log.info("Migrated %s from version 0.1.0: its records are kept, its rate budgets begin anew", self.location)
 
     def _begin_boot(self, connection: sqlite3.Connection) -> None:
-        now = self._clock()
-        connection.execute("DELETE FROM boot")
-        connection.execute("INSERT INTO boot VALUES (?)", (self._boot(),))
+        now, boot = self._clock(), self._boot()
+        if connection.execute("SELECT 1 FROM boot WHERE id = ?", (boot,)).fetchone():
+            # No boot begins twice, so two kernels take turns, and neither sees the other's locks.
+            remedy = "give each its own file, or leave [techflow] state_url empty"
+            raise StoreError(f"{self.location}: several hosts or virtual machines use this file at once: {remedy}")
+        connection.execute("INSERT INTO boot VALUES (?)", (boot,))
+        connection.execute("DELETE FROM boot WHERE rowid <= (SELECT MAX(rowid) FROM boot) - ?", (BOOTS_KEPT,))
         connection.execute("DELETE FROM entries WHERE name = ?", (BUDGET_NAME,))
         connection.execute("UPDATE entries SET written = ?, expires = ? + ttl", (now, now))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
-from collections.abc import Callable
 from itertools import chain, pairwise
 from typing import Any
 
@@ -17,7 +15,7 @@ from techflow_provider.state.gcra import Policy
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store, StoreError, read_only
-from tests.state.conftest import in_threads
+from tests.state.conftest import in_fork, in_threads
 from tests.state.worker import BUSY_TIMEOUT_SECONDS, store_with_long_timeout
 
 COMMAND = RequestClass.COMMAND
@@ -31,19 +29,6 @@ def results(processes) -> list[Any]:
         process.stdin.write("\n")
         process.stdin.flush()
     return [json.loads(process.communicate()[0]) for process in processes]
-
-
-def in_fork(act: Callable[[], object]) -> Any:
-    """Return the result of a function in a forked child."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, json.dumps(act()).encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading) as pipe:
-        return json.loads(pipe.read())
 
 
 @pytest.fixture

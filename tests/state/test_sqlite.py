@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import resource
 import sqlite3
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from techflow_provider.state import file_access
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.gcra import Policy
 from techflow_provider.state.open import fallback_store
@@ -19,6 +22,7 @@ from techflow_provider.state.records import Records
 from techflow_provider.state.sqlite import SqliteStore, boot_id
 from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Entry, StoreError, Write
+from tests.state.conftest import in_fork
 
 COMMAND = RequestClass.COMMAND
 POLICY = Policy.of(100, 6)
@@ -69,6 +73,55 @@ class TestFile:
         sqlite_path.parent.chmod(0o1777)
         with pytest.raises(StoreError, match="others may write"):
             notify(sqlite)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change owners")
+    @pytest.mark.parametrize("part", ["folder", "file"])
+    def test_what_belongs_to_another_user_is_refused(self, sqlite, sqlite_path, part):
+        notify(sqlite)
+        sqlite.close()
+        os.chown(sqlite_path.parent if part == "folder" else sqlite_path, 12345, -1)
+        with pytest.raises(StoreError, match=r"others may write to .+user 12345.+state_file_mode"):
+            notify(sqlite)
+
+    @pytest.mark.parametrize(("part", "mode"), [("folder", 0o770), ("file", 0o666), ("file", 0o660), ("folder", 0o777)])
+    def test_what_others_may_write_to_is_refused(self, sqlite, sqlite_path, part, mode):
+        notify(sqlite)
+        sqlite.close()
+        (sqlite_path.parent if part == "folder" else sqlite_path).chmod(mode)
+        with pytest.raises(StoreError, match=r"others may write to .+state_file_mode"):
+            notify(sqlite)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+    @pytest.mark.parametrize("umask", [0o000, 0o077])
+    def test_users_of_a_group_share_one_whose_mode_allows_it(self, tmp_path, umask):
+        group, path = 12321, tmp_path / "shared" / "state.sqlite"
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.stat().st_uid == 0 and folder != Path("/"):
+                folder.chmod(folder.stat().st_mode | stat.S_IXGRP | stat.S_IXOTH)
+        path.parent.mkdir()
+        os.chown(path.parent, -1, group)
+        path.parent.chmod(0o2770)
+
+        def count_as(user: int) -> int:
+            os.umask(umask)
+            os.setgroups([group])
+            os.setgid(user)
+            os.setuid(user)
+            return notify(SqliteStore(StateFile(path, mode=0o660)))
+
+        assert [in_fork(partial(count_as, user)) for user in (30001, 30002, 30001)] == [1, 2, 3]
+
+    @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.gcsfuse", "9p", "ceph"])
+    def test_a_network_file_system_is_refused_with_the_remedy(self, sqlite, sqlite_path, tmp_path, kind, monkeypatch):
+        device = tmp_path.stat().st_dev
+        mount = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw,noatime shared:1 - {kind} server:/export rw\n"
+        (tmp_path / "mountinfo").write_text(mount)
+        monkeypatch.setattr(file_access, "MOUNTS", tmp_path / "mountinfo")
+        with pytest.raises(StoreError, match=rf"network file system \({kind}\).+state_url"):
+            notify(sqlite)
+
+    def test_the_kind_of_a_local_file_system_is_known(self, tmp_path):
+        assert file_access.file_system(Path("/proc").stat().st_dev) == "proc"
 
     def test_the_fallback_refuses_a_folder_of_another_user(self, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
@@ -123,7 +176,7 @@ class TestCorruptFile:
         other = SqliteStore(StateFile(sqlite_path), clock)
         notify(sqlite)
         notify(other)
-        with sqlite._file._file_lock():
+        with sqlite._file._file_lock(fcntl.LOCK_EX):
             sqlite._file._quarantine(sqlite._file._present_file())
         assert [notify(sqlite), notify(other), Records(sqlite, "key").wakeups()] == [1, 2, 2]
         other.close()
@@ -184,6 +237,13 @@ class TestReboot:
         assert after.entries("space") == [Entry("a", "1", 0.0)]
         clock.advance(59)
         assert [entry.value for entry in after.entries("space")] == ["1"]
+
+    def test_hosts_that_take_turns_with_one_file_are_refused(self, sqlite, file, clock):
+        notify(sqlite)
+        assert notify(self.reboot(file, clock)) == 2
+        file.close()
+        with pytest.raises(StoreError, match="several hosts or virtual machines"):
+            notify(SqliteStore(file, clock))
 
     def test_the_present_boot_has_a_name(self):
         assert boot_id() == boot_id() != ""

@@ -57,16 +57,14 @@ def count(state_url: str, key: str, times: str) -> list[int]:
 def hold(path: str) -> None:
     """Stay inside a transaction that has written already."""
     file = StateFile(Path(path))
-    SqliteStore(file).entries("")
-
-    def prepare(_: object) -> None:
-        """Find the tables there already."""
+    store = SqliteStore(file)
+    store.entries("")
 
     def act(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO entries VALUES ('half done', 'a', '', 0, 1e9, 1e9)")
         ready()
 
-    file.run(act, prepare, "BEGIN IMMEDIATE")
+    file.run(act, store, "BEGIN IMMEDIATE")
 
 
 if __name__ == "__main__":
