@@ -42,10 +42,10 @@ def get_provider_info() -> dict[str, Any]:
                     "poll_interval": POLL_INTERVAL,
                     "history_lag": HISTORY_LAG,
                     "state_url": STATE_URL,
+                    "state_file_mode": STATE_FILE_MODE,
                     "state_secret": STATE_SECRET,
                     "webhook_url_tokens": WEBHOOK_URL_TOKENS,
                     "webhook_token_header": WEBHOOK_TOKEN_HEADER,
-                    "state_file_mode": STATE_FILE_MODE,
                 },
             }
         },

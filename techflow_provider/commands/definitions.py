@@ -139,6 +139,14 @@ COMMANDS: tuple[CLICommand, ...] = (
         "Set up webhooks",
         (_command("secret", "Print a new secret, which every Standard Webhooks library can use", "resources:secret"),),
     ),
+    GroupCommand(
+        "state",
+        "Show where the shared state is kept",
+        (
+            _command("show", "Show where the state is kept, why, and what endangers it", "state:show"),
+            _command("init", "Print the statements that create its table in a database", "state:init"),
+        ),
+    ),
     _command("budget", "Show the state of the API key's rate budget; sends nothing", "resources:show_budget"),
     _command(
         "doctor",
