@@ -14,7 +14,7 @@ TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow=
 DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
 
-.PHONY: help demo test lint matrix contract deployment deployments bench e2e soak wheel mutants clean
+.PHONY: help demo test lint matrix contract deployment deployments explore bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ deployment: ## Kill and clear tasks in a complete Airflow deployment (AIRFLOW=2.
 
 deployments: ## Show which guarantees hold in which deployment (ONLY="3.3.2/pods 2.11.2/celery", QUICK=1; needs Redis and PostgreSQL)
 	@QUICK=$(QUICK) .ci/deployments.sh $(ONLY)
+
+explore: ## Explore starts in worlds that differ from the model, in virtual time (SEEDS=20)
+	@$(TEST_ENVIRONMENT)
+	@$(ENVIRONMENTS)/test/bin/python -m tests.submission.explorer --seeds $(or $(SEEDS),200)
 
 bench: ## Run the benchmarks and write tests/benchmarks/RESULTS.md (BENCH=--quick or BENCH="--only parse"; needs Redis and PostgreSQL)
 	@.ci/environment.sh bench "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" $(HELD_BACK) apache-airflow-providers-http apache-airflow-providers-dbt-cloud apache-airflow-providers-airbyte apache-airflow-providers-databricks airflow-provider-fivetran-async airflow-provider-hightouch pyrate-limiter filelock limits redis statsd psycopg2-binary asyncpg

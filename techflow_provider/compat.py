@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -57,6 +58,19 @@ def _first_reschedule_date_2(ti: Any) -> datetime | None:
     with create_session() as session:
         first = session.scalars(TaskReschedule.stmt_for_task_instance(ti)).first()
         return first.start_date if first else None
+
+
+def deployment_address() -> str:
+    """Return where all components of a deployment meet: its database in Airflow 2, its API server in Airflow 3."""
+    from airflow.providers.common.compat.sdk import conf
+
+    if has_api_server():
+        own = conf.get("api", "base_url", fallback="") or f"localhost:{conf.get('api', 'port', fallback='')}"
+        address: str = conf.get("core", "execution_api_server_url", fallback=None) or own
+        return address.rstrip("/").removesuffix("/execution")
+    url = urlsplit(conf.get("database", "sql_alchemy_conn"))
+    # Without the user and the password, which may be changed.
+    return f"{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def task_state_store(context: Context) -> Any | None:

@@ -46,6 +46,7 @@ def get_provider_info() -> dict[str, Any]:
                     "state_secret": STATE_SECRET,
                     "webhook_url_tokens": WEBHOOK_URL_TOKENS,
                     "webhook_token_header": WEBHOOK_TOKEN_HEADER,
+                    "deployment": DEPLOYMENT,
                 },
             }
         },
@@ -121,5 +122,16 @@ STATE_SECRET: dict[str, Any] = {
     "type": "string",
     "sensitive": True,
     "example": "",
+    "default": "",
+}
+
+DEPLOYMENT = {
+    "description": "Distinguishes Airflow deployments that share a state_url, so that tasks of the same DAG, run and "
+    "name start an execution in each of them. By default, it is derived from the address of the metadata database "
+    "(Airflow 2) or of the API server (Airflow 3), and from a fernet key in the environment. All components need the "
+    "same value.",
+    "version_added": "0.2.0",
+    "type": "string",
+    "example": "production",
     "default": "",
 }

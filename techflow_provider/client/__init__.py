@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ResponseError,
         ResponseSizeError,
         ServerError,
+        SharedExecutionError,
         StateUnavailableError,
         SupersededError,
         TechFlowError,
@@ -49,7 +50,7 @@ __all__ += ["AmbiguousExecutionError", "AmbiguousWorkflowError", "BadRequestErro
 __all__ += ["ExecutionFailedError", "ExecutionNotFoundError", "ExecutionTimeoutError", "InvalidParameterError"]
 __all__ += ["NotFoundError", "RateLimitError", "RefusedError", "ResponseError", "ResponseSizeError", "ServerError"]
 __all__ += ["StateUnavailableError", "SupersededError", "TechFlowError", "TransportError", "UnauthorizedError"]
-__all__ += ["UnexpectedResponseError"]
+__all__ += ["SharedExecutionError", "UnexpectedResponseError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -54,10 +54,12 @@ class Start:
 
     :param execution: what was started, or None when the response is empty
     :param sent_at: when the request was sent, on the server's clock when it sends its Date, to the second
+    :param responded_at: when the server responded, likewise
     """
 
     execution: Execution | None
     sent_at: datetime
+    responded_at: datetime
 
 
 def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Workflow]]:
@@ -108,7 +110,8 @@ def execute_workflow(workflow_id: Id, payload: Payload | None = None) -> Call[St
     def read(response: httpx.Response, words: StatusWords) -> Start:
         empty = not response.content.strip()
         execution = None if empty else Execution.read_started(json_of(response), str(workflow_id), words)
-        return Start(execution, server_time(response.headers) - response.elapsed)
+        responded_at = server_time(response.headers)
+        return Start(execution, responded_at - response.elapsed, responded_at)
 
     path = f"{_workflow_path(workflow_id)}/execute"
     content = as_payload("payload", payload)

@@ -16,6 +16,7 @@
     │   └── UnexpectedResponseError  anything that the reference doesn't describe
     │       └── RefusedError       403, 410 or another status that refuses the request for ever
     ├── AmbiguousExecutionError    an execution may have been started, but which one cannot be determined
+    ├── SharedExecutionError       TechFlow responded to a start with the execution of another task
     ├── AmbiguousWorkflowError     a workflow may have been created, but which one cannot be determined
     ├── StateUnavailableError      the record that a start needs could not be written; nothing was sent
     ├── SupersededError            another attempt of the same task has taken over the start
@@ -252,7 +253,32 @@ class AmbiguousExecutionError(TechFlowError):
     def __str__(self) -> str:
         return (
             f"an execution of workflow {self.workflow_id} may have been started: {self.reason}; "
-            "check the execution history in TechFlow before you start it again"
+            "check the execution history in TechFlow before you start it again; a task that is cleared starts a new one"
+        )
+
+
+@dataclass(eq=False)
+class SharedExecutionError(TechFlowError):
+    """TechFlow responded to a start with an execution that it had started for another request; it started none.
+
+    :param workflow_id: the workflow
+    :param execution_id: the execution
+    :param holder: what has it
+    """
+
+    workflow_id: str
+    execution_id: str
+    holder: str
+
+    @property
+    def had_no_effect(self) -> bool:
+        """True: the request started nothing."""
+        return True
+
+    def __str__(self) -> str:
+        return (
+            f"TechFlow responded to the start of workflow {self.workflow_id} with execution {self.execution_id}, which "
+            f"it had started for {self.holder}; retry when that is over, or set on_shared='join'"
         )
 
 

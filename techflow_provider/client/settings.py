@@ -43,6 +43,7 @@ class Settings:
     :param client_key: file of its key; None when the certificate's file has it
     :param client_key_password: decrypts the key
     :param status_words: further status words, when this TechFlow has any
+    :param account_name: distinguishes TechFlow accounts with one base URL whose users share their state
     :raises InvalidParameterError: a value can't be used
     """
 
@@ -58,6 +59,7 @@ class Settings:
     client_key: str | None = None
     client_key_password: str | None = field(default=None, repr=False)
     status_words: StatusWords = USUAL_WORDS
+    account_name: str = ""
 
     def __post_init__(self) -> None:
         _check_api_key(self.api_key)
@@ -80,6 +82,11 @@ class Settings:
     def account(self) -> str:
         """The name under which processes share what belongs to the key and base URL (see `budget_key`)."""
         return budget_key(self.base_url, self.api_key)
+
+    @cached_property
+    def site(self) -> str:
+        """The name under which processes share what belongs to the TechFlow account, whatever its key is now."""
+        return budget_key(self.base_url, f"account {self.account_name}")
 
     def holds_key(self, content: bytes) -> bool:
         """Whether some bytes contain the key, plain or as JSON or a URL encodes it: a server may repeat it."""

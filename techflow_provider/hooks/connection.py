@@ -120,6 +120,7 @@ class TechFlowConnection:
             client_key=extra.get("client_key") or None,
             client_key_password=extra.get("client_key_password") or None,
             status_words=_read_status_words(extra),
+            account_name=str(extra.get("account") or ""),
         )
         dashboard_url = extra.get("dashboard_url")
         webhook_secret, problem = _read_webhook_secret(extra.get("webhook_secret"))

@@ -59,6 +59,10 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "password.",
         format="password",
     ),
+    "account": _text(
+        "Account",
+        "A name for the TechFlow account, if several accounts with the same base URL share their state.",
+    ),
     "completed_statuses": _text(
         "Additional words for completed",
         "Status words, separated by commas, that mean that an execution completed, in addition to the usual ones.",

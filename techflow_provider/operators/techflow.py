@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
@@ -53,12 +53,13 @@ if TYPE_CHECKING:
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
     from techflow_provider.submission.airflow import ExecutionStarter
-    from techflow_provider.submission.model import OnAmbiguous, Submission
+    from techflow_provider.submission.model import OnAmbiguous, OnShared, Submission
 
     Triggers: TypeAlias = Sequence[Trigger] | str | XComArg
 
 log: logging.Logger = get_logger(__name__)
 
+S = TypeVar("S")
 IfExists = Literal["create", "return", "update", "fail"]
 IF_EXISTS: tuple[IfExists, ...] = get_args(IfExists)
 # The parameters that the calls take, in their order.
@@ -353,7 +354,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         triggerer; the execution keeps running after it
     :param on_ambiguous: what to do when it is unknown whether a request started an execution, because its response is
         lost or the worker was killed: `adopt` it from the execution history, and start one when it isn't there; or
-        `fail`
+        `fail`, without retries
+    :param on_shared: what to do when TechFlow responds with an execution that it has started for another task: `fail`,
+        so that a retry starts one later, or `join` it
     :param reattach: whether a retry, or the task when it is cleared, joins an execution that is still running
     :raises TechFlowError: `ExecutionFailedError` when the execution failed, `ExecutionTimeoutError` when it took
         longer than `timeout`, `AmbiguousExecutionError` when it cannot be determined what was started, or what the
@@ -375,6 +378,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         "poll_interval": optional(as_timedelta, blank=False),
         "timeout": as_timedelta,
         "on_ambiguous": partial(as_choice, choices=("adopt", "fail")),
+        "on_shared": partial(as_choice, choices=("fail", "join")),
     }
 
     def __init__(
@@ -387,6 +391,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         poll_interval: float | None = None,
         timeout: timedelta | float = DEFAULT_TIMEOUT,
         on_ambiguous: OnAmbiguous = "adopt",
+        on_shared: OnShared = "fail",
         reattach: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -396,6 +401,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         # Airflow would also read a file for each text inside of a payload that ends like this.
         self.template_ext = (".json",) if isinstance(payload, str) else ()
         self.on_ambiguous = on_ambiguous
+        self.on_shared = on_shared
         self.reattach = reattach
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
@@ -407,18 +413,40 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute(self, context: Context) -> str:
         """Start the execution, and wait for its completion if asked to."""
-        return self._run(context, is_admitted=False)
+        return self._run(context, self._starter(context))
 
     def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
         """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
         check_admitted(event)
-        return self._run(context, is_admitted=True)
+        return self._run(context, self._starter(context), is_admitted=True)
 
-    def _run(self, context: Context, *, is_admitted: bool) -> str:
+    def execute_searched(self, context: Context, event: dict[str, Any]) -> str:
+        """Resume after a search for what was started: wait for it if asked to, or start again where there is none."""
+        from techflow_provider.triggers.search import read_search
+
+        starter, (start, found) = self._starter(context), read_search(event)
+        submission = None
+        if found is not None:
+            finish_search = partial(starter.finish_search, *self._wanted, start.record, start.loss, found)
+            submission = self._or_search(starter, finish_search)
+            start.check_sent(submission)
+        return self._run(context, starter, submission, sent=start.sent)
+
+    def _run(
+        self,
+        context: Context,
+        starter: ExecutionStarter,
+        submission: Submission | None = None,
+        *,
+        is_admitted: bool = False,
+        sent: int = 0,
+    ) -> str:
         timeout, interval = self._bounds()
-        starter = self._starter(context)
-        known = starter.resolve(*self._wanted)
-        submission = known or self._send(starter, timeout, is_admitted=is_admitted)
+        submission = submission or self._or_search(starter, partial(starter.resolve, *self._wanted))
+        if submission is None:
+            submission = self._or_search(
+                starter, partial(self._send, starter, timeout, is_admitted=is_admitted, sent=sent)
+            )
         self._execution = execution = submission.execution
         push(context, starter.xcom_key, submission.to_dict())
         keep_link(self.hook, execution.id, self._wanted[0], execution.status)
@@ -430,6 +458,23 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
             execution = self.hook.wait_for_execution(execution.id, interval, timeout.total_seconds())
         return self._complete(starter, execution)
 
+    def _or_search(self, starter: ExecutionStarter, act: Callable[[], S]) -> S:
+        """Carry out a step of a start, and defer the task when it takes a search of the history."""
+        from techflow_provider.submission.reuse import LostStartError
+        from techflow_provider.triggers.search import LostStart, TechFlowSearchTrigger
+
+        try:
+            return act()
+        except LostStartError as lost:
+            bound, lag = shorter(self._bounds()[0], self.execution_timeout), starter.policy.history_lag_seconds
+            log.warning("%s: the triggerer searches the history for the execution", lost)
+            start = LostStart.of(starter.submitter, lost).to_dict()
+            trigger = TechFlowSearchTrigger(
+                self.techflow_conn_id, start=start, history_lag=lag, deadline=deadline_after(bound)
+            )
+            self.defer(trigger=trigger, method_name="execute_searched", timeout=bound + DEFERRAL_GRACE)
+            raise
+
     @cached_property
     def _wanted(self) -> tuple[str, dict[str, Json] | None]:
         return read(self, "workflow_id"), read(self, "payload")
@@ -439,19 +484,28 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         return read(self, "timeout"), interval.total_seconds() if interval else default_poll_interval()
 
     def _starter(self, context: Context) -> ExecutionStarter:
-        from techflow_provider.submission.airflow import ExecutionStarter, Identity, history_lag
+        from techflow_provider.submission.airflow import ExecutionStarter, Identity, history_lag, part_of
         from techflow_provider.submission.model import SubmissionPolicy
 
-        policy = SubmissionPolicy(self.on_ambiguous, self.reattach, self.wait_for_completion, history_lag())
-        return ExecutionStarter(self.hook, Identity.of(context), policy, context)
+        is_own = self.task_id == context["ti"].task_id and isinstance(context.get("task", self), type(self))
+        policy = SubmissionPolicy(
+            self.on_ambiguous,
+            self.reattach,
+            self.wait_for_completion,
+            history_lag(),
+            self.on_shared,
+            defers_search=self.deferrable and is_own,
+        )
+        identity = Identity.of(context, part_of(context, self.task_id, is_own=is_own))
+        return ExecutionStarter(self.hook, identity, policy, context)
 
-    def _send(self, starter: ExecutionStarter, timeout: timedelta, *, is_admitted: bool) -> Submission:
+    def _send(self, starter: ExecutionStarter, timeout: timedelta, *, is_admitted: bool, sent: int) -> Submission:
         if not self.deferrable:
             return starter.send(*self._wanted)
         if not is_admitted and not self.hook.is_admitted(ADMISSION_SECONDS):
             self._defer_admission(timeout, "others are waiting")
         try:
-            return starter.send(*self._wanted, ADMISSION_SECONDS)
+            return starter.send(*self._wanted, ADMISSION_SECONDS, sent)
         except (BudgetTimeoutError, RateLimitError) as error:
             # Neither was carried out, so waiting for a slot again starts nothing twice.
             self._defer_admission(timeout, str(error))

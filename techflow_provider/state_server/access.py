@@ -53,7 +53,7 @@ def find_access(name: str) -> Access | None:
         return None
     account = connection.settings.account
     signer = Signer(name, derive_key(connection.settings.api_key, account))
-    return Access(signer, frozenset({account, cursors_key(connection)}))
+    return Access(signer, frozenset({account, connection.settings.site, cursors_key(connection)}))
 
 
 class Gate:

@@ -6,25 +6,31 @@ and, on Airflow 3.3 and later, also in the task's own state.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote as percent_encode
 
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import AirflowFailException, conf
 
-from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.errors import AmbiguousExecutionError, InvalidParameterError
+from techflow_provider.client.flow import Flow
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.parsing import Json, quote
-from techflow_provider.compat import state_errors, task_state_store
-from techflow_provider.hooks.state import open_state
+from techflow_provider.compat import deployment_address, state_errors, task_state_store
+from techflow_provider.hooks.state import FILE, METADATA, open_state, state_url
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
+from techflow_provider.submission.records import AttemptRecord
+from techflow_provider.submission.recovery import Found, LostResponse
 from techflow_provider.submission.reuse import discard, mark_done, resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import finish_search, send
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -33,6 +39,12 @@ if TYPE_CHECKING:
     from techflow_provider.hooks.connection import TechFlowConnection
     from techflow_provider.hooks.techflow import TechFlowHook
 
+T = TypeVar("T")
+
+# Where Airflow reads the fernet key from when it isn't in its configuration file, which a component may have made up.
+FERNET_KEYS = tuple(f"AIRFLOW__CORE__FERNET_KEY{suffix}" for suffix in ("", "_CMD", "_SECRET"))
+# A state that belongs to one deployment alone.
+OWN_STATE_URLS = ("", FILE, METADATA)
 # The key of a task's record in its own state, and of the XCom that shows how it got its execution.
 START_KEY = "techflow_start"
 
@@ -49,6 +61,8 @@ class Identity:
     :param generation: names the attempts among which one execution is enough. In another generation an execution that
         is still running is joined if its task was waiting for it, and one that is over is not
     :param is_retry: whether an earlier attempt may have been made
+    :param clears: how often tasks of the run have been cleared, where Airflow says so
+    :param began: when the run began; None where that doesn't matter
     """
 
     dag_id: str
@@ -58,18 +72,21 @@ class Identity:
     part: str = ""
     generation: str = ""
     is_retry: bool = True
+    clears: int = 0
+    began: datetime | None = None
 
     @classmethod
-    def of(cls, context: Context) -> Identity:
+    def of(cls, context: Context, part: str = "") -> Identity:
         """Return the identity of the running task.
 
         Airflow raises `max_tries` when a finished task is cleared, and not when it is retried.
         """
         ti: Any = context["ti"]
-        start_date = getattr(context["dag_run"], "start_date", None)
-        generation = f"{start_date.isoformat() if start_date else ''}/{ti.max_tries}"
-        ids = (ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
-        return cls(*ids, generation=generation, is_retry=ti.try_number > 1)
+        began = getattr(context["dag_run"], "start_date", None)
+        generation = f"{began.isoformat() if began else ''}/{ti.max_tries}"
+        clears = getattr(context["dag_run"], "clear_number", None) or 0
+        ids = (ti.dag_id, ti.run_id, ti.task_id, ti.map_index, part)
+        return cls(*ids, generation=generation, is_retry=ti.try_number > 1, clears=clears, began=began)
 
     def __str__(self) -> str:
         parts = [self.dag_id, self.run_id, self.task_id, str(self.map_index), *([self.part] if self.part else [])]
@@ -104,6 +121,10 @@ class AirflowTaskState:
             raise StoreError(f"the state that Airflow keeps for the task: {error}") from error
 
 
+class FinalAmbiguousExecutionError(AmbiguousExecutionError, AirflowFailException):
+    """It cannot be determined what was started, and the task fails without retries (`on_ambiguous="fail"`)."""
+
+
 class ExecutionStarter:
     """Start one execution for one task or callback. Each method may raise `TechFlowError`.
 
@@ -126,14 +147,18 @@ class ExecutionStarter:
         connection: TechFlowConnection | None = None,
     ) -> None:
         connection = connection or hook.connection
-        account, name = connection.settings.account, str(identity)
+        settings = connection.settings
         state = None if context is None else task_state_store(context)
-        attempts = AttemptStore(
-            open_state(connection)[0], account, name, None if state is None else AirflowTaskState(state)
-        )
+        names = [f"{deployment}/{identity}".removeprefix("/") for deployment in deployments()]
+        # Before its deployment and its account were named, a record lay with the API key.
+        former = [*((settings.site, name) for name in names[1:]), (settings.account, str(identity))]
+        own_state = None if state is None else AirflowTaskState(state)
+        attempts = AttemptStore(open_state(connection)[0], settings.site, names[0], own_state, former)
         self._hook = hook
         self.policy: SubmissionPolicy = check_policy(policy or SubmissionPolicy(history_lag_seconds=history_lag()))
-        self.submitter: Submitter = Submitter(name, identity.generation, account, attempts, identity.is_retry)
+        self.submitter: Submitter = Submitter(
+            names[0], identity.generation, attempts, identity.is_retry, clears=identity.clears, began=identity.began
+        )
 
     def start(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Submission:
         """Return the execution of an earlier attempt, or start one; once per generation when nobody waits for it."""
@@ -152,19 +177,44 @@ class ExecutionStarter:
 
     def resolve(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Submission | None:
         """Return the execution that an earlier attempt has started, or None when a new one is needed."""
-        client = self._hook.get_conn()
-        return client.run(resolve(Attempt(client.context, self.submitter, self.policy, workflow_id, payload)))
+        return self._run(resolve(self._attempt(workflow_id, payload)))
 
     def send(
-        self, workflow_id: str, payload: Mapping[str, Json] | None = None, within_seconds: float = math.inf
+        self,
+        workflow_id: str,
+        payload: Mapping[str, Json] | None = None,
+        within_seconds: float = math.inf,
+        sent: int = 0,
     ) -> Submission:
         """Start an execution, after `resolve` has returned None.
 
         :param within_seconds: how long to wait for a slot in the rate budget; without one nothing was started
+        :param sent: how many requests without effect were sent before
         """
-        client = self._hook.get_conn()
-        attempt = Attempt(client.context, self.submitter, self.policy, workflow_id, payload)
-        return client.run(send(attempt, within_seconds=within_seconds))
+        return self._run(send(self._attempt(workflow_id, payload), within_seconds=within_seconds, sent=sent))
+
+    def finish_search(
+        self,
+        workflow_id: str,
+        payload: Mapping[str, Json] | None,
+        record: AttemptRecord,
+        loss: LostResponse,
+        found: Found,
+    ) -> Submission | None:
+        """Claim what a search has found; None when the request had no effect."""
+        return self._run(finish_search(self._attempt(workflow_id, payload), record, loss, found))
+
+    def _attempt(self, workflow_id: str, payload: Mapping[str, Json] | None) -> Attempt:
+        return Attempt(self._hook.get_conn().context, self.submitter, self.policy, workflow_id, payload)
+
+    def _run(self, flow: Flow[T]) -> T:
+        """Run a flow; what is ambiguous fails the task without retries where the policy says so."""
+        try:
+            return self._hook.get_conn().run(flow)
+        except AmbiguousExecutionError as error:
+            if self.policy.on_ambiguous == "fail":
+                raise FinalAmbiguousExecutionError(*error.args) from error
+            raise
 
     def mark_done(self, execution_id: str) -> Mapping[str, Any] | None:
         """Record that the task has got what it wanted, and return how it got its execution (`Submission.to_dict`)."""
@@ -175,6 +225,36 @@ class ExecutionStarter:
         """Let the next attempt start a new execution, because this one failed."""
         client = self._hook.get_conn()
         client.run(discard(client.context, self.submitter, execution_id))
+
+
+def part_of(context: Context, task_id: str, *, is_own: bool) -> str:
+    """Return what distinguishes an operator that runs inside another task from others there; empty for a task's own.
+
+    :param is_own: whether the operator is the task itself
+    """
+    if is_own:
+        return ""
+    # Kept with the attempt: each one runs the same operators in the same order.
+    kept: Any = context
+    counts: dict[str, int] = kept.setdefault("techflow_starts", {})
+    counts[task_id] = counts.get(task_id, 0) + 1
+    return f"{task_id} {counts[task_id]}"
+
+
+def deployments() -> list[str]:
+    """Return the deployment's name (`[techflow] deployment`), then those that it may have had.
+
+    Where nothing distinguishes deployments, or their state isn't shared, it is empty.
+    """
+    name = conf.get("techflow", "deployment", fallback="").strip()
+    if name:
+        return [percent_encode(name, safe="")]
+    if state_url().lower() in OWN_STATE_URLS:
+        return [""]
+    # A fernet key is rotated by adding a new one before the old one.
+    keys = conf.get("core", "fernet_key", fallback="").split(",") if any(map(os.environ.get, FERNET_KEYS)) else [""]
+    texts = [f"{deployment_address()}\n{key.strip()}" for key in keys]
+    return [hashlib.blake2b(text.encode(), digest_size=6, person=b"techflow").hexdigest() for text in texts]
 
 
 def history_lag() -> float:
@@ -195,4 +275,6 @@ def check_policy(policy: SubmissionPolicy) -> SubmissionPolicy:
     """
     if policy.on_ambiguous not in ("adopt", "fail"):
         raise InvalidParameterError("on_ambiguous", quote(policy.on_ambiguous), "adopt or fail")
+    if policy.on_shared not in ("fail", "join"):
+        raise InvalidParameterError("on_shared", quote(policy.on_shared), "fail or join")
     return policy

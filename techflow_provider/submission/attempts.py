@@ -1,26 +1,26 @@
-"""The record of an attempt to start an execution: what later attempts and other tasks have to know about it.
+"""Where the records of attempts are kept, for a submitter's later attempts and for other tasks.
 
-Each submitter has one record in the shared state, from right before its request is sent. Other tasks read it as a
-competing intent as long as it names no execution. A claim beside the records says which submission an execution
-belongs to.
+A submitter has at most two records in the shared state. The one in `pending` is written right before a request is sent,
+and is deleted once its execution is known; other tasks read it as a competing intent. The one in `attempts` names the
+execution. A claim says which submission an execution belongs to.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
-from operator import attrgetter
 from typing import Any, Protocol, TypeVar
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.text import get_logger
+from techflow_provider.state.identity import NAME, NAMESPACE
 from techflow_provider.state.optimistic import UnreachableError
 from techflow_provider.state.store import Entry, Store, StoreError, Write, read_only
 from techflow_provider.submission import legacy
+from techflow_provider.submission.records import AttemptRecord, Claim, claim_name
 
 T = TypeVar("T")
 
@@ -33,97 +33,8 @@ UNREACHABLE_SECONDS = 90.0
 RECORD_TTL_SECONDS = 30 * 24 * 3600.0
 # After completion it matters only to an attempt that is made because Airflow did not notice the success.
 DONE_TTL_SECONDS = 2 * 24 * 3600.0
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
+PENDING, KNOWN, CLAIMS = "pending", "attempts", "claims"
 
-
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """What is known about the execution that a submitter has requested.
-
-    :param account: names the API key and base URL that it is requested with
-    :param workflow_id: the workflow
-    :param submission_id: names the one execution that is wanted
-    :param generation: names the attempts among which one execution is enough; clearing a finished task begins another
-    :param attempt_id: names the attempt that wrote the record last
-    :param sent_at: when the request was sent, by its host's clock
-    :param response_seconds: how long after that a response may still come
-    :param payload_digest: what distinguishes its payload from others, None without a payload
-    :param sent_seconds: how long before the record was written the request was sent, by the store's clock
-    :param lost: whether nobody waits for the response any more, so that the history has to show the execution
-    :param execution_id: the execution, once it is known
-    :param report: how that came about, as the log and the XCom show it
-    :param done: whether the submitter has got from the execution what it wanted, and only has to report its success
-    :param age_seconds: time since the record was written, by the store's clock; not stored
-    :param is_restored: whether the shared state lacks the record, and Airflow's state of the task has it; not stored
-    """
-
-    account: str
-    workflow_id: str
-    submission_id: str
-    generation: str
-    attempt_id: str
-    sent_at: datetime
-    response_seconds: float
-    payload_digest: str | None = None
-    sent_seconds: float = 0.0
-    lost: bool = False
-    execution_id: str | None = None
-    report: Mapping[str, Any] | None = None
-    done: bool = False
-    age_seconds: float = 0.0
-    is_restored: bool = False
-
-    @property
-    def since_sent(self) -> float:
-        """Seconds since the request was sent; too few after a reboot of the host that keeps the record."""
-        return self.sent_seconds + self.age_seconds
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether a response may still come, so that an unclaimed execution may belong to this submission."""
-        return self.execution_id is None and not self.lost and self.since_sent < self.response_seconds
-
-    def longest_since_sent(self, now: datetime) -> float:
-        """Return the seconds since the request was sent, by the clock that shows more of them.
-
-        The store's clock knows nothing of the time before a reboot, and a host's may have been set back.
-        """
-        return max(self.since_sent, (now - self.sent_at).total_seconds())
-
-    def taken_over(self, attempt_id: str) -> AttemptRecord:
-        """Return the record of an attempt that expects no response and searches the history for the execution."""
-        return replace(self, attempt_id=attempt_id, lost=True, sent_seconds=self.since_sent, age_seconds=0.0)
-
-    def is_same(self, other: AttemptRecord) -> bool:
-        """Whether another record is this one, apart from its age."""
-        return (self.attempt_id, self.submission_id, self.execution_id) == (
-            other.attempt_id,
-            other.submission_id,
-            other.execution_id,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON."""
-        values = attrgetter(*STORED_FIELDS)(self)
-        return {**dict(zip(STORED_FIELDS, values, strict=True)), "sent_at": self.sent_at.isoformat()}
-
-    @classmethod
-    def read(cls, value: Any, age_seconds: float = 0.0) -> AttemptRecord:
-        """Read a record; another version of this package may have written it, so it is checked.
-
-        :raises StoreError: it isn't a record
-        """
-        try:
-            # A time without a zone can't be compared with this one.
-            sent_at = max(datetime.fromisoformat(value["sent_at"]), LONG_AGO)
-            response, sent = float(value["response_seconds"]), float(value.get("sent_seconds", 0.0))
-            checked = {"sent_at": sent_at, "response_seconds": response, "sent_seconds": sent}
-            return cls(**{**value, **checked, "age_seconds": age_seconds})
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"expected the record of an attempt, got {str(value)[:200]!r}") from error
-
-
-STORED_FIELDS = tuple(field.name for field in fields(AttemptRecord) if field.name not in ("age_seconds", "is_restored"))
 # Given the record that is stored, returns the one to store: the same object changes nothing, None deletes the record.
 Decide = Callable[[AttemptRecord | None], AttemptRecord | None]
 
@@ -142,52 +53,75 @@ class TaskState(Protocol):
 
 
 class AttemptStore:
-    """The record of one submitter, and what others have written for all to see. Every method may raise `StoreError`.
+    """The records of one submitter, and what others have written for all to see. Every method may raise `StoreError`.
 
     :param store: where they are kept
-    :param account: the name of the API key's budget (see `budget_key`)
+    :param site: names the TechFlow account (see `Settings.site`)
     :param submitter: the submitter's identity
     :param task_state: where Airflow keeps the task's own state; there the record survives the loss of `store`
+    :param former: the namespaces and names under which the submitter was known before: to earlier versions, or before
+        the deployment's name changed
     """
 
-    def __init__(self, store: Store, account: str, submitter: str, task_state: TaskState | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        site: str,
+        submitter: str,
+        task_state: TaskState | None = None,
+        former: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.task_state = task_state
+        self.sequence: int = 0
         self._store = store
-        self._account = account
+        self._site = site
         self._submitter = submitter
+        self._former = former
         self._unreadable: set[str] = set()
 
-    def update(self, decide: Decide) -> AttemptRecord | None:
-        """Decide in one atomic step what the shared state keeps, and return that."""
+    def update(self, decide: Decide, kind: str = PENDING) -> AttemptRecord | None:
+        """Decide in one atomic step which record the shared state keeps, and return that.
 
-        def change(entry: Entry | None, _: float) -> tuple[Write | None, AttemptRecord | None]:
-            present = None if entry is None else _record_of(entry)
+        :param kind: which of the two records
+        """
+
+        def change(entry: Entry | None, now: float) -> tuple[Write | None, AttemptRecord | None]:
+            present = None if entry is None else _record_of(entry, now)
             following = decide(present)
             if following is present:
                 return None, present
             if following is None:
                 return Write(None), None
-            text = json.dumps(following.to_dict(), sort_keys=True)
-            return Write(text, DONE_TTL_SECONDS if following.done else RECORD_TTL_SECONDS), following
+            text = json.dumps(following.to_dict(now), sort_keys=True)
+            return Write(
+                text, DONE_TTL_SECONDS if following.done or following.failed else RECORD_TTL_SECONDS
+            ), following
 
-        return self._store.update(f"{self._account}/attempts", self._submitter, change)
+        return self._store.update(f"{self._site}/{kind}", self._submitter, change)
+
+    def read_kind(self, kind: str) -> AttemptRecord | None:
+        """Return one of the two records of the shared state."""
+        return self._read(self._site, self._submitter, kind)
+
+    def _read(self, site: str, name: str, kind: str) -> AttemptRecord | None:
+        entry, now = self._store.update(f"{site}/{kind}", name, read_only)
+        return None if entry is None else _record_of(entry, now)
 
     def read_shared(self) -> AttemptRecord | None:
-        """Return what the shared state keeps."""
-        entry, _ = self._store.update(f"{self._account}/attempts", self._submitter, read_only)
-        return None if entry is None else _record_of(entry)
+        """Return the record that counts in the shared state."""
+        pending, known = self.read_kind(PENDING), self.read_kind(KNOWN)
+        is_superseded = pending is None or (known is not None and known.submission_id == pending.submission_id)
+        return known if is_superseded else pending
 
     def read(self) -> AttemptRecord | None:
         """Return the record, from whichever of the two states knows more about it."""
-        shared = self.read_shared()
-        if self.task_state is None:
-            return shared
-        own = self._read_task_state()
-        if own is None or (
-            shared is not None and shared.submission_id == own.submission_id and not _is_ahead(own, shared)
-        ):
-            return shared
-        return own
+        found = self.read_shared()
+        own = None if self.task_state is None else self._read_task_state()
+        if own is not None and (found is None or _rank(own) > _rank(found)):
+            found = own
+        if found is not None:
+            self.sequence = max(self.sequence, found.sequence)
+        return found
 
     def _read_task_state(self) -> AttemptRecord | None:
         """Return the record that Airflow keeps; its age is unknown, and nobody waits for a response to it any more."""
@@ -195,102 +129,151 @@ class AttemptStore:
         if self.task_state is not None and legacy.is_note(value):
             self.migrate(value)
             value = self.task_state.read()
-        if value is None:
-            return None
-        return replace(AttemptRecord.read(value), lost=True, sent_seconds=0.0, is_restored=True)
+        return None if value is None else AttemptRecord.read(value)
 
-    def drop(self, record: AttemptRecord) -> AttemptRecord | None:
-        """Delete a record where it is unchanged, and return what the shared state keeps then."""
-        present = self.update(lambda present: None if present is None or present.is_same(record) else present)
-        own = self._read_task_state()
-        is_gone = present is None or present.submission_id != record.submission_id
-        if self.task_state is not None and own is not None and own.submission_id == record.submission_id and is_gone:
+    def keep(self, record: AttemptRecord, following: AttemptRecord) -> None:
+        """Record what came of a request, unless a later request or another attempt has recorded something there.
+
+        :param record: the record as this attempt knows it
+        :param following: the record with its execution, or with the fact that there is none
+        """
+
+        def decide(present: AttemptRecord | None) -> AttemptRecord | None:
+            if present is None or present.is_same(record) or present.sequence < record.sequence:
+                return following
+            return present
+
+        self.sequence = max(self.sequence, record.sequence)
+        is_kept = self.update(decide, KNOWN) is following
+        self.drop(record.submission_id)
+        if is_kept and self.task_state is not None:
+            self.task_state.write(following.to_dict())
+
+    def drop(self, submission_id: str, attempt_id: str | None = None) -> None:
+        """Delete the record of a request: its execution is known, or it had no effect.
+
+        :param attempt_id: the attempt that may delete it; None allows any
+        """
+
+        def decide(present: AttemptRecord | None) -> AttemptRecord | None:
+            is_other = present is not None and present.submission_id != submission_id
+            is_taken = present is not None and attempt_id is not None and present.attempt_id != attempt_id
+            return present if is_other or is_taken else None
+
+        self.update(decide)
+
+    def drop_own(self, submission_id: str) -> None:
+        """Delete the record of a request without effect from the task's own state."""
+        own = None if self.task_state is None else self._read_task_state()
+        if self.task_state is not None and own is not None and own.submission_id == submission_id:
             self.task_state.drop()
-        return present
 
-    def amend(self, execution_id: str, change: Callable[[AttemptRecord], AttemptRecord | None]) -> AttemptRecord | None:
+    def amend(self, execution_id: str, **changes: Any) -> AttemptRecord | None:
         """Change the record that names an execution wherever it is kept, and return it as it was, if it was there."""
         found: AttemptRecord | None = None
 
         def decide(present: AttemptRecord | None) -> AttemptRecord | None:
             nonlocal found
             found = present if present is not None and present.execution_id == execution_id else None
-            return present if found is None else change(found)
+            return present if found is None else replace(found, **changes)
 
-        own = self._read_task_state()
-        if self.update(decide) is None and found is None and self.migrate() is not None:
-            self.update(decide)
-        if self.task_state is None or own is None or own.execution_id != execution_id:
-            return found
-        amended = change(own)
-        if amended is None:
-            self.task_state.drop()
-        else:
-            self.task_state.write(amended.to_dict())
-        return found or own
+        own = None if self.task_state is None else self._read_task_state()
+        if self.update(decide, KNOWN) is None and found is None and self.migrate() is not None:
+            self.update(decide, KNOWN)
+        if self.task_state is not None and own is not None and own.execution_id == execution_id:
+            self.task_state.write(replace(found or own, **changes).to_dict())
+            return found or own
+        return found
 
     def migrate(self, note: dict[str, Any] | None = None) -> AttemptRecord | None:
-        """Replace what version 0.1.0 wrote for the submitter by a record, and return that.
+        """Move what was recorded for the submitter under a former name to its present one, and return that.
 
-        :param note: what the task's own state has; without it, the note is in the shared state
+        :param note: what version 0.1.0 has written in the task's own state
         """
-        try:
-            value = legacy.read_start(self._store, self._account, self._submitter, note)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"expected the note of {self._submitter} written by version 0.1.0, got {error!r}"
-            ) from error
-        record = None if value is None else AttemptRecord.read(value)
-        present = self.update(lambda present: present or record)
+        record, present = None, None
+        for site, name in self._former:
+            record = record or self._read_former(site, name, note)
+        if record is not None:
+            kind = PENDING if record.execution_id is None else KNOWN
+            present = self.update(lambda present: present or record, kind)
+            self.sequence = max(self.sequence, record.sequence)
         if self.task_state is not None and note is not None:
             self.task_state.drop() if present is None else self.task_state.write(present.to_dict())
-        legacy.drop_start(self._store, self._account, self._submitter)
+        for site, name in self._former:
+            for kind in (PENDING, KNOWN, *legacy.KINDS):
+                self._store.update(f"{site}/{kind}", name, lambda _entry, _: (Write(None), None))
         return present
 
-    def pending(self, workflow_id: str) -> list[AttemptRecord]:
-        """Return the records for a workflow that name no execution yet, of all submitters."""
-        entries = self._store.entries(f"{self._account}/attempts")
-        # Most of them are done, and parsing thousands would take longer than a search may be held up.
-        found = [self._readable(entry, json.loads) for entry in entries if '"done": true' not in entry.value]
-        intents = self._store.entries(f"{self._account}/intents")
-        found += [self._readable(each, legacy.read_intent) for each in intents if '"sent_at": null' not in each.value]
-        return [each for each in found if each and each.workflow_id == workflow_id and each.execution_id is None]
+    def _read_former(self, site: str, name: str, note: dict[str, Any] | None) -> AttemptRecord | None:
+        found = self._read(site, name, PENDING) or self._read(site, name, KNOWN)
+        try:
+            return found or legacy.read_start(self._store, site, name, note)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"expected the note of {name} written by version 0.1.0, got {error!r}") from error
+
+    def pending(self, workflow_id: str | None = None) -> list[AttemptRecord]:
+        """Return the records that name no execution yet, of all submitters and of one workflow when it is given."""
+        found: list[AttemptRecord | None] = []
+        for site in dict.fromkeys((self._site, *(site for site, _ in self._former))):
+            kinds: tuple[tuple[str, Callable[[str], Any]], ...] = ((PENDING, json.loads),)
+            if site != self._site:
+                kinds = ((KNOWN, json.loads), (legacy.INTENTS, legacy.read_intent))
+            for kind, parse in kinds:
+                found += [self._readable(entry, parse) for entry in self._store.entries(f"{site}/{kind}")]
+        return [
+            each for each in found if each and each.execution_id is None and workflow_id in (None, each.workflow_id)
+        ]
 
     def _readable(self, entry: Entry, parse: Callable[[str], Any]) -> AttemptRecord | None:
+        # Most of what earlier versions wrote is over.
+        if '"done": true' in entry.value or '"sent_at": null' in entry.value:
+            return None
         try:
-            return _record_of(entry, parse)
+            return _record_of(entry, None, parse)
         except StoreError as error:
             if entry.name not in self._unreadable:
                 log.warning("The record of %s is ignored: %s", entry.name, error)
             self._unreadable.add(entry.name)
             return None
 
-    def claim(self, execution_id: str, submission_id: str) -> str:
-        """Claim an execution for a submission unless it is claimed, and return the submission that holds it now."""
+    def claim(self, workflow_id: str, execution_id: str, claim: Claim) -> Claim:
+        """Claim an execution for a submission unless it is claimed, and return the claim that there is now."""
 
-        def change(entry: Entry | None, _: float) -> tuple[Write | None, str]:
+        def change(entry: Entry | None, _: float) -> tuple[Write | None, Claim]:
             if entry is None:
-                return Write(submission_id, RECORD_TTL_SECONDS), submission_id
-            return None, entry.value
+                return Write(claim.to_text(), RECORD_TTL_SECONDS), claim
+            return None, Claim.read(entry.value)
 
-        return self._store.update(f"{self._account}/claims", execution_id, change)
+        return self._store.update(f"{self._site}/{CLAIMS}", claim_name(workflow_id, execution_id), change)
 
-    def holders(self, execution_ids: Iterable[str]) -> dict[str, str]:
-        """Return the submissions that hold executions, by execution; those that nobody claims are left out."""
-        namespace = f"{self._account}/claims"
-        held = {each: self._store.update(namespace, each, read_only)[0] for each in execution_ids}
-        return {name: entry.value for name, entry in held.items() if entry is not None}
+    def claims(self, executions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Claim]:
+        """Return the claims of executions, given by workflow and id; those that nobody claims are left out."""
+        found: dict[tuple[str, str], Claim] = {}
+        for workflow_id, execution_id in executions:
+            places = [(self._site, claim_name(workflow_id, execution_id))]
+            places += [(site, execution_id) for site, _ in self._former if site != self._site]
+            for site, name in places:
+                entry, _ = self._store.update(f"{site}/{CLAIMS}", name, read_only)
+                if entry is not None:
+                    found.setdefault((workflow_id, execution_id), Claim.read(entry.value))
+        return found
+
+    def oldest_seconds(self) -> float:
+        """Return how long the shared state has certainly kept what was written there."""
+        entries = [each for kind in (KNOWN, CLAIMS) for each in self._store.entries(f"{self._site}/{kind}")]
+        identity, _ = self._store.update(NAMESPACE, NAME, read_only)
+        return max((entry.age_seconds for entry in (*entries, identity) if entry is not None), default=0.0)
 
 
-def _record_of(entry: Entry, parse: Callable[[str], Any] = json.loads) -> AttemptRecord:
+def _record_of(entry: Entry, now: float | None, parse: Callable[[str], Any] = json.loads) -> AttemptRecord:
     try:
-        return AttemptRecord.read(parse(entry.value), entry.age_seconds)
+        return AttemptRecord.read(parse(entry.value), entry.age_seconds, now)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"expected the record of an attempt, got {entry.value[:200]!r}") from error
 
 
-def _is_ahead(record: AttemptRecord, other: AttemptRecord) -> bool:
-    return (record.execution_id is not None, record.done) > (other.execution_id is not None, other.done)
+def _rank(record: AttemptRecord) -> tuple[int, bool, bool]:
+    return record.sequence, record.execution_id is not None, record.done or record.failed
 
 
 async def use_state(context: FlowContext, act: Callable[[], T]) -> T:

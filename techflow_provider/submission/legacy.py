@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from techflow_provider.state.store import Store, Write, read_only
+from techflow_provider.state.store import Store, read_only
+from techflow_provider.submission.records import AttemptRecord
 
 NAMES = {"ticket": "submission_id", "round": "generation", "noted_at": "sent_at", "told": "report", "ended": "done"}
 # What a note leaves out: its attempt is gone, and nobody waits for the response any more.
 NOTE_FIELDS: dict[str, Any] = {"attempt_id": "of version 0.1.0", "response_seconds": 0.0, "lost": True}
+NOTES, INTENTS = KINDS = ("notes", "intents")
 
 
 def is_note(value: Any) -> bool:
@@ -30,7 +32,6 @@ def read_intent(text: str) -> dict[str, Any]:
     """
     value = json.loads(text)
     return {
-        "account": "",
         "workflow_id": value["workflow_id"],
         "submission_id": value["ticket"],
         "generation": "",
@@ -43,8 +44,8 @@ def read_intent(text: str) -> dict[str, Any]:
     }
 
 
-def read_start(store: Store, account: str, submitter: str, own_note: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the fields of the record that a submitter's note and intent stand for.
+def read_start(store: Store, site: str, submitter: str, own_note: dict[str, Any] | None) -> AttemptRecord | None:
+    """Return the record that a submitter's note and intent stand for.
 
     None when there is no note, or when the request was surely not sent.
 
@@ -52,20 +53,15 @@ def read_start(store: Store, account: str, submitter: str, own_note: dict[str, A
     :raises ValueError: they aren't JSON
     :raises KeyError: a field is missing
     """
-    note, intent = (store.update(f"{account}/{kind}", submitter, read_only)[0] for kind in ("notes", "intents"))
+    (note, now), (intent, _) = (store.update(f"{site}/{kind}", submitter, read_only) for kind in KINDS)
     value = own_note if own_note is not None or note is None else json.loads(note.value)
     if value is None:
         return None
-    fields = read_note(value)
-    if intent is None or fields["execution_id"] is not None:
-        return fields
-    sent = read_intent(intent.value)
-    if sent["sent_at"] is None:
-        return None
-    return {**fields, "sent_at": sent["sent_at"], "sent_seconds": sent["sent_seconds"] + intent.age_seconds}
-
-
-def drop_start(store: Store, account: str, submitter: str) -> None:
-    """Delete a submitter's note and intent."""
-    for kind in ("notes", "intents"):
-        store.update(f"{account}/{kind}", submitter, lambda _entry, _: (Write(None), None))
+    fields, age = read_note(value), 0.0
+    if intent is not None and fields["execution_id"] is None:
+        sent = read_intent(intent.value)
+        if sent["sent_at"] is None:
+            return None
+        fields |= {"sent_at": sent["sent_at"], "sent_seconds": sent["sent_seconds"]}
+        age = intent.age_seconds
+    return AttemptRecord.read(fields, age, now)

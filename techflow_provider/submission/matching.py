@@ -2,20 +2,31 @@
 
 An execution can belong to a submission when it began while one of its requests may have been under way, and nobody
 claims it. Executions without a payload are interchangeable among tasks, so that only their number matters; with a
-payload they are not. An execution that the pending response of another task may name is left to that task.
+payload they are not, unless the history shows the payloads. An execution that the pending response of another task may
+name is left to that task. That a request had no effect needs proof: a complete history without an execution that may
+belong to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
 
 from techflow_provider.client.models import Execution
-from techflow_provider.submission.attempts import LONG_AGO, AttemptRecord
+from techflow_provider.submission.records import AttemptRecord, Claim
+from techflow_provider.submission.times import ServerClock, Span
 
-# An HTTP date has no fractions, a history may cut them off its times as well, and a request takes its time.
-TOLERANCE = timedelta(seconds=5)
+# A `Date` has no fractions, and the response takes its time.
+DATE_SECONDS = 1.5
+# How long a search that isn't early any more waits for another task to get its execution, or for a history that may be
+# cut off to become longer.
+OTHERS_SECONDS = 900.0
+HISTORY_SECONDS = 120.0
+# Executions that began so close to a request may all be its own.
+NEAR_SECONDS = 5.0
 LONGEST_SECONDS = 10 * 365 * 86400.0
 
 
@@ -23,7 +34,7 @@ LONGEST_SECONDS = 10 * 365 * 86400.0
 class HistorySnapshot:
     """The execution history, and when it was read.
 
-    :param executions: what it lists
+    :param executions: what it lists, and what earlier polls of the search have shown
     :param at: the server's clock when it began to respond
     :param now: this host's clock some time later, when the records were read
     :param age_seconds: the time in between, or more
@@ -35,39 +46,27 @@ class HistorySnapshot:
     age_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The time in which an execution began if a request started it, by the server's clock.
+def sent_at(record: AttemptRecord, snapshot: HistorySnapshot) -> float:
+    """Return the best estimate of when a record's request was sent, by the server's `Date`."""
+    return snapshot.at.timestamp() - _bounded(record.since_sent)
 
-    :param since: its beginning
-    :param until: its end
+
+def window_of(record: AttemptRecord, snapshot: HistorySnapshot, effect_seconds: float) -> Span:
+    """Return the time in which an execution began if a request of a record started it, by the server's `Date`.
+
+    Only elapsed times are taken from our clocks, so it doesn't matter what they show.
+
+    :param record: as it was read after the history
+    :param effect_seconds: how long after a request was sent the server may act on it
     """
-
-    since: datetime
-    until: datetime
-
-    @classmethod
-    def of(cls, record: AttemptRecord, snapshot: HistorySnapshot, effect_seconds: float) -> Window:
-        """Return the window of a record's requests, where the record was read after the history.
-
-        Only elapsed times are taken from our clocks, so it doesn't matter what they show.
-
-        :param effect_seconds: how long after a request was sent the server may act on it
-        """
-        until = snapshot.at + _elapsed(snapshot.age_seconds - record.since_sent + effect_seconds)
-        return cls(snapshot.at - _elapsed(record.longest_since_sent(snapshot.now)) - TOLERANCE, until + TOLERANCE)
-
-    def covers(self, execution: Execution) -> bool:
-        """Whether an execution began in the window; one without a time may have."""
-        return execution.started_at is None or self.since <= execution.started_at <= self.until
-
-    def __str__(self) -> str:
-        return f"{self.since.isoformat(timespec='seconds')} to {self.until.isoformat(timespec='seconds')}"
+    sent = sent_at(record, snapshot)
+    since = snapshot.at.timestamp() - _bounded(record.longest_since_sent(snapshot.now))
+    return Span(min(sent, since), sent + snapshot.age_seconds + effect_seconds).widened(DATE_SECONDS)
 
 
-def _elapsed(seconds: float) -> timedelta:
+def _bounded(seconds: float) -> float:
     # A clock may be wrong by millennia, which no date can hold.
-    return timedelta(seconds=max(-LONGEST_SECONDS, min(seconds, LONGEST_SECONDS)))
+    return max(-LONGEST_SECONDS, min(seconds, LONGEST_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +75,37 @@ class CompetingIntent:
 
     :param record: its record
     :param window: its window
+    :param sent_at: the best estimate of when its request was sent
     """
 
     record: AttemptRecord
-    window: Window
+    window: Span
+    sent_at: float = 0.0
+
+
+class Fit(IntEnum):
+    """How well an execution fits a submission."""
+
+    NONE = 0
+    POSSIBLE = 1
+    LIKELY = 2
+    CERTAIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An execution of the history.
+
+    :param execution: the execution
+    :param began: when it began by the server's `Date`, None when that is unknown
+    :param widest: when it may have begun, None when that is unknown
+    :param echo: the digest of the payload that the history shows, None when it shows none
+    """
+
+    execution: Execution
+    began: Span | None
+    widest: Span | None
+    echo: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +114,69 @@ class MatchInput:
 
     :param record: the submission's record
     :param window: its window
-    :param executions: the history, read before the competing intents and the claims
+    :param sent_at: the best estimate of when its request was sent
+    :param rows: the history, read before the competing intents and the claims
     :param competing: the other tasks that search for an execution of the workflow or wait for a response
-    :param holders: the submissions that claimed executions, by execution
+    :param claims: the claims of executions, by execution
+    :param clock: how the times of the history are read
+    :param is_complete: whether the history certainly lists all that began in the window
+    :param shows_payloads: whether the history shows the payloads as they were sent
     """
 
     record: AttemptRecord
-    window: Window
-    executions: tuple[Execution, ...]
-    competing: tuple[CompetingIntent, ...]
-    holders: Mapping[str, str]
+    window: Span
+    sent_at: float
+    rows: tuple[Row, ...]
+    competing: tuple[CompetingIntent, ...] = ()
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    clock: ServerClock = field(default_factory=ServerClock)
+    is_complete: bool = True
+    shows_payloads: bool = False
 
-    def candidates(self) -> list[Execution]:
-        """Return the executions that can belong to the submission and that nobody claims, the earliest first."""
-        free = [each for each in self.executions if each.id not in self.holders and self.is_possible(each)]
-        return sorted(free, key=lambda execution: (execution.started_at or LONG_AGO, execution.id))
+    def fit(self, row: Row) -> Fit:
+        """Return how well an execution fits the submission, apart from claims."""
+        execution = row.execution
+        if execution.workflow_id not in (None, self.record.workflow_id) or self.is_another_payload(row):
+            return Fit.NONE
+        if (row.widest is not None and not row.widest.meets(self.window)) or self._was_over(execution):
+            return Fit.NONE
+        if execution.workflow_id is None or row.began is None or not row.began.meets(self.window):
+            return Fit.POSSIBLE
+        return Fit.CERTAIN if self.shows_payloads else Fit.LIKELY
 
-    def is_possible(self, execution: Execution) -> bool:
-        """Whether an execution can belong to the submission; what the history leaves out may fit."""
-        return execution.workflow_id in (None, self.record.workflow_id) and self.window.covers(execution)
+    def _was_over(self, execution: Execution) -> bool:
+        """Whether an execution had finished before the request was sent."""
+        finished = execution.finished_at
+        return finished is not None and finished.timestamp() - self.clock.widest.low < self.window.low
+
+    def is_another_payload(self, row: Row) -> bool:
+        """Whether an execution certainly has another payload than the submission."""
+        return self.shows_payloads and row.echo != self.record.payload_digest
+
+    def candidates(self) -> list[tuple[Fit, Row]]:
+        """Return the executions that can belong to the submission and that nobody claims, the nearest to it first."""
+        free = [each for each in self.rows if each.execution.id not in self.claims]
+        fits = [(fit, each) for each in free if (fit := self.fit(each)) is not Fit.NONE]
+        return sorted(fits, key=lambda each: (self._distance(each[1]), each[1].execution.id))
+
+    def _distance(self, row: Row) -> float:
+        return LONGEST_SECONDS if row.began is None else abs(row.began.middle - self.sent_at)
+
+    def guessed(self) -> list[Row]:
+        """Return the executions that another task has taken, although they may be the submission's."""
+        taken = {name for name, claim in self.claims.items() if claim.is_guess}
+        return [row for row in self.rows if row.execution.id in taken and self.fit(row) >= Fit.LIKELY]
 
     def claimed(self) -> Execution | None:
         """Return the execution that was claimed for the submission before, which is certainly its own."""
-        held = (each for each in self.executions if self.holders.get(each.id) == self.record.submission_id)
+        own = self.record.submission_id
+        held = (each.execution for each in self.rows if _holder(self.claims, each) == own)
         return next(held, None)
+
+
+def _holder(claims: Mapping[str, Claim], row: Row) -> str | None:
+    claim = claims.get(row.execution.id)
+    return None if claim is None else claim.submission_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +185,14 @@ class Match:
 
     :param execution: the execution
     :param reason: the evidence, and the doubt that remains
+    :param is_certain: whether it is certainly the submission's own
+    :param is_guess: whether it may as well be that of another task, which has a payload
     """
 
     execution: Execution
     reason: str
+    is_certain: bool = False
+    is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +205,13 @@ class Undecided:
     """It cannot be determined yet.
 
     :param reason: what is missing
+    :param timeout_seconds: how long to wait for that, where it isn't certain to come
+    :param otherwise: what to take then; without it, the execution cannot be determined
     """
 
     reason: str
+    timeout_seconds: float = math.inf
+    otherwise: Match | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,82 +234,140 @@ def match(search: MatchInput, *, early: bool) -> MatchResult:
     """
     own = search.claimed()
     if own is not None:
-        return Match(own, "the task had claimed this execution before")
-    candidates = search.candidates()
-    if not candidates:
-        return Undecided("the history may lag") if early else NoMatch()
-    dated = [each for each in candidates if each.started_at is not None and each.workflow_id is not None]
-    if len(dated) < len(candidates):
-        return Ambiguous(f"the history doesn't show when {_ids(candidates)} began, or of which workflow")
-    if search.record.payload_digest is None:
-        return _match_any(dated, search, early=early)
-    return _match_only(dated, search, early=early)
+        return Match(own, "the task had claimed this execution before", is_certain=True)
+    return _match_unclaimed(search.candidates(), search, early=early)
 
 
-def _match_any(candidates: list[Execution], search: MatchInput, *, early: bool) -> MatchResult:
-    """Decide for a submission without a payload, which may take any that can't belong to one with a payload.
+def _match_unclaimed(candidates: list[tuple[Fit, Row]], search: MatchInput, *, early: bool) -> MatchResult:
+    certain, likely, possible = (_rows(candidates, fit) for fit in (Fit.CERTAIN, Fit.LIKELY, Fit.POSSIBLE))
+    if certain:
+        return _match_any(certain, search, early=early)
+    if search.record.payload_digest is not None and search.shows_payloads and len(possible) == 1:
+        # Only the time, which isn't known well enough, speaks against it.
+        return Undecided("the history may lag") if early else Match(possible[0].execution, "it has the payload", True)
+    if search.record.is_restored and candidates:
+        found = [row for _, row in candidates]
+        return _undecided_or_ambiguous(early, f"the shared state may have lost a claim of {_ids(found)}")
+    if likely:
+        if search.record.payload_digest is None:
+            return _match_any(likely, search, early=early)
+        return _match_only([*likely, *possible], search, early=early)
+    return _match_none(possible, search, early=early)
 
-    Of several it takes one that leaves as many of the others as possible with one that began in their own window.
-    """
-    settled = [each for each in candidates if not _may_be_named(each, search.competing)]
-    free = [each for each in settled if not _may_be_foreign(each, search)]
-    if free:
-        # None of these is in the window of a competing intent that has a payload or gets a response.
-        windows = [search.window, *(each.window for each in search.competing)]
-        best = _count_served(windows, free)
-        chosen = next(
-            each
-            for each in free
-            if _count_served(windows[1:], [other for other in free if other is not each]) + 1 == best
-        )
-        return Match(chosen, f"nobody claims this execution, and it began in the time from {search.window}")
-    if len(settled) < len(candidates):
+
+def _rows(candidates: Sequence[tuple[Fit, Row]], fit: Fit) -> list[Row]:
+    return [row for each, row in candidates if each is fit]
+
+
+def _match_none(possible: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
+    """Decide where no execution began at the time of the request, by the times that the history shows."""
+    if early:
+        return Undecided("the history may lag")
+    guessed = search.guessed()
+    if guessed:
+        return Ambiguous(f"another task, whose response was lost as well, has taken {_ids(guessed)}")
+    explained = [row for row in possible if any(_covers(each, row) for each in search.competing)]
+    if len(explained) < len(possible):
+        unexplained = [row for row in possible if row not in explained]
+        return Ambiguous(f"{_ids(unexplained)} may have begun then, by a clock that isn't known well enough")
+    if explained and not search.clock.is_measured:
+        return Undecided(f"another task may get {_ids(explained)}", OTHERS_SECONDS)
+    if not search.is_complete:
+        return Undecided("the history may not show all executions since then", HISTORY_SECONDS)
+    return NoMatch()
+
+
+def _match_any(candidates: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
+    """Decide for a submission that takes whichever execution leaves the most for others like it."""
+    free = [each for each in candidates if not _may_be_named(each, search.competing)]
+    if not free:
         return Undecided(f"the response to another task may name {_ids(candidates)}")
-    return _undecided_or_ambiguous(early, f"{_ids(candidates)} may belong to another task with another payload")
+    chosen = _in_order(free, search)
+    row = chosen or free[0]
+    is_guess = _may_be_foreign(row, search)
+    reason = f"nobody claims this execution, and it began in the time {describe(search.window)}"
+    found = Match(row.execution, reason, is_certain=search.shows_payloads, is_guess=is_guess)
+    if early and (is_guess or chosen is None):
+        return Undecided(f"{_ids(free)} may belong to another task")
+    return found if chosen is not None else Undecided(f"another task may get {_ids(free)}", OTHERS_SECONDS, found)
 
 
-def _count_served(windows: list[Window], executions: list[Execution]) -> int:
-    """Return how many windows can have an execution of their own.
+def _in_order(rows: list[Row], search: MatchInput) -> Row | None:
+    """Return the execution that a submission gets when all are distributed among the requests in the order of time.
 
-    Each execution, in the order of their starts, goes to the window that ends first of those that it lies in.
+    As many requests as possible get one that began in their window, at the smallest distance in all.
     """
-    left, served = sorted(windows, key=lambda window: window.until), 0
-    for execution in executions:
-        taker = next((window for window in left if window.covers(execution)), None)
-        if taker is not None:
-            left.remove(taker)
-            served += 1
-    return served
+    began = sorted(((row.began.middle if row.began else 0.0, row) for row in rows), key=lambda each: each[0])
+    own = search.record.payload_digest
+    others = [each for each in search.competing if not search.shows_payloads or each.record.payload_digest == own]
+    sent = [(search.sent_at, search.window, True), *((each.sent_at, each.window, False) for each in others)]
+    # By how many of the executions have been considered: requests served, distance, the submission's own.
+    best: list[tuple[int, float, Row | None]] = [(0, 0.0, None)] * (len(began) + 1)
+    for at, window, is_own in sorted(sent, key=lambda each: each[0]):
+        following = [best[0]]
+        for index, (start, row) in enumerate(began):
+            found = min(best[index + 1], following[index], key=lambda each: each[:2])
+            if row.began is not None and row.began.meets(window):
+                served, distance, mine = best[index]
+                taken = (served - 1, distance + abs(start - at), row if is_own else mine)
+                found = min(found, taken, key=lambda each: each[:2])
+            following.append(found)
+        best = following
+    return best[-1][2]
 
 
-def _match_only(candidates: list[Execution], search: MatchInput, *, early: bool) -> MatchResult:
+def _match_only(candidates: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
     """Decide for a submission with a payload, which takes an execution only when no other execution or task fits."""
     if any(_may_be_named(each, search.competing) for each in candidates):
         return Undecided(f"the response to another task may name {_ids(candidates)}")
-    if len(candidates) > 1:
-        return _undecided_or_ambiguous(early, f"any of {_ids(candidates)} may be the one with this task's payload")
-    if _may_be_foreign(candidates[0], search):
-        return _undecided_or_ambiguous(early, f"{_ids(candidates)} may belong to another task with another payload")
+    others = [each for each in search.competing if any(_covers(each, row) for row in candidates)]
+    if not early and any(each.record.payload_digest is None for each in others):
+        # That one will take an execution.
+        return Undecided(f"a task without a payload may get one of {_ids(candidates)}", OTHERS_SECONDS)
+    near = [row for row in search.guessed() if row.began and abs(row.began.middle - search.sent_at) < NEAR_SECONDS]
+    if len(candidates) > 1 or near or _may_be_foreign(candidates[0], search):
+        return _undecided_or_ambiguous(
+            early, f"any of {_ids([*candidates, *near])} may have this task's payload, or another one"
+        )
     if early:
         return Undecided(f"{_ids(candidates)} may not remain the only one")
-    return Match(candidates[0], f"nobody claims this execution, and no other began in the time from {search.window}")
+    if not search.is_complete:
+        return Undecided(f"the history may not show all that began beside {_ids(candidates)}", HISTORY_SECONDS)
+    reason = f"nobody claims this execution, and no other began in the time {describe(search.window)}"
+    return Match(candidates[0].execution, reason)
 
 
 def _undecided_or_ambiguous(early: bool, reason: str) -> MatchResult:
     return Undecided(reason) if early else Ambiguous(reason)
 
 
-def _may_be_named(execution: Execution, competing: Iterable[CompetingIntent]) -> bool:
+def _may_be_named(row: Row, competing: Iterable[CompetingIntent]) -> bool:
     """Whether a response that another task waits for may name an execution."""
-    return any(each.record.in_flight and each.window.covers(execution) for each in competing)
+    return any(each.record.in_flight and _covers(each, row) for each in competing)
 
 
-def _may_be_foreign(execution: Execution, search: MatchInput) -> bool:
+def _may_be_foreign(row: Row, search: MatchInput) -> bool:
     """Whether an execution may have been started with another payload, by a task that doesn't know it yet."""
+    if search.shows_payloads:
+        return False
     digest = search.record.payload_digest
-    return any(each.record.payload_digest != digest and each.window.covers(execution) for each in search.competing)
+    return any(each.record.payload_digest != digest and _covers(each, row) for each in search.competing)
 
 
-def _ids(executions: list[Execution]) -> str:
-    shown = ", ".join(each.id for each in executions[:5])
-    return shown if len(executions) <= len(executions[:5]) else f"{shown} and {len(executions) - 5} more"
+def _covers(intent: CompetingIntent, row: Row) -> bool:
+    return row.began is None or row.began.meets(intent.window)
+
+
+def describe(window: Span) -> str:
+    """Return a window as text, to the second."""
+    since, until = (_time(seconds).isoformat(timespec="seconds") for seconds in (window.low, window.high))
+    return f"from {since} to {until}"
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, tz=UTC)
+
+
+def _ids(rows: list[Row]) -> str:
+    shown = ", ".join(each.execution.id for each in rows[:5])
+    return shown if len(rows) <= len(rows[:5]) else f"{shown} and {len(rows) - 5} more"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 from uuid import uuid4
@@ -15,9 +14,11 @@ from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.models import Execution, ExecutionState
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.values import as_id, as_payload
-from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
+from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.records import AttemptRecord, payload_digest
 
 OnAmbiguous = Literal["adopt", "fail"]
+OnShared = Literal["fail", "join"]
 
 
 class Origin(StrEnum):
@@ -26,6 +27,7 @@ class Origin(StrEnum):
     STARTED = "started"
     ADOPTED = "adopted after a lost answer"
     REATTACHED = "re-attached"
+    JOINED = "joined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,18 @@ class SubmissionPolicy:
         history, and send the request again when it isn't there; or `fail`
     :param reattach: whether a later attempt continues with the execution of an earlier one
     :param wait_for_completion: whether the task lasts until the execution is over, so that one that failed is of no use
+    :param on_shared: what to do when the response names an execution that the response to another start has named: the
+        task can `join` it, or `fail`
     :param history_lag_seconds: how long a started execution may be missing from the history (assumption)
+    :param defers_search: whether the history is searched elsewhere: `LostStartError` says what for
     """
 
     on_ambiguous: OnAmbiguous = "adopt"
     reattach: bool = True
     wait_for_completion: bool = False
     history_lag_seconds: float = DEFAULT_APPEAR_SECONDS
+    on_shared: OnShared = "fail"
+    defers_search: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +58,21 @@ class Submitter:
 
     :param name: the identity, the same in all attempts of a task
     :param generation: names the attempts among which one execution is enough; clearing a finished task begins another
-    :param account: the name of the API key's budget (see `budget_key`)
     :param attempts: the records
-    :param is_retry: whether an earlier attempt may have been made, also by version 0.1.0
+    :param is_retry: whether an earlier attempt may have been made
     :param attempt_id: names this attempt
+    :param clears: how often tasks of the DAG run have been cleared, where Airflow says so
+    :param began: when the earlier attempts can have begun at the soonest: shared state that is younger may have lost
+        their record; None when it is certainly older
     """
 
     name: str
     generation: str
-    account: str
     attempts: AttemptStore = field(repr=False)
     is_retry: bool = True
     attempt_id: str = field(default_factory=lambda: uuid4().hex[:12])
+    clears: int = 0
+    began: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +104,11 @@ class Attempt:
 
     def payload_digest(self) -> str | None:
         """Return what distinguishes the payload from others, None without one."""
-        if self.payload is None:
-            return None
-        text = json.dumps(self.payload, sort_keys=True, default=repr)
-        return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+        return payload_digest(self.payload)
+
+    def is_cleared_since(self, record: AttemptRecord) -> bool:
+        """Whether the task was cleared after a record was written."""
+        return record.generation != self.submitter.generation
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class WaitOutcome:
             # With the state, since the task that is resumed need not know this TechFlow's own status words.
             return {"execution": self.execution.to_dict(), "state": self.execution.state.value}
         if self.error is not None:
-            return {"error": {"class": type(self.error).__name__, "args": list(self.error.args)}}
+            return event_of(self.error)
         return {"timed_out": asdict(self.timed_out) if self.timed_out is not None else None}
 
     @classmethod
@@ -88,8 +88,13 @@ class WaitOutcome:
             if isinstance(fields.get("timed_out"), Mapping):
                 return cls(timed_out=TimedOut(**fields["timed_out"]))
         except (DecodeError, TypeError, ValueError) as error:
-            raise _unreadable(event) from error
-        raise _unreadable(event)
+            raise unreadable(event) from error
+        raise unreadable(event)
+
+
+def event_of(error: TechFlowError) -> dict[str, Json]:
+    """Return the payload that carries an error: its class and its arguments."""
+    return {"error": {"class": type(error).__name__, "args": list(error.args)}}
 
 
 def admitted_event(error: TechFlowError | None = None) -> dict[str, Json]:
@@ -104,7 +109,7 @@ def check_admitted(event: Any) -> None:
     """
     if isinstance(event, Mapping) and event.get("admitted") is True:
         return
-    raise WaitOutcome.from_event(event).error or _unreadable(event)
+    raise WaitOutcome.from_event(event).error or unreadable(event)
 
 
 def _execution(fields: dict[str, Json], state: object) -> Execution:
@@ -114,5 +119,6 @@ def _execution(fields: dict[str, Json], state: object) -> Execution:
     return replace(execution, words=StatusWords.meaning(execution.status, ExecutionState(str(state))))
 
 
-def _unreadable(event: object) -> UnexpectedResponseError:
+def unreadable(event: object) -> UnexpectedResponseError:
+    """Return the error for a payload that isn't one of ours."""
     return UnexpectedResponseError("resuming from the trigger", 0, f"expected a wait's outcome, got {quote(event)}")

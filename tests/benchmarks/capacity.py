@@ -71,7 +71,7 @@ def operations_of_a_start() -> int:
     store = CountingStore(MemoryStore())
     settings = Settings(sandbox.api_keys[0], sandbox.base_url)
     with Client(settings=settings, budget=LocalBudget(10_000, 1000), transport=sandbox.transport()) as client:
-        submitter = Submitter("task", "1", "account", AttemptStore(store, "account", "task"))
+        submitter = Submitter("task", "1", AttemptStore(store, "account", "task"))
         attempt = Attempt(client.context, submitter, SubmissionPolicy(), "wf_1", None)
         assert client.run(resolve(attempt)) is None
         client.run(send(attempt))

@@ -138,7 +138,7 @@ def run_once(trial: Trial, world: World) -> None:
     limit = world.requests_per_minute
     budget = LocalBudget(10**8, 10**7) if limit is None else SharedBudget(store, ACCOUNT, limit)
     settings = Settings(KEY, world.base_url, timeout_seconds=1.0, response_seconds=2.0, verify=False)
-    submitter = Submitter(trial.name, "1", ACCOUNT, AttemptStore(store, ACCOUNT, trial.name))
+    submitter = Submitter(trial.name, "1", AttemptStore(store, ACCOUNT, trial.name))
     policy = SubmissionPolicy(history_lag_seconds=LAG_SECONDS)
     with Client(settings=settings, budget=budget) as client:
         attempt = Attempt(client.context, submitter, policy, trial.workflow_id, trial.payload)

@@ -59,7 +59,7 @@ def run_pod(url: str, base_url: str, name: str, seconds: float) -> None:
     settings = Settings(KEY, base_url, timeout_seconds=10, deadline_seconds=600)
     with Client(settings=settings, budget=budget) as client:
         if not seconds:
-            submitter = Submitter(name, "1", ACCOUNT, AttemptStore(open_place(url), ACCOUNT, name))
+            submitter = Submitter(name, "1", AttemptStore(open_place(url), ACCOUNT, name))
             attempt = Attempt(client.context, submitter, SubmissionPolicy(history_lag_seconds=5), "wf_1", None)
             started = client.run(resolve(attempt)) or client.run(send(attempt))
             sys.stdout.write(started.execution.id)

@@ -106,7 +106,7 @@ def measured() -> Iterator[Cost]:
         sys.setprofile(None)
 
 
-def context_of(run_id: str) -> Any:
+def context_of(run_id: str, try_number: int) -> Any:
     """Return as much of a task's context as the operator reads."""
     ti = SimpleNamespace(
         dag_id="cost",
@@ -114,17 +114,19 @@ def context_of(run_id: str) -> Any:
         task_id="start",
         map_index=-1,
         max_tries=0,
-        try_number=1,
+        try_number=try_number,
         xcom_push=lambda **_: None,
     )
     run = SimpleNamespace(start_date=datetime(2026, 1, 1, tzinfo=UTC), run_id=run_id, dag_id="cost")
     return {"ti": ti, "task_instance": ti, "dag_run": run, "run_id": run_id}
 
 
-def execute(run_id: str, act: Callable[[TechFlowTriggerWorkflowOperator, Any], Any], **options: Any) -> Cost:
+def execute(
+    run_id: str, act: Callable[[TechFlowTriggerWorkflowOperator, Any], Any], try_number: int = 1, **options: Any
+) -> Cost:
     """Run one step of a fresh operator."""
     operator = TechFlowTriggerWorkflowOperator(task_id="start", **options)
-    context = context_of(run_id)
+    context = {**context_of(run_id, try_number), "task": operator}
     with measured() as cost, suppress(TaskDeferred):
         act(operator, context)
     return cost
@@ -182,7 +184,7 @@ def main() -> None:
                 lambda operator, context: operator.execute_complete(context, completed(sandbox.executions[-1].id)),
                 **waiting,
             ),
-            "the same start again (a retry)": execute("wait", run, **waiting),
+            "the same start again (a retry)": execute("wait", run, 2, **waiting),
         }
     print(f"{'':34}{'frames':>8}{'functions':>11}{'files':>7}{'transactions':>14}")
     for name, cost in rows.items():

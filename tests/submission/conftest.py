@@ -19,6 +19,7 @@ from techflow_provider.submission.reuse import resolve
 from techflow_provider.submission.start import send
 
 ACCOUNT = "account"
+SITE = "site"
 TASK = "dag/run/task/-1"
 
 
@@ -89,8 +90,8 @@ class Starter:
         workflow_id: str = "wf_1",
     ) -> Attempt:
         """Return the next attempt of a task."""
-        attempts = AttemptStore(self.store, ACCOUNT, task, task_state)
-        submitter = Submitter(task, str(generation), ACCOUNT, attempts)
+        attempts = AttemptStore(self.store, SITE, task, task_state, ((ACCOUNT, task),))
+        submitter = Submitter(task, str(generation), attempts)
         return Attempt(self.client.context, submitter, policy or SubmissionPolicy(), workflow_id, payload)
 
     def start(self, task: str = TASK, **options: Any) -> Submission:

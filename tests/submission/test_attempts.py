@@ -12,36 +12,39 @@ import pytest
 
 from techflow_provider.client import StateUnavailableError
 from techflow_provider.state.store import StoreError, Write
-from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
+from techflow_provider.submission.attempts import CLAIMS, KNOWN, PENDING, AttemptStore
 from techflow_provider.submission.model import Origin, SubmissionPolicy
+from techflow_provider.submission.records import AttemptRecord, Claim
 from techflow_provider.submission.reuse import discard, mark_done, resolve
 from techflow_provider.submission.start import send
-from tests.submission.conftest import ACCOUNT, TASK, TaskState
+from tests.submission.conftest import ACCOUNT, SITE, TASK, TaskState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-RECORD = AttemptRecord(ACCOUNT, "wf_1", f"{TASK}#1", "1", "attempt-1", NOW, 60.0, "abc")
+RECORD = AttemptRecord("wf_1", f"{TASK}#1", "1", "attempt-1", NOW, 60.0, "abc")
 WAITS = SubmissionPolicy(wait_for_completion=True)
 DAY_SECONDS = 86400.0
 
 
 @pytest.fixture
 def attempts(store) -> AttemptStore:
-    return AttemptStore(store, ACCOUNT, TASK)
+    return AttemptStore(store, SITE, TASK, former=((ACCOUNT, TASK),))
 
 
-def put(store: Any, kind: str, value: Any, name: str = TASK) -> None:
+def put(store: Any, kind: str, value: Any, name: str = TASK, site: str = ACCOUNT) -> None:
     text = value if isinstance(value, str) else json.dumps(value)
-    store.update(f"{ACCOUNT}/{kind}", name, lambda *_: (Write(text, 60.0), None))
+    store.update(f"{site}/{kind}", name, lambda *_: (Write(text, 60.0), None))
 
 
 @pytest.mark.parametrize(
     "record", [RECORD, RECORD.taken_over("attempt-2"), replace(RECORD, execution_id="ex_1", report={"a": 1}, done=True)]
 )
-def test_a_record_is_read_as_it_was_written(attempts, record):
-    assert attempts.update(lambda _: record) is record
-    assert attempts.read() == record
-    assert attempts.update(lambda _: None) is None
-    assert attempts.read() is None
+def test_a_record_is_read_as_it_was_written(attempts, clock, record):
+    clock.advance(7)
+    for kind in (PENDING, KNOWN):
+        assert attempts.update(lambda _: record, kind) is record
+        assert attempts.read() == replace(record, sent_clock=clock.monotonic())
+        assert attempts.update(lambda _: None, kind) is None
+        assert attempts.read() is None
 
 
 def test_a_submission_is_in_flight_until_no_response_may_come_any_more(attempts, clock):
@@ -61,29 +64,50 @@ def test_a_record_that_was_taken_over_is_not_in_flight_and_knows_when_the_reques
     assert (present.in_flight, present.attempt_id, present.since_sent) == (False, "attempt-2", 15)
 
 
-def test_the_clock_that_shows_more_time_since_the_request_counts(attempts, clock):
+def test_the_hosts_clock_counts_only_where_the_stores_clock_has_had_a_break(attempts, clock):
     attempts.update(lambda _: RECORD)
     clock.advance(10)
-    assert attempts.read().longest_since_sent(NOW) == 10
-    assert attempts.read().longest_since_sent(NOW + timedelta(hours=1)) == 3600
+    present = attempts.read()
+    assert present.longest_since_sent(NOW + timedelta(hours=1)) == 10
+    broken = AttemptRecord.read(present.to_dict(1000.0), 2.0, 12.0)
+    assert (broken.since_sent, broken.is_clock_kept) == (1002.0, False)
+    assert broken.longest_since_sent(NOW + timedelta(hours=1)) == 3600
 
 
 def test_a_record_is_kept_for_a_month_and_once_it_is_done_for_two_days(attempts, clock):
     attempts.update(lambda _: RECORD)
     clock.advance(29 * DAY_SECONDS)
-    attempts.update(lambda present: replace(present, execution_id="ex_1", done=True))
+    attempts.keep(RECORD, replace(RECORD, execution_id="ex_1", done=True))
     clock.advance(1.9 * DAY_SECONDS)
     assert attempts.read() is not None
     clock.advance(0.2 * DAY_SECONDS)
     assert attempts.read() is None
 
 
-def test_a_record_is_deleted_only_while_it_is_unchanged(attempts):
+def test_an_intent_is_deleted_by_its_attempt_or_whoever_knows_what_came_of_it(attempts):
     attempts.update(lambda _: RECORD)
-    other = replace(RECORD, attempt_id="attempt-2")
-    assert attempts.drop(other).is_same(RECORD)
-    assert attempts.drop(RECORD) is None
+    attempts.drop("another submission")
+    attempts.drop(RECORD.submission_id, "attempt-2")
+    assert attempts.read_kind(PENDING).is_same(RECORD)
+    attempts.drop(RECORD.submission_id, RECORD.attempt_id)
     assert attempts.read() is None
+
+
+def test_of_two_records_the_later_request_counts_and_of_one_request_what_came_of_it(attempts):
+    known = replace(RECORD, execution_id="ex_1")
+    attempts.keep(RECORD, known)
+    attempts.update(lambda _: RECORD)
+    assert attempts.read().execution_id == "ex_1"
+    attempts.update(lambda _: replace(RECORD, submission_id="later", sequence=2))
+    assert attempts.read().submission_id == "later"
+    assert attempts.sequence == 2
+
+
+def test_what_another_attempt_or_a_later_request_has_recorded_is_kept(attempts):
+    for other in (replace(RECORD, attempt_id="attempt-2", execution_id="ex_2"), replace(RECORD, submission_id="later")):
+        attempts.update(lambda _, other=other: other, KNOWN)
+        attempts.keep(RECORD, replace(RECORD, execution_id="ex_1"))
+        assert attempts.read_kind(KNOWN).is_same(other)
 
 
 def test_pending_submissions_are_listed_by_workflow_until_they_name_an_execution(store):
@@ -94,14 +118,31 @@ def test_pending_submissions_are_listed_by_workflow_until_they_name_an_execution
         "d": replace(RECORD, execution_id="ex_1"),
         "e": replace(RECORD, execution_id="ex_2", done=True),
     }
-    for task, record in records.items():
-        put(store, "attempts", replace(record, submission_id=task).to_dict(), task)
-    assert [each.submission_id for each in AttemptStore(store, ACCOUNT, "f").pending("wf_1")] == ["a", "b"]
+    for kind, site in ((PENDING, SITE), (KNOWN, ACCOUNT)):
+        for task, record in records.items():
+            put(store, kind, replace(record, submission_id=f"{task}-{site}").to_dict(1.0), task, site)
+    attempts = AttemptStore(store, SITE, "f", former=((ACCOUNT, "f"),))
+    assert [each.submission_id for each in attempts.pending("wf_1")] == ["a-site", "b-site", "a-account", "b-account"]
+    assert {each.workflow_id for each in attempts.pending()} == {"wf_1", "wf_10"}
 
 
 def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
-    assert [attempts.claim("ex_1", each) for each in ("a", "b", "a")] == ["a", "a", "a"]
-    assert attempts.holders(["ex_1", "ex_2"]) == {"ex_1": "a"}
+    assert [attempts.claim("wf_1", "1", Claim(each)).submission_id for each in ("a", "b", "a")] == ["a", "a", "a"]
+    assert attempts.claim("wf_2", "1", Claim("b")).submission_id == "b"
+    assert attempts.claims([("wf_1", "1"), ("wf_2", "1"), ("wf_2", "2")]) == {
+        ("wf_1", "1"): Claim("a"),
+        ("wf_2", "1"): Claim("b"),
+    }
+
+
+def test_a_claim_is_read_as_it_was_written_and_one_of_an_earlier_version_as_a_submission(attempts, store):
+    claim = Claim("a", True, (1.5, 2.5), 2.0, "abc")
+    attempts.claim("wf_1", "1", claim)
+    put(store, CLAIMS, f"{TASK}#1", "ex_2")
+    assert attempts.claims([("wf_1", "1"), ("wf_1", "ex_2")]) == {
+        ("wf_1", "1"): claim,
+        ("wf_1", "ex_2"): Claim(f"{TASK}#1"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,7 +155,7 @@ def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
     ],
 )
 def test_an_unreadable_record_of_another_task_is_skipped_with_one_warning(store, attempts, caplog, value):
-    put(store, "attempts", value, "other")
+    put(store, PENDING, value, "other", SITE)
     attempts.update(lambda _: RECORD)
     with caplog.at_level(logging.WARNING):
         assert [len(attempts.pending("wf_1")) for _ in range(2)] == [1, 1]
@@ -197,7 +238,7 @@ def test_a_task_that_version_0_1_0_has_deferred_completes_and_fails(starter, sto
     assert starter.run(mark_done(context, submitter, "ex_1")) == {"decision": "started"}
     assert starter.run(resolve(starter.attempt(policy=WAITS))).execution.id == "ex_1"
     starter.run(discard(context, submitter, "ex_1"))
-    assert starter.attempt().submitter.attempts.read() is None
+    assert starter.attempt().submitter.attempts.read().failed
     put(store, "notes", {**NOTE, "execution_id": "ex_1"})
     starter.run(discard(context, submitter, "ex_1"))
     assert starter.run(resolve(starter.attempt())) is None
@@ -242,8 +283,8 @@ def test_a_task_with_a_note_in_its_own_state_completes_and_fails(starter, store,
     submitter = starter.attempt(task_state=task_state).submitter
     starter.run(end(starter.client.context, submitter, "ex_1"))
     record = submitter.attempts.read()
-    assert (record.done if record else None) == (True if end is mark_done else None)
-    assert bool(task_state.value) is (end is mark_done)
+    assert (record.done, record.failed) == (end is mark_done, end is discard)
+    assert (task_state.value["done"], task_state.value["failed"]) == (end is mark_done, end is discard)
 
 
 def test_an_execution_that_a_task_of_version_0_1_0_may_get_is_left_to_it(starter, sandbox, store):

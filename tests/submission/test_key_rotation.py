@@ -13,7 +13,7 @@ from techflow_provider.sandbox import Sandbox
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 
 
-def test_records_of_starts_belong_to_the_api_key(tmp_path, monkeypatch):
+def test_records_of_starts_outlive_the_api_key(tmp_path, monkeypatch):
     from techflow_provider.notifications.techflow import TechFlowNotifier
 
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
@@ -27,4 +27,4 @@ def test_records_of_starts_belong_to_the_api_key(tmp_path, monkeypatch):
             monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
             TechFlowNotifier(workflow_id="wf_1").notify(context)
             started.append(len(sandbox.executions))
-    assert started == [1, 1, 2, 2]
+    assert started == [1, 1, 1, 1]

@@ -26,8 +26,9 @@ from techflow_provider.client.transport import transport_error
 from techflow_provider.sandbox import ManualClock, Sandbox
 from techflow_provider.sandbox.state import Execution
 from techflow_provider.state.memory import MemoryStore
-from techflow_provider.submission.attempts import AttemptRecord, AttemptStore
+from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
+from techflow_provider.submission.records import AttemptRecord
 from techflow_provider.submission.reuse import discard, mark_done, resolve
 from techflow_provider.submission.start import send
 from tests.submission.conftest import TaskState
@@ -253,7 +254,7 @@ class Starts(RuleBasedStateMachine):
 
     async def life(self, job: Job) -> None:
         """What the operator does in one attempt."""
-        submitter = Submitter(job.name, str(job.generation), KEY, self.attempts(job))
+        submitter = Submitter(job.name, str(job.generation), self.attempts(job))
         policy = SubmissionPolicy(wait_for_completion=job.waits)
         attempt = Attempt(self.context, submitter, policy, job.workflow_id, job.payload)
         execution_id = ((await resolve(attempt)) or (await send(attempt))).execution.id

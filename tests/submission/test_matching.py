@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from techflow_provider.client.models import Execution
-from techflow_provider.submission.attempts import AttemptRecord
 from techflow_provider.submission.matching import (
     Ambiguous,
     CompetingIntent,
@@ -19,10 +18,14 @@ from techflow_provider.submission.matching import (
     MatchInput,
     MatchResult,
     NoMatch,
+    Row,
     Undecided,
-    Window,
+    describe,
     match,
+    window_of,
 )
+from techflow_provider.submission.records import AttemptRecord, Claim, payload_digest
+from techflow_provider.submission.times import ServerClock, Span
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TEN_YEARS = timedelta(days=3650)
@@ -33,19 +36,27 @@ def after(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-def execution(name: str, began: float | None = 5.0, workflow_id: str | None = "wf_1") -> Execution:
-    return Execution(name, workflow_id, "running", None if began is None else after(began), None, None, {})
+def execution(
+    name: str, began: float | None = 5.0, workflow_id: str | None = "wf_1", finished: float | None = None
+) -> Execution:
+    started, ended = (None if each is None else after(each) for each in (began, finished))
+    return Execution(name, workflow_id, "running", started, ended, None, {})
+
+
+def row(each: Execution, echo: str | None = None, widest: float = 0.0) -> Row:
+    at = each.started_at
+    span = None if at is None else Span(at.timestamp(), at.timestamp())
+    return Row(each, span, span and span.widened(widest), echo)
 
 
 def record(submitter: str = "me", payload: str | None = None, **fields: Any) -> AttemptRecord:
     return replace(
-        AttemptRecord("account", "wf_1", f"{submitter}#1", "1", "attempt", NOON, 60.0, payload),
-        **{"lost": True, **fields},
+        AttemptRecord("wf_1", f"{submitter}#1", "1", "attempt", NOON, 60.0, payload), **{"lost": True, **fields}
     )
 
 
-def window(since: float = 0.0, until: float = 10.0) -> Window:
-    return Window(after(since), after(until))
+def window(since: float = 0.0, until: float = 10.0) -> Span:
+    return Span(after(since).timestamp(), after(until).timestamp())
 
 
 def competitor(
@@ -56,20 +67,24 @@ def competitor(
     in_flight: bool = False,
     submitter: str = "other",
 ) -> CompetingIntent:
-    return CompetingIntent(record(submitter, payload, lost=not in_flight), window(since, until))
+    span = window(since, until)
+    return CompetingIntent(record(submitter, payload, lost=not in_flight), span, span.low)
 
 
-def result(
-    executions: Sequence[Execution],
+def search(
+    executions: Sequence[Execution | Row],
     competing: Sequence[CompetingIntent] = (),
-    holders: dict[str, str] | None = None,
+    claims: dict[str, Claim] | None = None,
     payload: str | None = None,
-    *,
-    early: bool = False,
-) -> MatchResult:
-    return match(
-        MatchInput(record(payload=payload), window(), tuple(executions), tuple(competing), holders or {}), early=early
-    )
+    **more: Any,
+) -> MatchInput:
+    rows = tuple(each if isinstance(each, Row) else row(each) for each in executions)
+    own = more.pop("record", record(payload=payload))
+    return MatchInput(own, window(), window().low, rows, tuple(competing), claims or {}, **more)
+
+
+def result(*arguments: Any, early: bool = False, **more: Any) -> MatchResult:
+    return match(search(*arguments, **more), early=early)
 
 
 def matched(*arguments, **more) -> str:
@@ -80,9 +95,8 @@ def matched(*arguments, **more) -> str:
 
 def test_a_claimed_execution_matches_whatever_else_there_is():
     history = [execution("ex_1"), execution("ex_2", -900, "wf_9"), execution("ex_3")]
-    assert (
-        matched(history, [competitor(in_flight=True)], {"ex_2": SUBMISSION_ID, "ex_3": "other#1"}, early=True) == "ex_2"
-    )
+    claims = {"ex_2": Claim(SUBMISSION_ID), "ex_3": Claim("other#1")}
+    assert matched(history, [competitor(in_flight=True)], claims, early=True) == "ex_2"
 
 
 @pytest.mark.parametrize(
@@ -93,13 +107,26 @@ def test_a_claimed_execution_matches_whatever_else_there_is():
         [execution("too early", -0.001)],
         [execution("too late", 10.001)],
         [execution("claimed")],
+        [execution("over", None, finished=-301)],
     ],
     ids=lambda history: history[0].id if history else "nothing",
 )
 def test_without_a_candidate_there_is_no_match_once_the_history_can_no_longer_lag(history):
-    holders = {"claimed": "other#1"}
-    assert isinstance(result(history, holders=holders, early=True), Undecided)
-    assert isinstance(result(history, holders=holders), NoMatch)
+    claims = {"claimed": Claim("other#1")}
+    assert isinstance(result(history, claims=claims, early=True), Undecided)
+    assert isinstance(result(history, claims=claims), NoMatch)
+
+
+@pytest.mark.parametrize("payload", [None, "a"])
+def test_a_history_that_may_be_cut_off_proves_nothing(payload):
+    waiting = result([], payload=payload, is_complete=False)
+    assert isinstance(waiting, Undecided)
+    assert (waiting.timeout_seconds, waiting.otherwise) == (120.0, None)
+
+
+def test_with_a_payload_the_only_one_of_a_history_that_may_be_cut_off_does_not_match():
+    assert isinstance(result([execution("ex_1")], payload="a", is_complete=False), Undecided)
+    assert matched([execution("ex_1")], is_complete=False) == "ex_1"
 
 
 @pytest.mark.parametrize("began", [0.0, 10.0])
@@ -107,17 +134,33 @@ def test_a_window_includes_its_limits(began):
     assert matched([execution("ex_1", began)]) == "ex_1"
 
 
-def test_of_interchangeable_executions_the_earliest_matches_then_the_one_with_the_lowest_id():
+def test_of_interchangeable_executions_the_nearest_matches_then_the_one_with_the_lowest_id():
     assert matched([execution("ex_1", 9), execution("ex_2", 2), execution("ex_3", 4)], early=True) == "ex_2"
     assert matched([execution("ex_2", 3), execution("ex_1", 3)]) == "ex_1"
 
 
 @pytest.mark.parametrize("hidden", [execution("ex_2", None), execution("ex_2", workflow_id=None)])
 @pytest.mark.parametrize("payload", [None, "a"])
-@pytest.mark.parametrize("early", [True, False])
-def test_an_execution_without_a_time_or_a_workflow_is_ambiguous(hidden, payload, early):
-    assert isinstance(result([hidden], payload=payload, early=early), Ambiguous)
-    assert isinstance(result([execution("ex_1"), hidden], payload=payload, early=early), Ambiguous)
+def test_an_execution_without_a_time_or_a_workflow_proves_nothing(hidden, payload):
+    assert isinstance(result([hidden], payload=payload, early=True), Undecided)
+    assert isinstance(result([hidden], payload=payload), Ambiguous)
+    assert isinstance(result([execution("ex_1"), hidden], payload="a"), Ambiguous)
+    assert matched([execution("ex_1"), hidden]) == "ex_1"
+
+
+def test_an_execution_that_began_elsewhen_by_a_clock_that_is_not_known_well_is_neither_taken_nor_ignored():
+    before = row(execution("ex_1", -4), widest=300)
+    assert isinstance(result([before], early=True), Undecided)
+    assert isinstance(result([before]), Ambiguous)
+    assert matched([before, execution("ex_2", 3)]) == "ex_2"
+
+
+def test_such_an_execution_is_ignored_where_another_task_explains_it_and_the_clock_is_known():
+    before, other = row(execution("ex_1", -4), widest=300), competitor(-5, -3)
+    assert isinstance(result([before], [other], clock=ServerClock(is_measured=True)), NoMatch)
+    waiting = result([before], [other])
+    assert isinstance(waiting, Undecided)
+    assert waiting.timeout_seconds == 900.0
 
 
 @pytest.mark.parametrize("payload", [None, "a"])
@@ -139,21 +182,37 @@ def test_of_two_executions_the_one_that_no_response_may_name_matches():
     assert matched([execution("ex_1", 5), execution("ex_2", 8)], [competitor(4, 6, in_flight=True)]) == "ex_2"
 
 
-@pytest.mark.parametrize(("own", "others"), [(None, "b"), ("a", "b"), ("a", None)])
-def test_an_execution_that_may_have_another_payload_does_not_match(own, others):
-    foreign = competitor(4, 6, others)
-    assert isinstance(result([execution("ex_1", 5)], [foreign], payload=own, early=True), Undecided)
-    assert isinstance(result([execution("ex_1", 5)], [foreign], payload=own), Ambiguous)
-    assert matched([execution("ex_1", 7)], [foreign], payload=own) == "ex_1"
+def test_with_a_payload_an_execution_that_may_have_another_one_does_not_match():
+    foreign = competitor(4, 6, "b")
+    assert isinstance(result([execution("ex_1", 5)], [foreign], payload="a", early=True), Undecided)
+    assert isinstance(result([execution("ex_1", 5)], [foreign], payload="a"), Ambiguous)
+    assert matched([execution("ex_1", 7)], [foreign], payload="a") == "ex_1"
 
 
-def test_without_a_payload_an_execution_that_cannot_have_one_matches():
-    assert matched([execution("ex_1", 5), execution("ex_2", 8)], [competitor(4, 6, "b")], early=True) == "ex_2"
+def test_a_task_with_a_payload_waits_for_one_without_which_takes_an_execution():
+    waiting = result([execution("ex_1", 5)], [competitor(4, 6)], payload="a")
+    assert isinstance(waiting, Undecided)
+    assert waiting.timeout_seconds == 900.0
 
 
-def test_while_a_response_may_name_one_of_two_foreign_executions_it_is_awaited():
-    competing = [competitor(4, 6, "b"), competitor(7, 9, in_flight=True)]
-    assert isinstance(result([execution("ex_1", 5), execution("ex_2", 8)], competing), Undecided)
+def test_without_a_payload_one_that_may_have_another_matches_as_a_guess_once_the_history_can_no_longer_lag():
+    assert isinstance(result([execution("ex_1", 5)], [competitor(6, 9, "b")], early=True), Match)
+    foreign = competitor(4, 9, "b")
+    assert isinstance(result([execution("ex_1", 5)], [foreign], early=True), Undecided)
+    found = result([execution("ex_1", 1), execution("ex_2", 5)], [foreign])
+    assert isinstance(found, Match)
+    assert (found.execution.id, found.is_guess) == ("ex_1", False)
+    found = result([execution("ex_2", 5), execution("ex_3", 8)], [foreign])
+    assert isinstance(found, Match)
+    assert (found.execution.id, found.is_guess) == ("ex_2", True)
+
+
+@pytest.mark.parametrize("began", [2.0, 9.0])
+def test_what_another_task_has_taken_as_a_guess_may_be_the_one_of_a_task_with_a_payload(began):
+    claims = {"ex_1": Claim("other#1", is_guess=True)}
+    assert isinstance(result([execution("ex_1", began)], (), claims, "a"), Ambiguous)
+    both = result([execution("ex_1", began), execution("ex_2", 3)], (), claims, "a")
+    assert isinstance(both, Ambiguous if began < 5 else Match)
 
 
 def test_with_a_payload_an_execution_must_be_and_remain_the_only_one():
@@ -168,49 +227,70 @@ def test_a_competing_intent_with_the_same_payload_is_not_foreign():
     assert matched([execution("ex_1")], [competitor(payload="a")], payload="a") == "ex_1"
 
 
-def test_an_execution_is_left_to_the_competing_intent_that_can_have_no_other():
-    assert matched([execution("ex_1", 3), execution("ex_2", 8)], [competitor(0, 5)]) == "ex_2"
-    assert matched([execution("ex_1", 3), execution("ex_2", 8)], [competitor(7, 9)]) == "ex_1"
+def test_a_history_that_shows_payloads_decides_at_once():
+    history = [row(execution("ex_1", 5), "b"), row(execution("ex_2", 5), "a"), row(execution("ex_3", 5))]
+    foreign = [competitor(0, 9, "b"), competitor(0, 9, None, submitter="third")]
+    for payload, own in (("a", "ex_2"), (None, "ex_3")):
+        found = result(history, foreign, payload=payload, shows_payloads=True, early=True)
+        assert isinstance(found, Match)
+        assert (found.execution.id, found.is_certain, found.is_guess) == (own, True, False)
+    assert isinstance(result(history, foreign, payload="c", shows_payloads=True), NoMatch)
 
 
-def test_as_many_competing_intents_as_possible_are_left_with_an_execution():
-    history = [execution(f"ex_{at}", at) for at in (1, 3, 8)]
-    assert matched(history, [competitor(0, 9, submitter="a"), competitor(0, 2, submitter="b")]) == "ex_3"
-    assert matched(history, [competitor(0, 4, submitter="a"), competitor(0, 4, submitter="b")]) == "ex_8"
-    # One of them gets none in any case.
-    assert matched(history, [competitor(7, 9, submitter="a"), competitor(7, 9, submitter="b")]) == "ex_1"
+def test_the_only_execution_with_the_payload_matches_although_its_time_is_not_known_well_enough():
+    before = row(execution("ex_1", -4), "a", widest=300)
+    assert isinstance(result([before], payload="a", shows_payloads=True, early=True), Undecided)
+    assert matched([before], payload="a", shows_payloads=True) == "ex_1"
 
 
-def test_competing_intents_with_a_payload_or_a_pending_response_take_none_of_the_free_executions():
-    history = [execution("ex_1", 3), execution("ex_2", 8)]
-    assert matched(history, [competitor(9, 10, "b"), competitor(9, 10, in_flight=True)]) == "ex_1"
-    assert matched(history, [competitor(20, 30, "b")], early=True) == "ex_1"
+def test_where_claims_may_be_lost_only_the_payload_shows_whose_execution_it_is():
+    lost = record(payload="a", is_restored=True)
+    assert isinstance(result([execution("ex_1")], record=lost, early=True), Undecided)
+    assert isinstance(result([execution("ex_1")], record=lost), Ambiguous)
+    assert isinstance(result([], record=lost), NoMatch)
+    assert matched([row(execution("ex_1"), "a")], record=lost, shows_payloads=True) == "ex_1"
+
+
+def test_executions_are_distributed_in_the_order_of_the_requests():
+    two = [execution("ex_1", 3), execution("ex_2", 8)]
+    assert matched(two, [competitor(0, 5)]) == "ex_1"
+    assert matched(two, [competitor(-3, 5)]) == "ex_2"
+    assert matched(two, [competitor(7, 9)]) == "ex_1"
+    assert matched([execution("ex_1", 3), execution("ex_2", 4)], [competitor(2, 9)]) == "ex_1"
+
+
+def test_an_execution_that_another_task_is_nearer_to_is_left_to_it_for_a_while():
+    other = competitor(4, 9)
+    assert isinstance(result([execution("ex_1", 5)], [other], early=True), Undecided)
+    waiting = result([execution("ex_1", 5)], [other])
+    assert isinstance(waiting, Undecided)
+    assert waiting.timeout_seconds == 900.0
+    assert waiting.otherwise is not None
+    assert waiting.otherwise.execution.id == "ex_1"
 
 
 def snapshot(age_seconds: float = 2.0, now: datetime = NOON) -> HistorySnapshot:
     return HistorySnapshot((), NOON, now, age_seconds)
 
 
-def sent(seconds_ago: float, by_the_store: float | None = None) -> AttemptRecord:
-    age = seconds_ago if by_the_store is None else by_the_store
-    return record(sent_at=after(-seconds_ago), sent_seconds=age - 4, age_seconds=4)
+def test_a_window_reaches_from_the_request_to_its_last_possible_effect_with_a_second_and_a_half_to_spare():
+    found = window_of(record(since_sent=10.0), snapshot(), effect_seconds=70)
+    assert found == Span(after(-11.5).timestamp(), after(2 - 10 + 70 + 1.5).timestamp())
 
 
-def test_a_window_reaches_from_the_request_to_its_last_possible_effect_with_five_seconds_to_spare():
-    found = Window.of(sent(10), snapshot(), effect_seconds=70)
-    assert (found.since, found.until) == (after(-15), after(2 - 10 + 70 + 5))
-
-
-def test_a_window_begins_by_the_clock_that_shows_more_time_and_ends_by_the_stores():
-    found = Window.of(sent(300, by_the_store=10), snapshot(), effect_seconds=70)
-    assert (found.since, found.until) == (after(-305), after(67))
+def test_a_window_begins_by_the_hosts_clock_where_the_stores_clock_has_had_a_break():
+    broken = record(since_sent=10.0, sent_at=after(-300), is_clock_kept=False)
+    assert window_of(broken, snapshot(), 70).low == after(-301.5).timestamp()
+    assert window_of(replace(broken, is_clock_kept=True), snapshot(), 70).low == after(-11.5).timestamp()
 
 
 def test_a_clock_that_is_wrong_by_millennia_breaks_nothing():
-    ancient = record(sent_at=datetime.min.replace(tzinfo=UTC), age_seconds=1e14)
-    found = Window.of(ancient, snapshot(), effect_seconds=70)
-    assert (found.since, found.until) == (
-        NOON - TEN_YEARS - timedelta(seconds=5),
-        NOON - TEN_YEARS + timedelta(seconds=5),
-    )
-    assert Window.of(sent(10), snapshot(1e14), 70).until == NOON + TEN_YEARS + timedelta(seconds=5)
+    ancient = record(sent_at=datetime.min.replace(tzinfo=UTC), since_sent=1e14, is_clock_kept=False)
+    found = window_of(ancient, snapshot(), effect_seconds=70)
+    assert found.low == pytest.approx((NOON - TEN_YEARS).timestamp(), abs=2)
+    assert describe(found).startswith("from 2016-01-04T11:59:58+00:00 to 2016-01-04T12:01:")
+
+
+def test_a_payload_has_the_same_digest_however_its_keys_are_ordered_and_none_has_none():
+    assert payload_digest({"a": 1, "b": [2]}) == payload_digest({"b": (2,), "a": 1}) != payload_digest({})
+    assert payload_digest(None) is None

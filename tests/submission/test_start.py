@@ -19,10 +19,11 @@ from techflow_provider.client import (
 from techflow_provider.sandbox import Fault
 from techflow_provider.state.store import Write
 from techflow_provider.submission.model import Origin, SubmissionPolicy
+from techflow_provider.submission.records import Claim
 from techflow_provider.submission.recovery import OtherAttemptError, take_over
 from techflow_provider.submission.reuse import discard, mark_done, resolve
 from techflow_provider.submission.start import send
-from tests.submission.conftest import ACCOUNT, Starter, TaskState
+from tests.submission.conftest import SITE, Starter, TaskState
 
 START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
 LOST = [
@@ -66,12 +67,13 @@ def test_a_request_without_effect_is_sent_again_once_the_history_can_no_longer_l
     assert len(sandbox.executions) == 1
 
 
-def test_a_start_that_never_has_an_effect_raises_its_error_and_leaves_no_record(starter, sandbox):
+def test_a_start_that_never_has_an_effect_raises_its_error_and_leaves_no_intent(starter, sandbox):
     sandbox.faults.add(Fault(status=503, when="before", **START))
     with pytest.raises(ServerError):
         starter.start()
     assert sandbox.count(**START) == 3
-    assert starter.attempt().submitter.attempts.read() is None
+    assert starter.attempt().submitter.attempts.read().failed
+    assert starter.attempt().submitter.attempts.pending() == []
 
 
 def test_an_accepted_start_that_never_appears_is_not_sent_again(starter, sandbox):
@@ -90,7 +92,7 @@ def test_two_tasks_with_lost_responses_get_one_execution_each(starter, sandbox):
 
 def test_an_execution_that_another_task_claims_is_not_adopted(starter, sandbox):
     other = sandbox.start("wf_1")
-    starter.attempt().submitter.attempts.claim(other.id, "another task")
+    starter.attempt().submitter.attempts.claim("wf_1", other.id, Claim("another task"))
     sandbox.faults.add(LOST[0])
     assert starter.start().execution.id == sandbox.executions[1].id
 
@@ -184,7 +186,7 @@ def test_without_the_shared_state_nothing_is_sent(starter, sandbox, store, updat
     assert sandbox.count(**START) == 0
 
 
-@pytest.mark.parametrize("updates", range(2, 5))
+@pytest.mark.parametrize("updates", range(3, 7))
 def test_when_the_shared_state_fails_after_the_request_a_retry_finds_the_execution(starter, sandbox, store, updates):
     attempt = replace(starter.attempt(), policy=WAITS)
     assert starter.run(resolve(attempt)) is None
@@ -302,7 +304,7 @@ def test_a_record_that_changed_meanwhile_is_not_taken_over(starter):
 
 def forget(starter: Starter) -> None:
     """Lose what the shared state keeps about attempts."""
-    for namespace in (f"{ACCOUNT}/attempts", f"{ACCOUNT}/claims"):
+    for namespace in (f"{SITE}/attempts", f"{SITE}/pending", f"{SITE}/claims"):
         for entry in starter.store.entries(namespace):
             starter.store.update(namespace, entry.name, lambda *_: (Write(None), None))
 
@@ -316,14 +318,16 @@ def test_a_record_in_the_tasks_own_state_survives_the_loss_of_the_shared_state(s
     assert len(sandbox.executions) == 1
 
 
-def test_a_lost_start_is_recovered_from_the_tasks_own_state(starter, sandbox):
+def test_a_lost_start_that_only_the_tasks_own_state_knows_is_not_guessed_at(starter, sandbox):
     task_state = TaskState()
     sandbox.faults.add(LOST[0])
     with pytest.raises(AmbiguousExecutionError):
         starter.start(task_state=task_state, policy=FAILS)
     forget(starter)
-    assert starter.start(task_state=task_state).origin is Origin.ADOPTED
+    with pytest.raises(AmbiguousExecutionError, match="may have lost a claim of exec_"):
+        starter.start(task_state=task_state)
     assert len(sandbox.executions) == 1
+    assert starter.start(task_state=task_state, generation=2).origin is Origin.STARTED
 
 
 def test_the_tasks_own_state_wins_over_a_shared_state_of_another_submission(starter, sandbox):
@@ -344,7 +348,7 @@ def test_discarding_and_completing_reach_the_tasks_own_state(starter):
     starter.run(mark_done(starter.client.context, submitter, first.execution.id))
     assert task_state.value["done"]
     starter.run(discard(starter.client.context, submitter, first.execution.id))
-    assert task_state.value is None
+    assert task_state.value["failed"]
 
 
 def test_without_the_tasks_own_state_nothing_is_sent_and_no_record_is_left(starter, sandbox):
@@ -355,7 +359,7 @@ def test_without_the_tasks_own_state_nothing_is_sent_and_no_record_is_left(start
     with pytest.raises(StateUnavailableError, match="no supervisor"):
         starter.run(send(attempt))
     assert not sandbox.executions
-    assert starter.attempt().submitter.attempts.read() is None
+    assert starter.attempt().submitter.attempts.pending() == []
 
 
 def create(client: Any) -> Any:

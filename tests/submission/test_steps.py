@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from techflow_provider.client import Client, Settings
+from techflow_provider.client import AmbiguousExecutionError, Client, Settings
 from techflow_provider.sandbox import ManualClock, Sandbox
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.memory import MemoryStore
@@ -97,7 +97,7 @@ class World:
             clock=self.clock.monotonic,
             sleep=self.clock.advance,
         ) as client:
-            submitter = Submitter(TASK, "1", ACCOUNT, AttemptStore(store, ACCOUNT, TASK, own))
+            submitter = Submitter(TASK, "1", AttemptStore(store, ACCOUNT, TASK, own))
             attempt = Attempt(replace(client.context, now=self.clock.now), submitter, WAITS, "wf_1", payload)
             found: Submission | None = client.run(resolve(attempt))
             return found or client.run(send(attempt))
@@ -134,7 +134,9 @@ def test_a_task_that_is_killed_after_the_shared_state_was_emptied_at_any_step_le
         with contextlib.suppress(KilledError):
             world.start(steps)
         world.clock.advance(20)
-        world.start(Steps())
+        # Claims may be lost with the record, so that an execution that fits may be another task's.
+        with contextlib.suppress(AmbiguousExecutionError):
+            world.start(Steps())
         assert len(world.sandbox.executions) == 1, moment
         if not steps.reached:
             return

@@ -95,7 +95,8 @@ def test_an_identity_names_a_tasks_dag_run_and_map_index_and_its_generation_the_
     from techflow_provider.submission.airflow import Identity
 
     known = Identity.of(context())
-    assert known == Identity("d", "r", "t", 3, generation="2026-01-01T00:00:00+00:00/2", is_retry=False)
+    generation = "2026-01-01T00:00:00+00:00/2"
+    assert known == Identity("d", "r", "t", 3, generation=generation, is_retry=False, began=BEGAN)
     assert Identity.of(context(max_tries=5)).generation != known.generation
     assert Identity.of(context(began=None)).generation == "/2"
     without_start = context()
@@ -142,7 +143,7 @@ def test_a_failed_execution_is_discarded_and_the_next_attempt_starts_another(ser
     state = TaskState()
     first = starter(state).start("wf_1", {"a": 1})
     starter(state).discard(first.execution.id)
-    assert not state.kept
+    assert [json.loads(each)["failed"] for each in state.kept.values()] == [True]
     assert starter(state).start("wf_1", {"a": 1}).execution.id != first.execution.id
     assert [each.payload for each in served.executions] == [{"a": 1}, {"a": 1}]
 
@@ -168,7 +169,8 @@ def test_an_execution_that_nobody_waits_for_is_not_joined_by_another_generation_
 
 def test_an_execution_is_claimed_where_all_tasks_see_it(served, starter):
     execution_id = starter().start("wf_1").execution.id
-    assert list(starter(map_index=1).submitter.attempts.holders([execution_id, "ex_0"])) == [execution_id]
+    claims = starter(map_index=1).submitter.attempts.claims([("wf_1", execution_id), ("wf_1", "ex_0")])
+    assert list(claims) == [("wf_1", execution_id)]
 
 
 async def test_in_an_event_loop_it_starts_once_too(served, starter):

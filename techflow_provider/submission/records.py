@@ -1,0 +1,181 @@
+"""The record of an attempt to start an execution, and the claim of an execution: values, and how they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote as percent_encode
+
+from techflow_provider.state.store import StoreError
+
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+# How far the time of a write, as the record has it, may be from the time that the store has for it.
+CLOCK_TOLERANCE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """What is known about the execution that a submitter has requested.
+
+    :param workflow_id: the workflow
+    :param submission_id: names the one execution that is wanted
+    :param generation: names the attempts among which one execution is enough; clearing a finished task begins another
+    :param attempt_id: names the attempt that wrote the record last
+    :param sent_at: when the request was sent, by its host's clock
+    :param response_seconds: how long after that a response may still come
+    :param payload_digest: what distinguishes its payload from others, None without a payload
+    :param sequence: how many executions the submitter has requested so far, this one included
+    :param clears: how often tasks of the DAG run had been cleared, where Airflow says so
+    :param lost: whether nobody waits for the response any more, so that the history has to show the execution
+    :param accepted: whether a response has shown that the server started an execution
+    :param candidate: the execution that is being claimed for it
+    :param execution_id: the execution, once it is known
+    :param report: how that came about, as the log and the XCom show it
+    :param done: whether the submitter has got from the execution what it wanted, and only has to report its success
+    :param failed: whether the execution failed, so that another one is needed
+    :param sent_clock: when the request was sent, by the store's clock; None stands for the time of the next write
+    :param is_clock_kept: whether the store's clock has run without a break since then
+    :param is_restored: whether the shared state has lost the record, and maybe claims with it
+    :param since_sent: seconds since the request was sent, or less where the clock had a break; not stored
+    """
+
+    workflow_id: str
+    submission_id: str
+    generation: str
+    attempt_id: str
+    sent_at: datetime
+    response_seconds: float
+    payload_digest: str | None = None
+    sequence: int = 1
+    clears: int = 0
+    lost: bool = False
+    accepted: bool = False
+    candidate: str | None = None
+    execution_id: str | None = None
+    report: Mapping[str, Any] | None = None
+    done: bool = False
+    failed: bool = False
+    sent_clock: float | None = None
+    is_clock_kept: bool = True
+    is_restored: bool = False
+    since_sent: float = 0.0
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a response may still come, so that an unclaimed execution may belong to this submission."""
+        return self.execution_id is None and not self.lost and self.since_sent < self.response_seconds
+
+    def longest_since_sent(self, now: datetime) -> float:
+        """Return the seconds since the request was sent; by the host's clock, too, where the store's had a break."""
+        by_host = 0.0 if self.is_clock_kept else (now - self.sent_at).total_seconds()
+        return max(self.since_sent, by_host)
+
+    def taken_over(self, attempt_id: str, *, accepted: bool = False) -> AttemptRecord:
+        """Return the record of an attempt that expects no response and searches the history for the execution."""
+        return replace(self, attempt_id=attempt_id, lost=True, accepted=self.accepted or accepted)
+
+    def is_same(self, other: AttemptRecord) -> bool:
+        """Whether another record is this one, apart from its age."""
+        return (self.attempt_id, self.submission_id, self.execution_id) == (
+            other.attempt_id,
+            other.submission_id,
+            other.execution_id,
+        )
+
+    def to_dict(self, now: float | None = None) -> dict[str, Any]:
+        """Return the record as JSON.
+
+        :param now: the store's clock, when it is written there
+        """
+        values = {name: getattr(self, name) for name in STORED_FIELDS}
+        sent_clock = now if self.sent_clock is None else self.sent_clock
+        return {**values, "sent_at": self.sent_at.isoformat(), "sent_clock": sent_clock, "written_clock": now}
+
+    @classmethod
+    def read(cls, value: Any, age_seconds: float | None = None, now: float | None = None) -> AttemptRecord:
+        """Read a record; another version of this package may have written it, so it is checked.
+
+        :param age_seconds: time since the record was written, by the store's clock; None when the store has lost it
+        :param now: the store's clock, which shows whether it has had a break; None when that isn't known
+        :raises StoreError: it isn't a record
+        """
+        try:
+            known = {name: value[name] for name in STORED_FIELDS if name in value}
+            # A time without a zone can't be compared with this one.
+            known["sent_at"] = max(datetime.fromisoformat(value["sent_at"]), LONG_AGO)
+            known["response_seconds"] = float(value["response_seconds"])
+            return _with_times(cls(**known), value, age_seconds, now)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"expected the record of an attempt, got {str(value)[:200]!r}") from error
+
+
+def _with_times(record: AttemptRecord, value: Mapping[str, Any], age: float | None, now: float | None) -> AttemptRecord:
+    if age is None:
+        return replace(record, lost=True, is_restored=True, is_clock_kept=False, sent_clock=None)
+    written, sent = value.get("written_clock"), record.sent_clock
+    if written is None or sent is None:
+        # Written by an earlier version.
+        since = age + float(value.get("sent_seconds", 0.0))
+        return replace(record, since_sent=since, sent_clock=now and now - since, is_clock_kept=False)
+    record = replace(record, since_sent=max(0.0, age + float(written) - float(sent)))
+    if now is not None and abs(now - age - float(written)) > CLOCK_TOLERANCE_SECONDS:
+        # The store's host was started anew; the entry's age counts from then.
+        return replace(record, sent_clock=now - record.since_sent, is_clock_kept=False)
+    return record
+
+
+STORED_FIELDS = tuple(field.name for field in fields(AttemptRecord) if field.name != "since_sent")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which submission an execution belongs to.
+
+    :param submission_id: the submission
+    :param by_response: whether the response to its request named the execution, so that there is no doubt
+    :param requested: seconds since 1970 between which the request was sent and responded to, by the server's `Date`
+    :param began: when the execution began according to the response, in seconds since 1970
+    :param payload_digest: as in the record
+    :param is_guess: whether the execution may as well be that of another submission, which has a payload
+    """
+
+    submission_id: str
+    by_response: bool = False
+    requested: tuple[float, float] | None = None
+    began: float | None = None
+    payload_digest: str | None = None
+    is_guess: bool = False
+
+    def to_text(self) -> str:
+        """Return the claim as it is stored."""
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def read(cls, text: str) -> Claim:
+        """Read a claim; earlier versions wrote the submission alone."""
+        try:
+            value = json.loads(text)
+            low_high = value["requested"]
+            requested = None if low_high is None else (float(low_high[0]), float(low_high[1]))
+            began = None if value["began"] is None else float(value["began"])
+            by_response, is_guess = bool(value["by_response"]), bool(value["is_guess"])
+            return cls(str(value["submission_id"]), by_response, requested, began, value["payload_digest"], is_guess)
+        except (ValueError, KeyError, TypeError, IndexError):
+            return cls(text)
+
+
+def payload_digest(payload: Any) -> str | None:
+    """Return what distinguishes a payload from others, None without one."""
+    if payload is None:
+        return None
+    text = json.dumps(payload, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
+def claim_name(workflow_id: str, execution_id: str) -> str:
+    """Return the name of an execution's claim: ids may be unique within a workflow only."""
+    return f"{percent_encode(workflow_id, safe='')}/{execution_id}"
