@@ -25,7 +25,9 @@ def api_server_state_url() -> str:
     """Return where the API server that Airflow's own processes use serves the state, whether or not it runs."""
     base_url = conf.get("api", "base_url", fallback="") or "/"
     default = f"{'http://localhost:8080' if base_url.startswith('/') else ''}{base_url.rstrip('/')}/execution/"
-    url: str = conf.get("core", "execution_api_server_url", fallback="") or default
+    # An edge worker may know no other URL, and derives the execution API's from it in this way.
+    edge = (conf.get("edge", "api_url", fallback="") or "").replace("edge_worker/v1/rpcapi", "execution")
+    url: str = conf.get("core", "execution_api_server_url", fallback="") or edge or default
     return url.rstrip("/").removesuffix("/execution") + STATE_PATH
 
 

@@ -87,6 +87,7 @@ class TestObservation:
         [
             ("CORE__EXECUTION_API_SERVER_URL", "http://api:8080/execution/", "http://api:8080/techflow/state"),
             ("CORE__EXECUTION_API_SERVER_URL", "https://api/prefix/execution", "https://api/prefix/techflow/state"),
+            ("EDGE__API_URL", "https://api/prefix/edge_worker/v1/rpcapi", "https://api/prefix/techflow/state"),
             ("API__BASE_URL", "https://airflow.example/prefix/", "https://airflow.example/prefix/techflow/state"),
             ("API__BASE_URL", "/", "http://localhost:8080/techflow/state"),
         ],
