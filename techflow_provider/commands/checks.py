@@ -14,10 +14,13 @@ from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWo
 from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, json_of, quote, shorten
 from techflow_provider.client.settings import Settings
 from techflow_provider.hooks.diagnosis import Diagnosis
+from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Snapshot
 
 # Network delay and a Date without fractions explain any smaller difference.
 CLOCK_SKEW_WARNING_SECONDS = 30.0
+# How many hosts and components a finding lists.
+MAX_LISTED = 5
 OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
 
 
@@ -25,8 +28,16 @@ class Severity(StrEnum):
     """The result of a check."""
 
     OK = "ok"
+    UNCLEAR = "unclear"
     WARNING = "warning"
     PROBLEM = "problem"
+
+
+SHARING_REMEDIES = {
+    Severity.UNCLEAR: "Run a task that uses the connection, and doctor where Airflow's other components run.",
+    Severity.WARNING: "Leave [techflow] state_url empty, or set it to a store that all hosts can reach.",
+    Severity.PROBLEM: "See the state above.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +108,67 @@ def store(location: str, error: str | None, reason: str) -> Finding:
     return Finding("state", Severity.PROBLEM, error, remedy)
 
 
-def hosts(executors: Sequence[str], *, in_file: bool) -> Finding:
-    """Check that all hosts that run tasks can reach the state.
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What is observed of those that share the state.
 
-    :param executors: those that may run tasks on several hosts
-    :param in_file: whether the state is a file on this host
+    :param location: where it is
+    :param error: why it can't be used
+    :param in_file: whether that is a file on this host
+    :param here: this process
+    :param hosts: those on which Airflow's jobs and tasks ran lately; None where its database can't be read
+    :param components: those that used the state in the last day
+    :param risks: what endangers what the store holds
+    :param receives_webhooks: whether webhooks are accepted
     """
-    if not executors:
-        return Finding("hosts", Severity.OK, "all tasks run on this host")
-    message = f"{' and '.join(executors)} may run tasks on several hosts"
-    if not in_file:
-        return Finding("hosts", Severity.OK, f"{message}, and the state isn't a file on this host")
-    remedy = "Leave [techflow] state_url empty, or set it to a store that all hosts can reach."
-    return Finding("hosts", Severity.WARNING, f"{message}, but the state is a file on this host", remedy)
+
+    location: str
+    error: str | None
+    in_file: bool
+    here: Component
+    hosts: frozenset[str] | None = None
+    components: Sequence[Component] = ()
+    risks: Sequence[str] = ()
+    receives_webhooks: bool = False
+
+
+def guarantees(sharing: Sharing) -> list[Finding]:
+    """Judge each guarantee that needs a shared state by what is observed."""
+    severity, reason = _shared(sharing)
+    remedy = "" if severity is Severity.OK else SHARING_REMEDIES[severity]
+    once = (severity, reason, remedy)
+    if severity is Severity.OK and sharing.risks:
+        once = (Severity.WARNING, "; ".join(sharing.risks), "Change that in the store's configuration.")
+    woken = (severity, reason if sharing.receives_webhooks else f"{reason}; no webhook_secret, so no webhooks", remedy)
+    results = {"one budget": (severity, reason, remedy), "exactly once": once, "wake-ups": woken}
+    return [Finding(check, *result) for check, result in results.items()]
+
+
+def _shared(sharing: Sharing) -> tuple[Severity, str]:
+    """Return whether all processes of Airflow share the state, and the reason."""
+    if sharing.error is not None:
+        return Severity.PROBLEM, "the state can't be used"
+    if sharing.in_file:
+        return _shared_file(sharing.here.host, sharing.hosts)
+    users = sorted({f"{each.program} on {each.host}" for each in sharing.components if each != sharing.here})
+    if not users:
+        return Severity.UNCLEAR, f"no other process has used {sharing.location} in the last day"
+    return Severity.OK, f"{sharing.location} is used by {_listed(users)}"
+
+
+def _shared_file(here: str, hosts: frozenset[str] | None) -> tuple[Severity, str]:
+    if hosts is None:
+        return Severity.UNCLEAR, "the state is a file, and Airflow's database, which names its hosts, can't be read"
+    if not hosts:
+        return Severity.UNCLEAR, "the state is a file, and no job of Airflow has named its host yet"
+    if others := sorted(hosts - {here}):
+        return Severity.WARNING, f"the state is a file on {here}, and Airflow also runs on {_listed(others)}"
+    return Severity.OK, f"the state is a file, and Airflow runs on {here} alone"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(map(shorten, names[:MAX_LISTED])) + more
 
 
 def budget(snapshot: Snapshot) -> Finding:

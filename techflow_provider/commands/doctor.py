@@ -8,11 +8,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 
-from airflow.jobs.job import most_recent_job
+from airflow.jobs.job import Job, most_recent_job
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
 from httpx import Response
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from techflow_provider import __version__
@@ -21,18 +24,22 @@ from techflow_provider.client.calls import raw
 from techflow_provider.client.models import read_workflows
 from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
 from techflow_provider.commands import checks
-from techflow_provider.commands.checks import Finding, Severity
+from techflow_provider.commands.checks import Finding, Severity, Sharing
 from techflow_provider.commands.console import Report, read_connection, table
+from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, Diagnosis, diagnose, uses_proxy
-from techflow_provider.hooks.state import choice, is_for_one_host, open_state, served_store, spreading_executors
+from techflow_provider.hooks.state import choice, is_for_one_host, open_state, served_store
+from techflow_provider.state.components import reported
+from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.store import Store, StoreError, Write
 
 # A person waits for the result.
 DEADLINE_SECONDS = 15.0
 NAMESPACE = "doctor"
 TTL_SECONDS = 60.0
+MAX_HOSTS = 1000
 PACKAGES = {"airflow": "apache-airflow", "common-compat": "apache-airflow-providers-common-compat", "httpx": "httpx"}
 
 
@@ -52,14 +59,15 @@ def _report(findings: list[Finding]) -> Report:
     lines = [line for finding in findings for line in _lines(finding)]
     severities = [finding.severity for finding in findings]
     problems, warnings = severities.count(Severity.PROBLEM), severities.count(Severity.WARNING)
-    summary = f"{counted(problems, 'problem')}, {counted(warnings, 'warning')} in {len(findings)} checks"
+    unclear = f", {count} unclear" if (count := severities.count(Severity.UNCLEAR)) else ""
+    summary = f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}{unclear} in {len(findings)} checks"
     return Report([asdict(each) for each in findings], "\n".join([*lines, summary]), 1 if problems else 0)
 
 
 def _lines(finding: Finding) -> Iterator[str]:
-    yield f"{finding.severity.ljust(8)} {finding.check.ljust(11)} {finding.message}"
+    yield f"{finding.severity.ljust(8)} {finding.check.ljust(12)} {finding.message}"
     if finding.remedy:
-        yield f"{' ' * 21}→ {finding.remedy}"
+        yield f"{' ' * 22}→ {finding.remedy}"
 
 
 def _findings(conn_id: str) -> Iterator[Finding]:
@@ -102,8 +110,30 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     except InvalidParameterError as error:
         yield checks.state_url(str(error))
         return
-    yield checks.store(store.location, _store_error(store), choice().reason)
-    yield checks.hosts(spreading_executors(), in_file=is_for_one_host())
+    key = NAMESPACE if connection is None else connection.settings.account
+    failure = _store_error(store, f"{key}/{NAMESPACE}")
+    yield checks.store(store.location, failure, choice().reason)
+    sharing = Sharing(store.location, failure, is_for_one_host(), this_component(), _hosts())
+    # What can't be observed now can't be judged.
+    with suppress(StoreError):
+        components = () if failure else [component for component, _ in reported(store, key)]
+        risks = store.warnings() if isinstance(store, OptimisticStore) and not failure else ()
+        has_webhooks = connection is not None and connection.webhook_secret is not None
+        sharing = replace(sharing, components=components, risks=risks, receives_webhooks=has_webhooks)
+    yield from checks.guarantees(sharing)
+
+
+def _hosts() -> frozenset[str] | None:
+    """Return the hosts on which Airflow's jobs and tasks ran in the last day; None where its database can't be read."""
+    since = datetime.now(UTC) - timedelta(days=1)
+    jobs = select(Job.hostname).where(Job.latest_heartbeat > since)
+    tasks = select(TaskInstance.hostname).where(TaskInstance.start_date > since)
+    try:
+        with create_session() as session:
+            rows = session.scalars(jobs.union(tasks).limit(MAX_HOSTS)).all()
+    except SQLAlchemyError:
+        return None
+    return frozenset(filter(None, rows))
 
 
 def _is_triggerer_alive() -> bool | None:
@@ -115,13 +145,13 @@ def _is_triggerer_alive() -> bool | None:
     return job is not None and job.is_alive()
 
 
-def _store_error(store: Store) -> str | None:
+def _store_error(store: Store, namespace: str) -> str | None:
     """Write and read a value, and return what went wrong."""
     name = secrets.token_hex(8)
     try:
-        store.update(NAMESPACE, name, lambda *_: (Write(name, TTL_SECONDS), None))
-        values = [entry.value for entry in store.entries(NAMESPACE, name)]
-        store.update(NAMESPACE, name, lambda *_: (Write(None), None))
+        store.update(namespace, name, lambda *_: (Write(name, TTL_SECONDS), None))
+        values = [entry.value for entry in store.entries(namespace, name)]
+        store.update(namespace, name, lambda *_: (Write(None), None))
     except StoreError as error:
         return str(error)
     return None if values == [name] else f"{store.location} does not return what was written"

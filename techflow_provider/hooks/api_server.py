@@ -10,10 +10,12 @@ from collections.abc import Callable
 import httpx
 from airflow.providers.common.compat.sdk import conf
 
+from techflow_provider import __version__
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.parsing import quote
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.connection_cache import find_connection
+from techflow_provider.state.components import Component
 from techflow_provider.state.http import HttpStore
 from techflow_provider.state.signing import DEPLOYMENT, Signer, derive_key
 
@@ -48,7 +50,17 @@ def http_store(url: str, connection: TechFlowConnection) -> HttpStore:
 
 @functools.lru_cache(maxsize=64)
 def _http_store(url: str, signer: Signer, *, may_look_up: bool) -> HttpStore:
-    return HttpStore(url, signer, _looked_up(signer) if may_look_up else lambda: signer, _verify())
+    renew = _looked_up(signer) if may_look_up else lambda: signer
+    return HttpStore(url, signer, renew, _verify(), component=this_component().to_text())
+
+
+def this_component() -> Component:
+    """Return what this process is, as the users of a store are shown."""
+    from airflow.configuration import get_airflow_home
+    from airflow.utils.net import get_hostname
+
+    # The name under which Airflow's jobs are known.
+    return Component.present(get_hostname(), get_airflow_home(), __version__)  # type: ignore[no-untyped-call]
 
 
 def state_secret() -> str:

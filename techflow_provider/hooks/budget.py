@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import time
+from contextlib import suppress
 from datetime import timedelta
 
 from airflow.providers.common.compat.sdk import Stats
 
+from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.hooks.state import is_for_one_host, open_state, warn_of_hosts
+from techflow_provider.hooks.state import API_SERVER, choice, is_for_one_host, open_state, warn_of_hosts
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
+from techflow_provider.state.components import report
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import Store, budget_key
+from techflow_provider.state.store import Store, StoreError, budget_key
+
+# How often a process reports that it uses its store.
+REPORT_SECONDS = 600.0
 
 
 class MeteredBudget(SharedBudget):
@@ -63,7 +72,18 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
     store, fallback = open_state(connection)
     if is_for_one_host():
         warn_of_hosts(store.location)
+    if choice().kind != API_SERVER:
+        # Every store is hashable.
+        _report(store, connection.settings.account, (os.getpid(), time.monotonic() // REPORT_SECONDS))  # type: ignore[arg-type]
     return MeteredBudget(connection, store, fallback)
+
+
+@functools.lru_cache(maxsize=64)
+def _report(store: Store, account: str, when: tuple[int, float]) -> None:  # noqa: ARG001 - once per process and time
+    """Record that this process uses the store, for `doctor` and the page; an API server does it for its own callers."""
+    # Those that use the store next report what is wrong with it.
+    with suppress(StoreError):
+        report(store, account, this_component())
 
 
 def open_records(connection: TechFlowConnection) -> Records:

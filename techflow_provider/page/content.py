@@ -15,6 +15,7 @@ from techflow_provider.client.models import ExecutionState
 from techflow_provider.client.parsing import counted
 from techflow_provider.client.text import printable
 from techflow_provider.state.budget import RequestClass
+from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Slice, Snapshot
 
 CHART_HEIGHT = 60
@@ -33,6 +34,8 @@ class ConnectionView:
     :param problem: why something about it is unknown
     :param receives_webhooks: whether its receiver is on
     :param deliveries: ages of the distinct webhooks of the last day in seconds, newest first
+    :param state: where its state is kept, and why
+    :param users: the components that used the state in the last day, and how many seconds ago, the latest first
     """
 
     conn_id: str
@@ -41,6 +44,8 @@ class ConnectionView:
     problem: str | None = None
     receives_webhooks: bool = False
     deliveries: tuple[float, ...] = ()
+    state: str = ""
+    users: tuple[tuple[Component, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,10 @@ from techflow_provider.client.models import StatusWords
 from techflow_provider.commands.console import read_connection
 from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.connection import CONNECTION_TYPE
+from techflow_provider.hooks.state import choice, open_state
 from techflow_provider.links.techflow import EXECUTION_KEY
 from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
+from techflow_provider.state.components import reported
 from techflow_provider.state.store import StoreError
 
 MAX_WAITS = 50
@@ -84,7 +86,10 @@ def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
         conn_id, content.settings.base_url, budget, receives_webhooks=content.webhook_secret is not None
     )
     try:
-        view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())))
+        store, _ = open_state(content)
+        view = replace(view, state=f"{store.location}: {choice().reason}")
+        users = [(each, entry.age_seconds) for each, entry in reported(store, content.settings.account)]
+        view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())), users=tuple(users))
     except StoreError as error:
         view = replace(view, problem=str(error))
     return view, content.settings.status_words

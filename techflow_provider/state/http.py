@@ -28,7 +28,7 @@ from techflow_provider.state.optimistic import (
     Row,
     UnreachableError,
 )
-from techflow_provider.state.signing import SIGNATURE_HEADER, Signer
+from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, Signer
 from techflow_provider.state.store import Change, Entry, StoreError
 from techflow_provider.state.wire import build
 
@@ -48,6 +48,7 @@ class HttpStore(OptimisticStore):
     :param signer: signs the requests
     :param renew: returns what signs them from now on, when the server has refused a signature
     :param verify: the `verify` of an httpx client
+    :param component: this process (see `Component.to_text`), which the API server reports to the store
     :param transport: an httpx transport, for tests
     :param clock: seconds to use in place of the store's clock, for tests
     """
@@ -59,6 +60,7 @@ class HttpStore(OptimisticStore):
         renew: Callable[[], Signer],
         verify: ssl.SSLContext | bool = True,
         *,
+        component: str = "",
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class HttpStore(OptimisticStore):
         self._renew = renew
         self._verify = verify
         self._transport = transport
+        self._component = component
         self._connection: _Connection | None = None
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
@@ -153,6 +156,7 @@ class HttpStore(OptimisticStore):
             client = httpx.Client(
                 verify=self._verify,
                 transport=self._transport,
+                headers={COMPONENT_HEADER: self._component},
                 timeout=httpx.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
             )

@@ -17,6 +17,8 @@ from urllib.parse import quote, unquote
 # How far the clocks of both sides may be apart, and how long a nonce is remembered in each direction.
 TOLERANCE_SECONDS = 60.0
 SIGNATURE_HEADER = "x-techflow-signature"
+# What a component says of itself; isn't signed, since it is only shown.
+COMPONENT_HEADER = "x-techflow-component"
 CONNECTION_HEADER = "x-techflow-connection"
 # The name that stands for `[techflow] state_secret` in place of a connection's.
 DEPLOYMENT = "!deployment"

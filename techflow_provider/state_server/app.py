@@ -17,8 +17,11 @@ from typing import Any
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.hooks.state import served_store
+from techflow_provider.state import identity
 from techflow_provider.state.api import carry_out
-from techflow_provider.state.signing import SIGNATURE_HEADER, Proof
+from techflow_provider.state.components import Component, report
+from techflow_provider.state.records import WAKEUPS
+from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, Proof
 from techflow_provider.state.store import Store, StoreError
 from techflow_provider.state_server.access import Access, Gate, find_access
 
@@ -39,6 +42,8 @@ THREADS = 4
 # Connections that are looked up at the same time, by threads of their own: a lookup may be slow.
 LOOKUP_THREADS = 2
 MAX_CONCURRENT = 256
+REPORT_SECONDS = 600.0
+MAX_REPORTED = 10_000
 
 OK = 200
 UNAUTHORIZED: Response = (401, {"error": "unauthorized"})
@@ -60,6 +65,8 @@ class StateApp:
         self._threads = ThreadPoolExecutor(THREADS, "techflow-state")
         self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "techflow-state-lookup")
         self._concurrent = 0
+        self._reported: set[tuple[str, str]] = set()
+        self._reported_at = time.monotonic()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -91,22 +98,34 @@ class StateApp:
                 return body
             if not proof.covers(body):
                 return UNAUTHORIZED
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._carry_out, access, body)
+            component = headers.get(COMPONENT_HEADER, "")
+            act = partial(self._carry_out, access, body, component)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, act)
         finally:
             self._concurrent -= 1
 
-    def _carry_out(self, access: Access, body: bytes) -> Response:
+    def _carry_out(self, access: Access, body: bytes, component: str) -> Response:
         try:
             operations = json.loads(body)["operations"][:MAX_OPERATIONS]
             if not all(map(access.allows, operations)):
                 return 403, {"error": "expected namespaces of the connection's own account"}
             store = self._open_state()
+            self._report(store, operations[0]["namespace"].partition("/")[0], component)
             return OK, {"results": [carry_out(store, operation) for operation in operations]}
-        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return 400, {"error": f"{type(error).__name__}: {error}"}
         except (StoreError, InvalidParameterError) as error:
             log.warning("An operation on the shared state failed: %s", error)
             return 503, {"error": str(error)}
+
+    def _report(self, store: Store, key: str, text: str) -> None:
+        """Record once in ten minutes that a component uses a key's part of the store."""
+        if time.monotonic() > self._reported_at + REPORT_SECONDS or len(self._reported) > MAX_REPORTED:
+            self._reported, self._reported_at = set(), time.monotonic()
+        component = None if key in (identity.NAMESPACE, WAKEUPS) else Component.read(text)
+        if component is not None and (key, text) not in self._reported:
+            self._reported.add((key, text))
+            report(store, key, component)
 
 
 async def _read_body(length: str, receive: Receive) -> bytes | Response:

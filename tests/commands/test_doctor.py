@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from techflow_provider.client import Settings
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.commands import checks
-from techflow_provider.commands.checks import Severity, infer
+from techflow_provider.commands.checks import Sharing, infer
 from techflow_provider.sandbox import Fault
+from techflow_provider.state.components import Component
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("default")]
 KEY = "key-of-the-learn-tests"
@@ -34,10 +36,12 @@ def test_a_sound_set_up_has_no_problem(served, techflow):
     done = techflow("doctor", "--output", "json")
     assert done.code == 0
     # This Airflow has no database.
-    sound = ("versions", "state", "hosts", "connection", "techflow", "clock", "budget", "webhooks")
-    assert severities(done) == {"triggerer": "warning", **dict.fromkeys(sound, "ok")}
+    sound = ("versions", "state", "connection", "techflow", "clock", "budget", "webhooks")
+    unclear = ("one budget", "exactly once", "wake-ups")
+    expected = {"triggerer": "warning", **dict.fromkeys(sound, "ok"), **dict.fromkeys(unclear, "unclear")}
+    assert severities(done) == expected
     assert served.count() == 1
-    assert techflow("doctor").out.endswith("0 problems, 1 warning in 9 checks\n")
+    assert techflow("doctor").out.endswith("0 problems, 1 warning, 3 unclear in 11 checks\n")
 
 
 def test_a_missing_connection_is_a_problem(techflow):
@@ -107,12 +111,43 @@ def test_an_enabled_receiver_is_reported_without_its_secret(served, connect, tec
     assert "secret-of-the-webhooks" not in done.out
 
 
-def test_several_hosts_need_a_state_that_all_can_reach():
-    warned = checks.hosts(["CeleryExecutor"], in_file=True)
-    assert (warned.severity, "state_url empty" in warned.remedy) == (Severity.WARNING, True)
-    assert "CeleryExecutor may run" in warned.message
-    assert checks.hosts(["CeleryExecutor"], in_file=False).severity is Severity.OK
-    assert checks.hosts([], in_file=True).severity is Severity.OK
+HERE = Component("doctor", "host-1", "/opt/airflow", "boot-1", "0.2.0")
+WORKER = Component("airflow celery", "host-2", "/opt/airflow", "boot-2", "0.2.0")
+IN_FILE = Sharing("/opt/airflow/techflow/state.db", None, True, HERE)
+SHARED = Sharing("postgresql://db/airflow", None, False, HERE, frozenset({"host-1", "host-2"}), (HERE, WORKER))
+
+
+@pytest.mark.parametrize(
+    ("sharing", "severity", "words"),
+    [
+        (replace(IN_FILE, hosts=frozenset({"host-1"})), "ok", "runs on host-1 alone"),
+        (replace(IN_FILE, hosts=frozenset({"host-1", "host-2"})), "warning", "a file on host-1, and Airflow also runs"),
+        (replace(IN_FILE, hosts=frozenset({"host-2"})), "warning", "also runs on host-2"),
+        (replace(IN_FILE, hosts=frozenset()), "unclear", "has named its host yet"),
+        (IN_FILE, "unclear", "can't be read"),
+        (replace(IN_FILE, error="disk full", hosts=frozenset({"host-1"})), "problem", "can't be used"),
+        (SHARED, "ok", "is used by airflow celery on host-2"),
+        (replace(SHARED, hosts=None), "ok", "is used by airflow celery on host-2"),
+        (replace(SHARED, components=(HERE,)), "unclear", "no other process has used postgresql://db/airflow"),
+        (replace(SHARED, error="refused"), "problem", "can't be used"),
+    ],
+)
+def test_each_guarantee_is_judged_by_the_hosts_and_components_that_are_observed(sharing, severity, words):
+    found = checks.guarantees(sharing)
+    assert [each.check for each in found] == ["one budget", "exactly once", "wake-ups"]
+    for each in found:
+        assert (each.severity, words in each.message, bool(each.remedy)) == (severity, True, severity != "ok")
+
+
+def test_a_store_that_may_lose_records_endangers_exactly_once_alone():
+    found = checks.guarantees(replace(SHARED, risks=["its maxmemory-policy is allkeys-lru"], receives_webhooks=True))
+    assert [each.severity for each in found] == ["ok", "warning", "ok"]
+    assert found[1].message == "its maxmemory-policy is allkeys-lru"
+
+
+def test_many_hosts_are_counted():
+    hosts = frozenset({f"pod-{number:02}" for number in range(20)})
+    assert checks.guarantees(replace(IN_FILE, hosts=hosts))[0].message.endswith("pod-04 and 15 more")
 
 
 @pytest.mark.parametrize(

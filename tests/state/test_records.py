@@ -38,7 +38,8 @@ def test_a_wake_up_counter_that_can_not_be_read_begins_anew(store, key, records)
 
 def test_a_process_reads_all_wake_up_counters_at_most_once_a_second(sqlite_path, monkeypatch):
     stores = [SqliteStore(StateFile(sqlite_path)) for _ in range(3)]
-    now, reads = [1000.0], Counter()
+    now: list[float] = [1000.0]
+    reads: Counter[str] = Counter()
     monkeypatch.setattr("techflow_provider.state.records.time.monotonic", lambda: now[0])
 
     def count(*arguments):
