@@ -14,7 +14,7 @@ TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow=
 DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
 
-.PHONY: help demo test lint matrix contract deployment deployments explore bench e2e soak wheel mutants clean
+.PHONY: help demo test lint matrix fuzz contract deployment deployments explore bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ matrix: ## Run the Airflow tests with the built wheel on every supported Airflow
 	@mkdir -p .cache
 	@grep '^$(ONLY)' .ci/matrix.txt > .cache/matrix.txt
 	@.ci/matrix.sh .cache/matrix.txt
+
+fuzz: ## Give random input to what reads responses, webhooks, connections and prints them (SECONDS=600 for each)
+	@.ci/environment.sh fuzz "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" flask --group test
+	@$(ENVIRONMENTS)/fuzz/bin/python -m tests.fuzz.run --seconds $(or $(SECONDS),30)
 
 contract: ## Check the sandbox against its OpenAPI document
 	@.ci/environment.sh contract "$(PYTHON)" editable --group contract

@@ -121,12 +121,14 @@ def check_base_url(parameter: str, value: str) -> str:
     expected = f"a URL such as {DEFAULT_BASE_URL}, without user, query or fragment"
     try:
         url = httpx.URL(value)
-    except (httpx.InvalidURL, TypeError) as error:
+        # It is decoded when it is read.
+        host = url.host
+    except (httpx.InvalidURL, TypeError, ValueError) as error:
         raise InvalidParameterError(parameter, quote(value), expected) from error
     if url.userinfo:
         raise InvalidParameterError(parameter, "a URL with user information", expected)
-    malformed = "?" in str(url) or "#" in str(url) or "%" in url.host or (url.port or 0) > LAST_PORT
-    if url.scheme not in ("http", "https") or not url.host or malformed:
+    malformed = "?" in str(url) or "#" in str(url) or "%" in host or (url.port or 0) > LAST_PORT
+    if url.scheme not in ("http", "https") or not host or malformed:
         raise InvalidParameterError(parameter, shorten(repr(value)), expected)
     return str(url).rstrip("/")
 

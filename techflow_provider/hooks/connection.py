@@ -138,7 +138,9 @@ class TechFlowConnection:
         """Return the URL of an execution in the dashboard, or None if the template needs an unknown id."""
         ids = {"execution_id": execution_id, "workflow_id": workflow_id}
         names = [name for _, name, _, _ in Formatter().parse(self.dashboard_url) if name]
-        values = {name: percent_encode(value, safe="") for name in names if (value := ids[name]) is not None}
+        values = {
+            name: percent_encode(value, safe="", errors="replace") for name in names if (value := ids[name]) is not None
+        }
         return self.dashboard_url.format(**values) if len(values) == len(set(names)) else None
 
 
@@ -220,7 +222,7 @@ def _read_numbers(extra: Mapping[str, Any]) -> dict[str, float]:
         value = NUMBERS[name] if value is None or value == "" else value
         try:
             number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
-        except ValueError:
+        except (OverflowError, ValueError):
             number = None
         if number is None or not schema["minimum"] <= number <= schema["maximum"]:
             expected = f"a number from {schema['minimum']:g} to {schema['maximum']:g}"

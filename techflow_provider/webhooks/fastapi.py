@@ -68,7 +68,8 @@ def create_app(receiver: Receiver) -> FastAPI:
 
 async def _read_body(request: Request, bodies: deque[asyncio.Timeout]) -> bytes | WebhookResponse:
     length = request.headers.get("content-length", "")
-    if length.isdigit() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
+    # "²" is a digit, but not a part of a number.
+    if length.isdecimal() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
         return WebhookResponse.TOO_LARGE
     body = bytearray()
     if len(bodies) >= MAX_CONCURRENT_BODIES:
