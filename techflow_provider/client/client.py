@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import math
 import random
 import time
@@ -146,6 +147,9 @@ class _SyncIO:
     async def use_state(self, act: Callable[[], T]) -> T:
         return act()
 
+    def abandon(self, act: Callable[[], object]) -> None:
+        act()
+
     async def decode(self, _: httpx.Response, read: Callable[[], T]) -> T:
         return read()
 
@@ -183,6 +187,11 @@ class _AsyncIO:
 
     async def use_state(self, act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread.get(), act)
+
+    def abandon(self, act: Callable[[], object]) -> None:
+        # A client that is closed has nothing left to run it.
+        with contextlib.suppress(RuntimeError):
+            self.thread.get().submit(act)
 
     async def decode(self, response: httpx.Response, read: Callable[[], T]) -> T:
         return await asyncio.to_thread(read) if len(response.content) > LARGE_BODY_BYTES else read()

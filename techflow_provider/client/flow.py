@@ -27,6 +27,7 @@ from techflow_provider.client.errors import (
 )
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.parsing import LONGEST_QUOTE, DecodeError, charset_of, get_first, json_of, quote, shorten
+from techflow_provider.client.quota import quota_of
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.text import get_logger
@@ -103,6 +104,9 @@ class IO(Protocol):
         :raises StoreError: the operation raised it
         """
 
+    def abandon(self, act: Callable[[], object]) -> None:
+        """Run an operation on the state without waiting for it, since whoever would wait was cancelled."""
+
     async def decode(self, response: httpx.Response, read: Callable[[], T], /) -> T:
         """Read a response, where that may take a while."""
 
@@ -155,8 +159,7 @@ async def exchange(call: Call[T], context: FlowContext) -> T:
             if context.clock() + delay > deadline:
                 return await _result(call, outcome, sent, context)
             continue
-        if reservation.probe:
-            await context.io.use_state(partial(context.budget.settle, reservation))
+        await _report(outcome, reservation, context)
         idempotent = call.method in IDEMPOTENT_METHODS
         wait = context.retry.delay(outcome, sent - refused, context.random(), idempotent=idempotent)
         if wait is None or context.clock() + wait > deadline:
@@ -164,22 +167,56 @@ async def exchange(call: Call[T], context: FlowContext) -> T:
         await context.io.sleep(wait)
 
 
+async def _report(outcome: Outcome, reservation: Reservation, context: FlowContext) -> None:
+    """Let the budget know of a request that was not rejected, where that matters to it."""
+    if reservation.probe:
+        await context.io.use_state(partial(context.budget.settle, reservation))
+    quota = quota_of(outcome) if isinstance(outcome, httpx.Response) else None
+    if quota is not None:
+        await context.io.use_state(partial(context.budget.observe, quota, reservation))
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The slot that a request waits for, which is given back when the request isn't sent."""
+
+    budget: Budget
+    reservation: Reservation | None = None
+
+    def reserve(self, request_class: RequestClass, within_seconds: float) -> Reservation:
+        self.reservation = self.budget.reserve(request_class, within_seconds, self.reservation)
+        return self.reservation
+
+    def release(self) -> None:
+        if self.reservation is not None:
+            self.budget.release(self.reservation)
+
+
 async def _reserve(call: Call[T], deadline: float, context: FlowContext) -> Reservation | BudgetTimeoutError:
-    earlier: Reservation | None = None
-    latest = min(deadline, context.clock() + context.admission_seconds)
+    slot, result = _Slot(context.budget), None
+    try:
+        result = await _wait_for(slot, call, deadline, context)
+        return result
+    finally:
+        if result is None:
+            context.io.abandon(slot.release)
+
+
+async def _wait_for(
+    slot: _Slot, call: Call[T], deadline: float, context: FlowContext
+) -> Reservation | BudgetTimeoutError:
+    latest, reason = min(deadline, context.clock() + context.admission_seconds), None
     while True:
         left = max(0.0, latest - context.clock())
-        reservation = await context.io.use_state(partial(context.budget.reserve, call.request_class, left, earlier))
+        reservation = await context.io.use_state(partial(slot.reserve, call.request_class, left))
         if not reservation.granted:
             return BudgetTimeoutError(str(call), reservation.wait_seconds, left)
         if reservation.may_send:
             return reservation
-        if reservation.wait_seconds >= LOGGED_WAIT_SECONDS and (
-            earlier is None or earlier.reason != reservation.reason
-        ):
+        if reservation.wait_seconds >= LOGGED_WAIT_SECONDS and reservation.reason != reason:
             log.info("%s waits %.1f s for a slot: %s", call, reservation.wait_seconds, reservation.reason)
         await context.io.sleep(reservation.wait_seconds)
-        earlier = reservation
+        reason = reservation.reason
 
 
 def url_of(call: Call[T], settings: Settings) -> str:

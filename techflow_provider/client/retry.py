@@ -11,6 +11,7 @@ import httpx
 
 from techflow_provider.client.errors import ResponseSizeError, TransportError
 from techflow_provider.client.parsing import http_date
+from techflow_provider.client.quota import quota_of
 
 Outcome: TypeAlias = httpx.Response | TransportError
 
@@ -58,6 +59,8 @@ class RetryPolicy:
     def requested_seconds(self, response: httpx.Response) -> float | None:
         """Return the cool-down that a 429 asks for, within the bound, or None when it names none."""
         requested = retry_after_seconds(response)
+        if requested is None and (quota := quota_of(response)) is not None and quota.remaining < 1:
+            requested = quota.reset_seconds
         return None if requested is None else min(requested, self.max_retry_after_seconds)
 
 

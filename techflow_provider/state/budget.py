@@ -15,8 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetState, CoolDown, Reserve, Settle
+from techflow_provider.state.budget_state import (
+    BUDGET_TTL_SECONDS,
+    Adjustment,
+    BudgetState,
+    CoolDown,
+    Observe,
+    Release,
+    Reserve,
+    Settle,
+)
 from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
+from techflow_provider.state.learning import Quota, Rejection
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
@@ -60,6 +70,15 @@ class Budget(Protocol):
     def settle(self, reservation: Reservation) -> None:
         """Report that the server accepted a request that was sent as a probe, so that others may follow."""
 
+    def observe(self, quota: Quota, reservation: Reservation) -> None:
+        """Heed what a response states about the limit.
+
+        :param reservation: the reservation with which the request was sent
+        """
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back a slot that was waited for and is not used."""
+
     def snapshot(self) -> Snapshot:
         """Return the state of the budget; changes nothing."""
 
@@ -91,6 +110,16 @@ class _Tier:
         if discarded:
             log.warning("The rate budget in %s could not be read; it begins anew, exhausted", self.store.location)
         return result
+
+    def log_adjustment(self, adjustment: Adjustment) -> None:
+        """Report what was learned about the server's limiter."""
+        log.info(
+            "The rate budget now uses %.0f of %s requests a minute, in bursts of %.0f at most: %s",
+            self.policy.limit * adjustment.share,
+            self.requests_per_minute,
+            adjustment.burst,
+            adjustment.cause,
+        )
 
 
 class _TieredBudget:
@@ -136,7 +165,26 @@ class _TieredBudget:
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
         """Let no caller send for a while, because the server responded with 429, and return how long."""
-        return self._on_store(lambda tier, _: tier.update(self._key, CoolDown(tier.policy, seconds, reservation.epoch)))
+        rejection = Rejection(seconds, reservation.epoch, reservation.in_burst)
+        return self._adjust(lambda policy: CoolDown(policy, rejection)).cool_down_seconds
+
+    def observe(self, quota: Quota, reservation: Reservation) -> None:
+        """Heed what a response states about the limit."""
+        if reservation.usage is None or quota.adds_to(reservation.usage):
+            self._adjust(lambda policy: Observe(policy, quota))
+
+    def _adjust(self, change: Callable[[Policy], CoolDown | Observe]) -> Adjustment:
+        def act(tier: _Tier, _: bool) -> Adjustment:
+            adjustment = tier.update(self._key, change(tier.policy))
+            if adjustment.changed:
+                tier.log_adjustment(adjustment)
+            return adjustment
+
+        return self._on_store(act)
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back a slot that was waited for and is not used."""
+        self._on_store(lambda tier, _: tier.store.update(self._key, BUDGET_NAME, Release(tier.policy, reservation)))
 
     def settle(self, reservation: Reservation) -> None:
         """Report that the server accepted a request that was sent as a probe, so that others may follow."""

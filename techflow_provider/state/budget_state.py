@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from techflow_provider.state.gcra import (
@@ -19,9 +21,12 @@ from techflow_provider.state.gcra import (
     Reservation,
     ReservationRequest,
     cool_down,
+    observe,
+    release,
     reserve,
     settle,
 )
+from techflow_provider.state.learning import Cause, Learned, Quota, Rejection
 from techflow_provider.state.store import Entry, Write
 from techflow_provider.state.wire import build
 
@@ -30,7 +35,10 @@ HISTORY_SECONDS = 600
 SLICE_SECONDS = 10
 # A budget that nobody used for so long begins anew, exhausted, which costs the next request one interval.
 BUDGET_TTL_SECONDS = 7 * 24 * 3600.0
-FIELDS = tuple(GcraState.__dataclass_fields__)
+FIELDS = tuple(name for name in GcraState.__dataclass_fields__ if name not in ("learned", "released"))
+LEARNED_FIELDS = tuple(Learned.__dataclass_fields__)
+_fields, _items = attrgetter(*FIELDS), itemgetter(*FIELDS)
+_learned_fields, _learned_items = attrgetter(*LEARNED_FIELDS), itemgetter(*LEARNED_FIELDS)
 
 # A second, and how many commands and polls were sent in it; older ones are merged into slices around their middle.
 GrantCount = tuple[int, int, int]
@@ -50,19 +58,27 @@ class BudgetState:
 
     def to_text(self) -> str:
         """Return the text that a store keeps."""
-        fields: dict[str, object] = {name: getattr(self.gcra, name) for name in FIELDS}
-        return json.dumps({**fields, "grants": self.grants}, separators=(",", ":"))
+        learned = dict(zip(LEARNED_FIELDS, _learned_fields(self.gcra.learned), strict=True))
+        value: dict[str, object] = dict(zip(FIELDS, _fields(self.gcra), strict=True))
+        value |= {"learned": learned, "released": self.gcra.released, "grants": self.grants}
+        return json.dumps(value, separators=(",", ":"))
 
     @classmethod
     def read(cls, text: str) -> BudgetState | None:
-        """Read what a store keeps; None where it isn't a budget's state of finite numbers."""
+        """Read what a store keeps; None where it isn't a budget's state of numbers that it can have."""
         try:
             value = json.loads(text)
-            gcra, grants = [value[name] for name in FIELDS], value["grants"]
-            finite = all(type(each) in (int, float) and math.isfinite(each) for each in gcra)
-            return cls(GcraState(*map(float, gcra)), grants) if finite and isinstance(grants, str) else None
+            *kept, cause = _learned_items(value["learned"])
+            learned = Learned(*_numbers(kept), cause=Cause(cause))  # type: ignore[misc,arg-type]  # as many
+            numbers, released, grants = _numbers(_items(value)), tuple(_numbers(value["released"])), value["grants"]
+            gcra = GcraState(*numbers, learned=learned, released=released)  # type: ignore[misc,arg-type]  # as many
+            return cls(gcra, grants) if gcra.is_plausible() and isinstance(grants, str) else None
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
+
+    def to_write(self) -> Write:
+        """Return how a store keeps it."""
+        return Write(self.to_text(), BUDGET_TTL_SECONDS)
 
     @property
     def counts(self) -> list[GrantCount]:
@@ -72,6 +88,10 @@ class BudgetState:
             return [(int(at), int(commands), int(polls)) for at, commands, polls in parts]
         except ValueError:
             return []
+
+    def sent(self, now: float, seconds: float) -> int:
+        """Return how many requests were sent in the last seconds."""
+        return sum(each[1] + each[2] for each in self.counts if -1 <= now - each[0] < seconds)
 
     def with_grant(self, at: float, request_class: RequestClass) -> BudgetState:
         """Return the state with one more request sent."""
@@ -83,6 +103,16 @@ class BudgetState:
             return BudgetState(self.gcra, earlier + space + ":".join(map(str, _sum(present, grant))))
         merged = _compact([*self.counts, grant], second)
         return BudgetState(self.gcra, " ".join(":".join(map(str, each)) for each in merged))
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    """Return numbers as they are kept.
+
+    :raises ValueError: one isn't a finite number
+    """
+    if not (set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))):
+        raise ValueError("expected finite numbers")
+    return [*map(float, values)]
 
 
 def _compact(grants: list[GrantCount], now: int) -> list[GrantCount]:
@@ -128,28 +158,93 @@ class Reserve:
         state = BudgetState(gcra, state.grants)
         if reservation.may_send and self.request.request_class is not RequestClass.ADMISSION:
             state = state.with_grant(reservation.at, self.request.request_class)
-        return Write(state.to_text(), BUDGET_TTL_SECONDS), (reservation, discarded)
+            if gcra.learned.stated:
+                usage = gcra.usage(self.policy, state.sent(reservation.at, self.policy.minute_seconds))
+                reservation = replace(reservation, usage=usage)
+        return state.to_write(), (reservation, discarded)
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What a change made of what is known about the server's limiter.
+
+    :param changed: whether it was something else before
+    :param burst: the burst that is tried
+    :param share: the part of the limit that is used
+    :param cause: why it is less than configured
+    :param cool_down_seconds: what is left of the cool-down
+    """
+
+    changed: bool
+    burst: float
+    share: float
+    cause: Cause
+    cool_down_seconds: float
+
+    @classmethod
+    def between(cls, before: GcraState, after: GcraState, policy: Policy) -> Adjustment:
+        """Return how a state has changed."""
+        old, new = before.learned, after.learned
+        changed = (old.burst, old.plateau, old.cause) != (new.burst, new.plateau, new.cause)
+        left = max(0.0, after.cool_until - after.updated_at)
+        return cls(changed, new.burst, after.share(policy), new.cause, left)
 
 
 @dataclass(frozen=True, slots=True)
 class CoolDown:
-    """Begin or extend a cool-down; the result is its remaining seconds, and whether a state was discarded.
+    """Begin or extend a cool-down and learn from the 429; results in an adjustment, and whether a state was discarded.
 
     :param policy: the budget's parameters
-    :param seconds: what the server asked for
-    :param epoch: the epoch of the rejected request's slot
+    :param rejection: the 429
     """
 
     policy: Policy
-    seconds: float | None
-    epoch: float
+    rejection: Rejection
 
-    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[float, bool]]:
+    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Adjustment, bool]]:
         """Return what to write and the result."""
         state, discarded = _begin(entry, self.policy, now)
-        gcra = cool_down(state.gcra, self.policy, self.seconds, self.epoch, now)
-        write = Write(BudgetState(gcra, state.grants).to_text(), BUDGET_TTL_SECONDS)
-        return write, (gcra.cool_until - gcra.updated_at, discarded)
+        gcra = cool_down(state.gcra, self.policy, self.rejection, partial(state.sent, now), now)
+        adjustment = Adjustment.between(state.gcra, gcra, self.policy)
+        return BudgetState(gcra, state.grants).to_write(), (adjustment, discarded)
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Heed what a response states; results in an adjustment, and whether a state was discarded.
+
+    :param policy: the budget's parameters
+    :param quota: what the response states
+    """
+
+    policy: Policy
+    quota: Quota
+
+    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Adjustment, bool]]:
+        """Return what to write and the result."""
+        state, discarded = _begin(entry, self.policy, now)
+        gcra = observe(state.gcra, self.policy, self.quota, state.sent(now, self.policy.minute_seconds), now)
+        adjustment = Adjustment.between(state.gcra, gcra, self.policy)
+        return BudgetState(gcra, state.grants).to_write(), (adjustment, discarded)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give back a slot that is held.
+
+    :param policy: the budget's parameters
+    :param reservation: the reservation that holds it
+    """
+
+    policy: Policy
+    reservation: Reservation
+
+    def __call__(self, entry: Entry | None, _: float) -> tuple[Write | None, None]:
+        """Return what to write."""
+        state = None if entry is None else BudgetState.read(entry.value)
+        if state is None:
+            return None, None
+        return BudgetState(release(state.gcra, self.policy, self.reservation), state.grants).to_write(), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +261,16 @@ class Settle:
         state = None if entry is None else BudgetState.read(entry.value)
         if state is None or state.gcra.epoch != self.epoch:
             return None, None
-        settled = BudgetState(settle(state.gcra, self.epoch), state.grants)
-        return Write(settled.to_text(), BUDGET_TTL_SECONDS), None
+        return BudgetState(settle(state.gcra, self.epoch), state.grants).to_write(), None
 
 
-BudgetChange = Reserve | CoolDown | Settle
+BudgetChange = Reserve | CoolDown | Observe | Release | Settle
 # Each change with the type of its result, beside which it says whether a state was discarded; None: it has no result.
 CHANGES: Mapping[str, tuple[type[BudgetChange], type | None]] = {
     "Reserve": (Reserve, Reservation),
-    "CoolDown": (CoolDown, float),
+    "CoolDown": (CoolDown, Adjustment),
+    "Observe": (Observe, Adjustment),
+    "Release": (Release, None),
     "Settle": (Settle, None),
 }
 

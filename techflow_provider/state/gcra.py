@@ -1,19 +1,25 @@
 """The rate limit of one API key as pure arithmetic: a GCRA for two classes of requests, with a cool-down after a 429.
 
-The theoretical arrival time (tat) says when the bucket would be full again if nothing more were sent. Commands queue
-for slots in the order in which they ask. Polls don't queue: they take a slot that is free now and leave half of the
-burst to commands, or learn when to ask again. Once the polls' last slot is a share's interval ago, the next poll goes
-first and pushes back the slots that commands hold. After a 429 nothing is sent until the cool-down is over, and every
-slot that is held is void. Then a single request goes as a probe; the others follow once the server accepts it.
+The theoretical arrival time (tat) says when the next request is due at the steady rate. Tokens let further ones go at
+once, and an idle time brings them back. Callers that ask all the time have no use for tokens: once the last one is a
+window ago, the rate is as fast as a burst of one allows. Commands queue for slots in the order in which they ask. Polls
+don't queue: they take a slot that is free now and leave half of the burst to commands, or learn when to ask again. Once
+the polls' last slot is a share's interval ago, the next poll goes first and pushes back the slots that commands hold.
+After a 429 nothing is sent until the cool-down is over, and every slot that is held is void. Then a single request goes
+as a probe; the others follow one by one once the server accepts it.
 
-`gcra.lua` implements `reserve`, `cool_down` and `settle` for Redis, and a test compares the two.
+`gcra.lua` implements `reserve` for Redis, and a test compares the two.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import attrgetter
+
+from techflow_provider.state.learning import WINDOW_INTERVALS, Cause, FullWindow, Learned, Quota, Rejection, Usage
 
 MINUTE_SECONDS = 60.0
 # How much later than its slot a request may reach the server without a window ever holding more than the limit.
@@ -24,7 +30,7 @@ LATE_SECONDS = 1.0
 POLL_SHARE = 0.2
 # Without a Retry-After: the first cool-down and the longest one; and the least that even a Retry-After of 0 brings. The
 # longest one sends six requests a minute to a server that rejects all, and callers notice soon that it has recovered.
-COOL_DOWNS = FIRST_COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS, SHORTEST_COOL_DOWN_SECONDS = 5.0, 10.0, 1.0
+COOL_DOWNS = FIRST_COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS, SHORTEST_COOL_DOWN_SECONDS = 3.0, 12.0, 1.0
 PROBE_SECONDS = 30.0
 # Covers rounding, and a window that includes both its ends.
 MARGIN_SECONDS = 0.001
@@ -32,7 +38,14 @@ MARGIN_SECONDS = 0.001
 SHORTEST_WAIT_SECONDS = 0.001
 # A clock that is this many times the lateness ahead was set; less may be a slow store or a busy host.
 JUMPS = 3
-MOVING_FIELDS = ("tat", "admission_tat", "pushed_at", "polled_at", "cool_until", "probe_until")
+MOVING_FIELDS = ("tat", "tokens_at", "admission_tat", "pushed_at", "polled_at", "cool_until", "probe_until")
+_times = attrgetter(*MOVING_FIELDS, "epoch")
+# No time lies further from the last use of a budget than this.
+LONGEST_SECONDS = 30 * 24 * 3600.0
+# As many slots that were given back are kept for others.
+MOST_RELEASED = 1000
+# Sums of intervals are off by a little.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,62 +60,72 @@ class Rate:
     interval_seconds: float
 
     @classmethod
-    def within(cls, limit: int, period_seconds: float, burst: int, jitter_seconds: float = JITTER_SECONDS) -> Rate:
+    def within(cls, limit: float, period_seconds: float, burst: float, jitter_seconds: float = JITTER_SECONDS) -> Rate:
         """Return the fastest rate that never exceeds `limit` requests in any window of `period_seconds`.
 
         The burst is cut so that at least half of the limit is left to the steady rate.
         """
-        kept = max(1, min(burst, limit // 2))
-        return cls(kept, (period_seconds + jitter_seconds + MARGIN_SECONDS) / max(limit - kept, 1))
-
-    def tolerance(self, burst: int | None = None) -> float:
-        """Return how long before its theoretical arrival time a request may be sent."""
-        return ((self.burst if burst is None else burst) - 1) * self.interval_seconds
-
-    @property
-    def polls_burst(self) -> int:
-        """The part of the burst that polls may use up."""
-        return (self.burst + 1) // 2
+        kept = max(1, int(min(burst, limit // 2)))
+        return cls(kept, (period_seconds + jitter_seconds + MARGIN_SECONDS) / max(limit - kept, min(1.0, limit)))
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The parameters of a budget.
 
-    :param rate: burst and steady rate
-    :param poll_share: the part of the rate that polls get even when commands want it all
+    :param limit: requests in any minute
+    :param burst: requests that may be sent at once after an idle time, at most
+    :param minute_seconds: the length of a minute
+    :param jitter_seconds: how much later than its slot a request may reach the server
     :param late_seconds: a caller that wakes up later than this after its slot has missed it
     :param first_cool_down_seconds: cool-down after a first 429 without a Retry-After; each rejected probe doubles it
     :param longest_cool_down_seconds: bound of that growth
     :param shortest_cool_down_seconds: cool-down that even a Retry-After of 0 brings
     :param probe_seconds: time after which a probe without a response is given up
+    :param poll_share: the part of the rate that polls get even when commands want it all
     """
 
-    rate: Rate
-    poll_share: float = POLL_SHARE
+    limit: int
+    burst: int
+    minute_seconds: float = MINUTE_SECONDS
+    jitter_seconds: float = JITTER_SECONDS
     late_seconds: float = LATE_SECONDS
     first_cool_down_seconds: float = FIRST_COOL_DOWN_SECONDS
     longest_cool_down_seconds: float = LONGEST_COOL_DOWN_SECONDS
     shortest_cool_down_seconds: float = SHORTEST_COOL_DOWN_SECONDS
     probe_seconds: float = PROBE_SECONDS
+    poll_share: float = POLL_SHARE
+
+    def __post_init__(self) -> None:
+        """Check the parameters, which may come from another process.
+
+        :raises ValueError: one can't be right
+        """
+        numbers = (self.minute_seconds, self.jitter_seconds, self.late_seconds, self.poll_share)
+        if not (min(self.limit, self.burst) >= 1 and min(numbers) > 0 and max(numbers) < math.inf):
+            raise ValueError(f"expected positive numbers, got {self}")
 
     @classmethod
     def of(cls, requests_per_minute: int, burst: int, minute_seconds: float = MINUTE_SECONDS) -> Policy:
         """Return the policy for a limit; a shorter minute scales every other time with it."""
         scale = minute_seconds / MINUTE_SECONDS
-        rate = Rate.within(requests_per_minute, minute_seconds, burst, JITTER_SECONDS * scale)
-        first, longest, shortest = (each * scale for each in COOL_DOWNS)
-        return cls(rate, POLL_SHARE, LATE_SECONDS * scale, first, longest, shortest, PROBE_SECONDS * scale)
+        times = (JITTER_SECONDS, LATE_SECONDS, *COOL_DOWNS, PROBE_SECONDS)
+        kept = Rate.within(requests_per_minute, minute_seconds, burst).burst
+        return cls(requests_per_minute, kept, minute_seconds, *map(scale.__mul__, times))
 
     @property
-    def poll_interval_seconds(self) -> float:
-        """Time after which a poll goes before commands."""
-        return self.rate.interval_seconds / self.poll_share
+    def rate(self) -> Rate:
+        """The rate when a whole burst may be sent now and then, and the server accepts all of it."""
+        return self.rate_of(self.burst)
 
     @property
-    def exhausted_seconds(self) -> float:
-        """How far ahead the theoretical arrival time of an exhausted bucket lies."""
-        return self.rate.tolerance() + self.rate.interval_seconds
+    def window_seconds(self) -> float:
+        """The time in which no more requests get a slot than the limit allows."""
+        return self.minute_seconds + self.jitter_seconds + MARGIN_SECONDS
+
+    def rate_of(self, burst: float, share: float = 1.0) -> Rate:
+        """Return the rate that a burst leaves of a share of the limit."""
+        return Rate.within(self.limit * share, self.minute_seconds, min(burst, self.burst), self.jitter_seconds)
 
 
 class RequestClass(StrEnum):
@@ -130,7 +153,9 @@ class GcraState:
     """What is kept for one API key; all times are on the clock of the store that keeps it.
 
     :param updated_at: when it was last used
-    :param tat: theoretical arrival time of requests
+    :param tat: theoretical arrival time: when the next request is due at the steady rate
+    :param tokens: requests that may be sent before that
+    :param tokens_at: when there last were any
     :param admission_tat: theoretical arrival time of admissions
     :param pushback_seconds: by how much polls that went first have pushed back the slots of commands, in total
     :param pushed_at: when the last of them did
@@ -139,10 +164,14 @@ class GcraState:
     :param probe_until: until when the response to a probe is waited for
     :param consecutive_429: 429s in a row; after a cool-down, each probe counts once
     :param epoch: changes when all slots that are held become void
+    :param learned: what was learned about the server's limiter
+    :param released: slots that were given back, less the pushback at that time
     """
 
     updated_at: float
     tat: float
+    tokens: float
+    tokens_at: float
     admission_tat: float
     pushback_seconds: float
     pushed_at: float
@@ -151,17 +180,61 @@ class GcraState:
     probe_until: float
     consecutive_429: float
     epoch: float
+    learned: Learned
+    released: tuple[float, ...] = ()
 
     @classmethod
     def empty(cls, policy: Policy, now: float) -> GcraState:
         """Return an exhausted bucket: what was sent before is unknown."""
-        polled_at = now - policy.poll_interval_seconds
-        return cls(now, now + policy.exhausted_seconds, now, 0.0, now, polled_at, now, now, 0.0, now)
+        interval = policy.rate_of(1).interval_seconds
+        polled_at, learned = now - interval / policy.poll_share, Learned.nothing(now, 1.0)
+        return cls(now, now + interval, 0.0, now, now, 0.0, now, polled_at, now, now, 0.0, now, learned)
 
     @classmethod
     def full(cls, policy: Policy, now: float) -> GcraState:
         """Return a bucket from which a whole burst may be sent."""
-        return replace(cls.empty(policy, now), tat=now)
+        burst = float(policy.burst)
+        return replace(cls.empty(policy, now), tat=now, tokens=burst - 1, learned=Learned.nothing(now, burst))
+
+    def is_plausible(self) -> bool:
+        """Whether a budget can have come to these numbers; others might block it for years."""
+        learned, times = self.learned, (*_times(self), *self.learned.times)
+        return (
+            max(times) - LONGEST_SECONDS <= self.updated_at <= min(times) + LONGEST_SECONDS
+            and 0 <= self.tokens <= learned.burst
+            and 0 < learned.plateau <= 1 <= learned.burst
+            and min(self.consecutive_429, learned.reductions, learned.quota_interval, learned.stated) >= 0
+        )
+
+    def share(self, policy: Policy) -> float:
+        """Return the part of the limit to use."""
+        return self.learned.share(self.updated_at, policy.minute_seconds)
+
+    def rate(self, policy: Policy) -> Rate:
+        """Return the present rate; no window holds both what is sent at the faster one and a request with a token."""
+        steady = self.tokens == 0 and self.updated_at - self.tokens_at >= policy.window_seconds
+        return policy.rate_of(1 if steady else self.learned.burst, self.share(policy))
+
+    def interval_after(self, policy: Policy, due: float) -> float:
+        """Return the time from a slot to the next one."""
+        interval = self.rate(policy).interval_seconds
+        return max(interval, self.learned.quota_interval) if due < self.learned.quota_until else interval
+
+    def reserved(self, policy: Policy) -> int:
+        """Return how much of the burst polls leave to commands; a burst that can grow is given the time to."""
+        return int(min(policy.burst, self.learned.burst + (self.updated_at >= self.learned.burst_until))) // 2
+
+    def free(self, policy: Policy) -> int:
+        """Return how many commands may be sent now, after a 429 aside."""
+        state = _refilled(self, policy)
+        return int(state.tokens) + (state.tat <= state.updated_at)
+
+    def usage(self, policy: Policy, sent: float) -> Usage:
+        """Return what is used at present, to compare it with what a response states."""
+        interval = self.interval_after(policy, self.updated_at)
+        share, learned = self.share(policy), self.learned
+        others = policy.limit * (1 - share) if learned.cause is Cause.OTHERS else 0.0
+        return Usage(policy.limit, policy.minute_seconds, share, interval, sent, learned.stated, others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +250,8 @@ class Reservation:
     :param at: the budget's clock when it was made
     :param pushback_seconds: the state's value then
     :param epoch: the state's epoch then
+    :param in_burst: whether it is earlier than the steady rate allows
+    :param usage: what the budget uses, when the request may be sent
     """
 
     wait_seconds: float
@@ -188,6 +263,8 @@ class Reservation:
     at: float = 0.0
     pushback_seconds: float = 0.0
     epoch: float = 0.0
+    in_burst: bool = False
+    usage: Usage | None = None
 
     @property
     def may_send(self) -> bool:
@@ -217,28 +294,88 @@ def reserve(state: GcraState, policy: Policy, request: ReservationRequest, now: 
     """Return the slot that the caller holds already, or else take the next one if it lies within the caller's time."""
     state = _at_time(state, policy, now, request.expected)
     if request.assume_spent:
-        state = replace(state, tat=max(state.tat, state.updated_at + policy.exhausted_seconds))
+        tat = max(state.tat, state.updated_at + state.rate(policy).interval_seconds)
+        state = replace(state, tat=tat, tokens=0.0, tokens_at=state.updated_at)
     due = _held_slot(state, policy, request)
     if due is None:
         return _next_slot(state, policy, request)
     return state, _reservation(state, request, due, Reason.LIMIT)
 
 
-def cool_down(state: GcraState, policy: Policy, seconds: float | None, epoch: float, now: float) -> GcraState:
+def release(state: GcraState, policy: Policy, reservation: Reservation) -> GcraState:
+    """Give back a slot that is held and not used, so that the next command may take it."""
+    if not (reservation.held and reservation.granted) or reservation.epoch != state.epoch:
+        return state
+    if reservation.probe:
+        return replace(state, probe_until=state.updated_at)
+    slot = reservation.due - reservation.pushback_seconds
+    slots = sorted(each for each in (*state.released, slot) if each + state.pushback_seconds > state.updated_at)
+    tat, interval = state.tat, state.rate(policy).interval_seconds
+    # The last slot has none within an interval after it.
+    while slots and tat - slots[-1] - state.pushback_seconds < 1.5 * interval:
+        tat = slots.pop() + state.pushback_seconds
+    return replace(state, tat=tat, released=tuple(slots[-MOST_RELEASED:]))
+
+
+def cool_down(
+    state: GcraState, policy: Policy, rejection: Rejection, sent: Callable[[float], int], now: float
+) -> GcraState:
     """Begin a cool-down after a 429, or extend the present one; the longest of several counts.
 
-    :param seconds: what the server asked for; without it, and when a probe is rejected, the cool-down grows
-    :param epoch: the epoch of the request's slot; a 429 for one from before the present cool-down doesn't count again
+    A 429 for a request from before the present cool-down doesn't count again.
+
+    :param sent: returns the number of requests sent in the last seconds
     """
     state = _at_time(state, policy, now)
-    now, requested = state.updated_at, seconds or 0.0
-    if state.consecutive_429 and (now < state.cool_until or epoch < state.epoch):
-        return replace(state, cool_until=max(state.cool_until, now + requested))
-    consecutive = state.consecutive_429 + 1
-    doublings = consecutive - (1 if seconds is None else 2)
+    now, requested = state.updated_at, rejection.seconds or 0.0
+    if state.consecutive_429 and (now < state.cool_until or rejection.epoch < state.epoch):
+        learned = _smaller_burst(state, policy, rejection) or state.learned
+        return replace(state, cool_until=max(state.cool_until, now + requested), learned=learned)
+    state = replace(state, learned=_learn(state, policy, rejection, sent), consecutive_429=state.consecutive_429 + 1)
+    # A server that objects again soon has more to forget than it says.
+    doublings = state.consecutive_429 + max(0.0, state.learned.reductions - 1) - (1 if rejection.seconds is None else 2)
     grown = policy.first_cool_down_seconds * 2.0 ** min(doublings, 16) if doublings >= 0 else 0.0
     length = max(requested, policy.shortest_cool_down_seconds, min(grown, policy.longest_cool_down_seconds))
-    return replace(_voided(state, policy), cool_until=now + length, probe_until=now, consecutive_429=consecutive)
+    state, cool_until = _voided(state, policy), now + length
+    tat = max(state.tat, cool_until)
+    return replace(state, tat=tat, tokens=0.0, cool_until=cool_until, probe_until=now)
+
+
+def _smaller_burst(state: GcraState, policy: Policy, rejection: Rejection) -> Learned | None:
+    """Return what a 429 for a request of a burst shows, or for one beside it; None for another request."""
+    learned, age = state.learned, state.updated_at - state.tokens_at
+    if not rejection.in_burst and (learned.burst == 1 or age > policy.late_seconds + policy.jitter_seconds):
+        return None
+    return learned.with_burst(learned.burst - 1, state.updated_at, policy.minute_seconds)
+
+
+def _learn(state: GcraState, policy: Policy, rejection: Rejection, sent: Callable[[float], int]) -> Learned:
+    """Return what a 429 shows: that the burst is too large, or else that less of the limit is left than assumed."""
+    learned, now, minute = state.learned, state.updated_at, policy.minute_seconds
+    if state.consecutive_429:
+        return learned
+    if (smaller := _smaller_burst(state, policy, rejection)) is not None:
+        return smaller
+    if learned.burst > 1 and now - state.tokens_at < policy.window_seconds:
+        return learned.with_burst(1.0, now, minute)
+    elapsed = minute - (rejection.seconds or 0.0)
+    full = 0 < elapsed < minute - WINDOW_INTERVALS * state.rate(policy).interval_seconds
+    window = FullWindow(sent(elapsed) / policy.limit, elapsed) if full else None
+    return learned.reduced(sent(minute) / policy.limit, window, now, minute)
+
+
+def observe(state: GcraState, policy: Policy, quota: Quota, sent: float, now: float) -> GcraState:
+    """Heed what a response states about the limit; slots that come too early for that are void.
+
+    :param sent: requests of the last minute
+    """
+    state = _at_time(state, policy, now)
+    learned = state.learned.after(quota, state.usage(policy, sent), state.updated_at)
+    shortened = learned.quota_until > max(state.learned.quota_until, state.updated_at)
+    state = replace(state, learned=learned)
+    if not shortened:
+        return state
+    return replace(_voided(state, policy), tat=state.updated_at + learned.quota_interval, tokens=0.0)
 
 
 def settle(state: GcraState, epoch: float) -> GcraState:
@@ -255,15 +392,15 @@ def _at_time(state: GcraState, policy: Policy, now: float, expected: float | Non
         return replace(state, updated_at=now)
     by = now - (expected if expected is not None and now >= state.updated_at else state.updated_at)
     moved = {field: getattr(state, field) + by for field in MOVING_FIELDS}
-    return _voided(replace(state, updated_at=now, **moved), policy)
+    return _voided(replace(state, updated_at=now, learned=state.learned.moved(by), **moved), policy)
 
 
 def _voided(state: GcraState, policy: Policy) -> GcraState:
     """Return the state without the slots that are held and not used yet."""
-    tat = min(state.tat, state.updated_at + policy.exhausted_seconds)
+    tat = min(state.tat, state.updated_at + state.rate(policy).interval_seconds)
     # An epoch is a time on the store's clock, so it differs from those of every other state.
     epoch = max(state.updated_at, state.epoch + 1e-6)
-    return replace(state, tat=tat, admission_tat=min(state.admission_tat, tat), epoch=epoch)
+    return replace(state, tat=tat, admission_tat=min(state.admission_tat, tat), epoch=epoch, released=())
 
 
 def _held_slot(state: GcraState, policy: Policy, request: ReservationRequest) -> float | None:
@@ -271,11 +408,12 @@ def _held_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
     earlier = request.earlier
     if earlier is None or not (earlier.held and earlier.granted) or earlier.epoch != state.epoch:
         return None
-    due, interval = earlier.due, policy.rate.interval_seconds
+    due = earlier.due
     pushed = state.pushback_seconds - earlier.pushback_seconds if request.request_class is RequestClass.COMMAND else 0.0
     if pushed > 0:
         due += pushed
         # The last poll that went first came when this slot was due already, and did not push it.
+        interval = state.rate(policy).interval_seconds
         due -= interval if state.pushed_at >= due - interval else 0.0
     return due if state.updated_at - due <= policy.late_seconds else None
 
@@ -296,25 +434,62 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
         return state, _reservation(state, request, due, Reason.LIMIT)
     if probe:
         after = replace(after, probe_until=now + policy.probe_seconds)
-    return after, _reservation(after, request, due, Reason.LIMIT, probe=probe)
+    in_burst = after.tokens < state.tokens
+    return after, _reservation(after, request, due, Reason.LIMIT, probe=probe, in_burst=in_burst)
 
 
 def _place(state: GcraState, policy: Policy, request_class: RequestClass) -> tuple[float, GcraState | None]:
     """Return when the next slot is and the state once it is taken; or when to ask again, and None."""
-    rate, now = policy.rate, state.updated_at
     if request_class is RequestClass.ADMISSION:
-        return max(now, state.admission_tat - rate.tolerance()), _admitted(state, policy)
-    due = max(now, state.tat - rate.tolerance())
-    taken = replace(state, tat=max(now, state.tat) + rate.interval_seconds)
-    return (due, taken) if request_class is RequestClass.COMMAND else _place_poll(state, policy, due, taken)
+        ahead = (policy.burst - 1) * state.rate(policy).interval_seconds
+        due = max(state.updated_at, state.admission_tat - ahead)
+        return due, _admitted(state, policy)
+    state = _refilled(state, policy)
+    if request_class is RequestClass.POLL:
+        return _place_poll(state, policy)
+    if state.released and state.updated_at < state.tat:
+        left = [each for each in state.released if each + state.pushback_seconds >= state.updated_at]
+        if left:
+            return left[0] + state.pushback_seconds, replace(state, released=tuple(left[1:]))
+    return _place_command(state, policy)
 
 
-def _place_poll(state: GcraState, policy: Policy, due: float, taken: GcraState) -> tuple[float, GcraState | None]:
-    interval, now = policy.rate.interval_seconds, state.updated_at
-    free = state.tat - policy.rate.tolerance(policy.rate.polls_burst)
-    turn = state.polled_at + policy.poll_interval_seconds
+def _refilled(state: GcraState, policy: Policy) -> GcraState:
+    """Return the state with the tokens of an idle time, once the request that asks has taken its turn.
+
+    The burst grows when it was used up before and the idle time is long enough for one more.
+    """
+    now, learned = state.updated_at, state.learned
+    gained = math.floor((now - state.tat) / state.rate(policy).interval_seconds + ROUNDING)
+    if gained < 1:
+        return state
+    grows = (
+        state.tokens == 0 and learned.burst <= gained and learned.burst < policy.burst and now >= learned.burst_until
+    )
+    burst = min(learned.burst + grows, float(policy.burst))
+    tokens = min(burst - 1, state.tokens + gained)
+    tokens_at = now if tokens > 0 else state.tokens_at
+    return replace(state, tokens=tokens, tokens_at=tokens_at, learned=replace(learned, burst=burst))
+
+
+def _place_command(state: GcraState, policy: Policy) -> tuple[float, GcraState]:
+    """Return when the next slot is and the state once it is taken, with a token if the steady rate doesn't allow it."""
+    now = state.updated_at
+    if state.tokens > 0:
+        state = replace(state, tokens_at=now)
+        if state.tat > now:
+            return now, replace(state, tokens=state.tokens - 1)
+    due = max(now, state.tat)
+    return due, replace(state, tat=due + state.interval_after(policy, due))
+
+
+def _place_poll(state: GcraState, policy: Policy) -> tuple[float, GcraState | None]:
+    now, interval, reserved = state.updated_at, state.interval_after(policy, state.updated_at), state.reserved(policy)
+    free = now if state.tokens > reserved else state.tat + (reserved - state.tokens) * interval
+    turn = state.polled_at + interval / policy.poll_share
     if min(free, turn) > now:
         return min(free, turn), None
+    due, taken = _place_command(state, policy)
     if due > now:
         # The poll takes the next slot that is held, and all callers that hold one move up by one.
         due -= math.floor((due - now) / interval) * interval
@@ -325,7 +500,7 @@ def _place_poll(state: GcraState, policy: Policy, due: float, taken: GcraState) 
 
 
 def _admitted(state: GcraState, policy: Policy) -> GcraState:
-    admission_tat = max(state.updated_at, state.admission_tat) + policy.rate.interval_seconds
+    admission_tat = max(state.updated_at, state.admission_tat) + state.rate(policy).interval_seconds
     return replace(state, admission_tat=admission_tat)
 
 
@@ -337,6 +512,7 @@ def _reservation(
     *,
     held: bool = True,
     probe: bool = False,
+    in_burst: bool = False,
 ) -> Reservation:
     wait = due - state.updated_at
     wait = 0.0 if wait <= 0 else max(wait, SHORTEST_WAIT_SECONDS)
@@ -350,4 +526,5 @@ def _reservation(
         at=state.updated_at,
         pushback_seconds=state.pushback_seconds,
         epoch=state.epoch,
+        in_burst=in_burst,
     )

@@ -1,8 +1,8 @@
 """The store in Redis or Valkey: one server, one that Sentinels watch, or a cluster; timed by the server's clock.
 
-The changes to a rate budget run as a script (`gcra.lua`) on the server, so that callers that never wait can't shut each
-other out. The server's clock can be set: when it steps back, or ahead of what a caller's own clock proves, a budget
-moves along with it, and slots that were held are void. The redis package is imported with the first operation.
+A reservation in a rate budget runs as a script (`gcra.lua`) on the server, so that callers that never wait can't shut
+each other out. The server's clock can be set: when it steps back, or ahead of what a caller's own clock proves, a
+budget moves along with it, and slots that were held are void. The redis package is imported with the first operation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar, cast
 
-from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, BudgetChange, change_to_dict, read_result
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Reserve, change_to_dict, read_result
 from techflow_provider.state.optimistic import (
     CLOCK_TOLERANCE_SECONDS,
     LostReplyError,
@@ -75,7 +75,7 @@ class RedisStore(OptimisticStore):
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
-        if not isinstance(change, BudgetChange):
+        if not isinstance(change, Reserve):
             return super().update(namespace, name, change)
         now = json.dumps(None if self._clock is None else self._clock())
         settings = (name, now, str(BUDGET_TTL_SECONDS), json.dumps(change_to_dict(change)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from techflow_provider.state.budget_state import HISTORY_SECONDS, SLICE_SECONDS, BudgetState, GrantCount
 from techflow_provider.state.gcra import MINUTE_SECONDS, Policy, RequestClass, ReservationRequest, reserve
+from techflow_provider.state.learning import Cause
 
 # Sums of intervals are off by a little.
 ROUNDING = 1e-6
@@ -30,7 +31,7 @@ class Snapshot:
     """A budget at one moment.
 
     :param requests_per_minute: the limit that it enforces
-    :param burst: requests that may be sent at once after an idle time
+    :param burst: requests that may be sent at once after an idle time, after what was learned
     :param used: requests that were sent in the last minute, by class
     :param free: commands that could be sent right now
     :param next_slot_seconds: how long the next request of each class would have to wait
@@ -39,6 +40,9 @@ class Snapshot:
     :param history: the last ten minutes, oldest slice first
     :param store: where the budget is kept
     :param shared: False while the store can't be used and a share of the limit is used without it
+    :param uses_per_minute: the part of the limit that is used, after what was learned
+    :param cause: why that or the burst is less than configured
+    :param stated_per_minute: the limit that responses state; 0: none
     """
 
     requests_per_minute: int
@@ -51,6 +55,9 @@ class Snapshot:
     history: tuple[Slice, ...]
     store: str
     shared: bool
+    uses_per_minute: int = 0
+    cause: Cause = Cause.NONE
+    stated_per_minute: float = 0.0
 
     @property
     def outlook(self) -> str:
@@ -67,19 +74,22 @@ def snapshot_of(
     state: BudgetState, policy: Policy, now: float, *, requests_per_minute: int, store: str, shared: bool
 ) -> Snapshot:
     """Return what a budget's state means under a policy."""
-    gcra, interval = state.gcra, policy.rate.interval_seconds
+    gcra = replace(state.gcra, updated_at=max(now, state.gcra.updated_at))
     requests = (ReservationRequest(each) for each in (RequestClass.COMMAND, RequestClass.POLL))
     waits = {each.request_class: reserve(gcra, policy, each, now)[1].wait_seconds for each in requests}
-    behind = gcra.tat - policy.rate.tolerance() - now
     open_now = waits[RequestClass.COMMAND] <= 0 and gcra.consecutive_429 == 0
+    interval = gcra.rate(policy).interval_seconds
     return Snapshot(
         requests_per_minute=requests_per_minute,
-        burst=policy.rate.burst,
+        uses_per_minute=max(1, round(policy.limit * gcra.share(policy))),
+        burst=int(min(gcra.learned.burst, policy.burst)),
+        cause=gcra.learned.cause_at(gcra.updated_at, gcra.share(policy)),
+        stated_per_minute=gcra.learned.stated,
         used=_count([grant for grant in state.counts if -1 <= now - grant[0] < MINUTE_SECONDS]),
-        free=min(policy.rate.burst, math.floor(-behind / interval + ROUNDING) + 1) if open_now else 0,
+        free=gcra.free(policy) if open_now else 0,
         next_slot_seconds=waits,
         cooldown_seconds=max(0.0, gcra.cool_until - now),
-        waiting=max(0, math.ceil(behind / interval - ROUNDING) - 1),
+        waiting=max(0, math.ceil((gcra.tat - now) / interval - ROUNDING) - 1 - len(gcra.released)),
         history=_history(state, now),
         store=store,
         shared=shared,

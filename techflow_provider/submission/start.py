@@ -118,6 +118,7 @@ class _RecordingIO:
     def __init__(self, attempt: Attempt) -> None:
         context, submitter, self._attempt = attempt.context, attempt.submitter, attempt
         self.sleep, self.use_state, self.decode = context.io.sleep, context.io.use_state, context.io.decode
+        self.abandon = context.io.abandon
         self.is_recorded = False
         self.record = AttemptRecord(
             attempt.workflow_id,

@@ -118,7 +118,8 @@ def context_of(run_id: str, try_number: int) -> Any:
         xcom_push=lambda **_: None,
     )
     run = SimpleNamespace(start_date=datetime(2026, 1, 1, tzinfo=UTC), run_id=run_id, dag_id="cost")
-    return {"ti": ti, "task_instance": ti, "dag_run": run, "run_id": run_id}
+    task = SimpleNamespace(do_xcom_push=True)
+    return {"ti": ti, "task_instance": ti, "task": task, "dag_run": run, "run_id": run_id}
 
 
 def execute(

@@ -11,9 +11,11 @@ import pytest
 
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.budget_state import (
-    FIELDS,
+    BudgetChange,
     BudgetState,
     CoolDown,
+    Observe,
+    Release,
     Reserve,
     Settle,
     change_to_dict,
@@ -22,6 +24,7 @@ from techflow_provider.state.budget_state import (
     result_to_dict,
 )
 from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
+from techflow_provider.state.learning import Quota, Rejection
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import BUDGET_NAME, Write, read_only
@@ -72,7 +75,8 @@ class TestValue:
         budget = SharedBudget(each_store, key, clock=clock)
         assert budget.snapshot().free == 0
         waits = [budget.reserve(COMMAND, 1e9).wait_seconds for _ in range(2)]
-        assert waits == pytest.approx([POLICY.rate.interval_seconds, 2 * POLICY.rate.interval_seconds])
+        interval = POLICY.rate_of(1).interval_seconds
+        assert waits == pytest.approx([interval, 2 * interval])
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "could not be read" in caplog.text
         assert kept(each_store, key) is not None
@@ -148,10 +152,13 @@ class TestEachStore:
         reservation: Reservation = store.update(key, BUDGET_NAME, change)[0]
         return reservation
 
-    def test_a_whole_burst_may_be_sent_after_an_idle_time_but_not_at_the_beginning(self, each_store, key, clock):
+    def test_a_burst_grows_by_one_with_each_idle_time_after_it_was_used_up(self, each_store, key, clock):
         assert self.reserve(each_store, key).wait_seconds > 0
-        clock.advance(60)
-        assert [self.reserve(each_store, key).may_send for _ in range(8)] == [True] * 6 + [False] * 2
+        bursts = []
+        for _ in range(7):
+            clock.advance(60)
+            bursts.append(sum(self.reserve(each_store, key, within_seconds=0.0).granted for _ in range(10)))
+        assert bursts == [2, 3, 4, 5, 6, 6, 6]
 
     def test_budgets_of_different_keys_are_independent(self, each_store, key):
         first = self.reserve(each_store, key)
@@ -166,12 +173,14 @@ class TestEachStore:
         clock.advance(step)
         reservations = [self.reserve(each_store, key, expected=expected) for _ in range(5)]
         assert not any(reservation.may_send for reservation in reservations)
-        assert reservations[-1].wait_seconds < 6 * POLICY.rate.interval_seconds
+        assert reservations[-1].wait_seconds < 6 * POLICY.rate_of(1).interval_seconds
         assert not self.reserve(each_store, key, earlier=held, expected=clock.now).may_send
 
     def test_a_clock_that_is_set_neither_shortens_nor_extends_a_cool_down(self, each_store, key, clock):
         epoch = self.reserve(each_store, key).epoch
-        assert each_store.update(key, BUDGET_NAME, CoolDown(POLICY, 30.0, epoch)) == (30.0, False)
+        assert (
+            each_store.update(key, BUDGET_NAME, CoolDown(POLICY, Rejection(30.0, epoch)))[0].cool_down_seconds == 30.0
+        )
         expected = clock.now
         clock.advance(3600)
         assert self.reserve(each_store, key, expected=expected).wait_seconds == 30.0
@@ -188,11 +197,16 @@ def test_the_script_in_redis_does_the_same_as_the_arithmetic_here(redis_server, 
         clock.advance(random.choice([0, 0.1, 0.3, 0.7, random.random(), random.choice([3, 30, -0.5, -100])]))
         caller, roll = random.randrange(6), random.random()
         earlier = held[caller]
-        change: Reserve | CoolDown | Settle
+        change: BudgetChange
         if roll < 0.04:
-            change = CoolDown(POLICY, random.choice([None, 0.0, 3.0]), earlier.epoch if earlier else 0.0)
+            seconds, in_burst = random.choice([None, 0.0, 3.0, 20.0]), random.random() < 0.3
+            change = CoolDown(POLICY, Rejection(seconds, earlier.epoch if earlier else 0.0, in_burst))
         elif roll < 0.08 and earlier:
             change = Settle(earlier.epoch)
+        elif roll < 0.12 and earlier:
+            change, held[caller] = Release(POLICY, earlier), None
+        elif roll < 0.14:
+            change = Observe(POLICY, Quota(100.0, float(random.randrange(100)), 60 * random.random()))
         else:
             request_class, within = random.choice(list(RequestClass)), random.choice([0.0, 2.0, math.inf])
             spent, expected = random.random() < 0.02, random.choice([None, None, clock.now, clock.now - 100])
@@ -208,7 +222,7 @@ def test_the_script_in_redis_keeps_the_same_fields(redis_server, key):
     store = RedisStore(redis_server.url)
     store.update(key, BUDGET_NAME, Reserve(POLICY, ReservationRequest(COMMAND)))
     (entry,) = store.entries(key)
-    assert tuple(json.loads(entry.value)) == (*FIELDS, "grants")
+    assert json.loads(entry.value).keys() == json.loads(EMPTY.to_text()).keys()
     store.close()
 
 
@@ -222,7 +236,9 @@ class TestWire:
         [
             Reserve(POLICY, ReservationRequest(POLL, math.inf, HELD, True, 3.5)),
             Reserve(POLICY, ReservationRequest(COMMAND)),
-            CoolDown(POLICY, None, 4.0),
+            CoolDown(POLICY, Rejection(None, 4.0)),
+            Observe(POLICY, Quota(100.0, 5.0, 3.0)),
+            Release(POLICY, HELD),
             Settle(4.0),
         ],
         ids=repr,
@@ -255,4 +271,4 @@ class TestWire:
     @pytest.mark.parametrize("value", [{}, {"result": {}, "discarded": True}, {"result": 1.0, "discarded": 0}])
     def test_what_is_not_a_result_is_refused(self, value):
         with pytest.raises(ValueError, match=r"expected|missing"):
-            read_result(CoolDown(POLICY, None, 4.0), value)
+            read_result(CoolDown(POLICY, Rejection(None, 4.0)), value)

@@ -24,6 +24,7 @@ from techflow_provider.state.gcra import (
     reserve,
     settle,
 )
+from techflow_provider.state.learning import Rejection
 
 COMMAND, POLL, ADMISSION = RequestClass
 WHOLE = Policy.of(100, 6)
@@ -37,6 +38,14 @@ def worst_window(arrivals: list[float], seconds: float = MINUTE_SECONDS) -> int:
             first += 1
         worst = max(worst, last - first + 1)
     return worst
+
+
+def rejected(
+    state: GcraState, policy: Policy, seconds: float | None, reservation: Reservation, now: float
+) -> GcraState:
+    """Return the state after a 429 for a request."""
+    rejection = Rejection(seconds, reservation.epoch, reservation.in_burst)
+    return cool_down(state, policy, rejection, lambda _: 0, now)
 
 
 class World:
@@ -83,7 +92,7 @@ class World:
         self.arrivals.append(now + self.random.uniform(0, JITTER_SECONDS - LATE_SECONDS))
         if self.random.random() < self.rejections:
             seconds = self.random.choice([None, 0.0, 2.0])
-            self.state = cool_down(self.state, self.policy, seconds, reservation.epoch, now)
+            self.state = rejected(self.state, self.policy, seconds, reservation, now)
         elif reservation.probe:
             self.state = settle(self.state, reservation.epoch)
 
@@ -209,63 +218,64 @@ class TestAfterA429:
 
     policy = Policy.of(100, 6)
 
-    def rejected(self, seconds: float | None = None) -> tuple[GcraState, Reservation]:
+    def cooling(self, seconds: float | None = None) -> tuple[GcraState, Reservation]:
         state, reservation = reserve(GcraState.full(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
-        return cool_down(state, self.policy, seconds, reservation.epoch, 0.0), reservation
+        return rejected(state, self.policy, seconds, reservation, 0.0), reservation
 
     def test_nothing_is_sent_before_the_cool_down_is_over(self):
-        state, _ = self.rejected(20.0)
+        state, _ = self.cooling(20.0)
         _, reservation = reserve(state, self.policy, ReservationRequest(COMMAND), 19.0)
         assert reservation.wait_seconds == 1.0
         assert not reservation.held
 
     def test_a_slot_held_before_the_cool_down_is_void(self):
         state, held = reserve(GcraState.empty(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
-        state = cool_down(state, self.policy, 0.0, held.epoch, held.due)
+        state = rejected(state, self.policy, 0.0, held, held.due)
         assert not reserve(state, self.policy, ReservationRequest(COMMAND, earlier=held), held.due)[1].may_send
 
     def test_the_longest_of_several_cool_downs_counts(self):
-        state, reservation = self.rejected(20.0)
-        state = cool_down(state, self.policy, 5.0, reservation.epoch, 1.0)
+        state, reservation = self.cooling(20.0)
+        state = rejected(state, self.policy, 5.0, reservation, 1.0)
         assert state.cool_until == 20.0
-        assert cool_down(state, self.policy, 50.0, reservation.epoch, 1.0).cool_until == 51.0
+        assert rejected(state, self.policy, 50.0, reservation, 1.0).cool_until == 51.0
 
     def test_requests_sent_before_the_cool_down_do_not_let_it_grow(self):
-        state, reservation = self.rejected()
-        later = cool_down(state, self.policy, None, reservation.epoch, state.cool_until + 5)
+        state, reservation = self.cooling()
+        later = rejected(state, self.policy, None, reservation, state.cool_until + 5)
         assert later.consecutive_429 == state.consecutive_429
 
     def test_one_probe_goes_first(self):
-        state, _ = self.rejected()
+        state, _ = self.cooling()
         state, probe = reserve(state, self.policy, ReservationRequest(POLL), state.cool_until)
         state, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at)
         assert (probe.may_send, probe.probe) == (True, True)
         assert not other.may_send
 
-    def test_all_follow_once_the_probe_is_accepted(self):
-        state, _ = self.rejected()
+    def test_the_others_follow_one_by_one_once_the_probe_is_accepted(self):
+        state, _ = self.cooling()
         state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
         state = settle(state, probe.epoch)
         _, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at)
-        assert (other.may_send, other.probe) == (True, False)
+        assert not other.probe
+        assert other.wait_seconds == pytest.approx(self.policy.rate_of(5).interval_seconds)
 
     def test_the_cool_down_grows_when_the_probe_is_rejected(self):
-        state, _ = self.rejected()
+        state, _ = self.cooling()
         cool_downs = [state.cool_until]
         for _ in range(5):
             state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
-            state = cool_down(state, self.policy, None, probe.epoch, state.updated_at)
+            state = rejected(state, self.policy, None, probe, state.updated_at)
             cool_downs.append(state.cool_until - state.updated_at)
-        assert cool_downs == [5, 10, 10, 10, 10, 10]
+        assert cool_downs == [3, 6, 12, 12, 12, 12]
 
     def test_a_short_retry_after_does_not_keep_it_from_growing(self):
-        state, _ = self.rejected(0.0)
+        state, _ = self.cooling(0.0)
         state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
-        state = cool_down(state, self.policy, 0.0, probe.epoch, state.updated_at)
-        assert state.cool_until - state.updated_at == 5.0
+        state = rejected(state, self.policy, 0.0, probe, state.updated_at)
+        assert state.cool_until - state.updated_at == 3.0
 
     def test_a_probe_without_a_response_is_given_up(self):
-        state, _ = self.rejected()
+        state, _ = self.cooling()
         state, _probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
         state, other = reserve(
             state, self.policy, ReservationRequest(COMMAND), state.updated_at + self.policy.probe_seconds
@@ -280,7 +290,7 @@ class TestAfterA429:
             state, reservation = reserve(state, self.policy, ReservationRequest(COMMAND, earlier=earlier), now)
             if reservation.may_send:
                 sent += 1
-                state = cool_down(state, self.policy, None, reservation.epoch, now + 0.05)
+                state = rejected(state, self.policy, None, reservation, now + 0.05)
             heapq.heappush(
                 queue, (now + max(reservation.wait_seconds, 0.1), caller, None if reservation.may_send else reservation)
             )
@@ -305,29 +315,32 @@ def test_a_limit_of_one_allows_a_request_a_minute():
 
 
 def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
-    rate = Rate(6, 2.0)
-    assert (rate.tolerance(), rate.tolerance(1), rate.tolerance(3)) == (10.0, 0.0, 4.0)
-    assert Policy(rate).exhausted_seconds == 12.0
+    state, waits = GcraState.full(WHOLE, 0.0), []
+    for _ in range(8):
+        state, reservation = reserve(state, WHOLE, ReservationRequest(COMMAND), 0.0)
+        waits.append(reservation.wait_seconds)
+    interval = WHOLE.rate.interval_seconds
+    assert waits == pytest.approx([0] * 6 + [interval, 2 * interval])
 
 
-@pytest.mark.parametrize(("burst", "part"), [(1, 1), (2, 1), (3, 2), (6, 3), (7, 4)])
-def test_polls_may_use_half_of_the_burst_and_one_at_least(burst, part):
-    assert Rate(burst, 1.0).polls_burst == part
+@pytest.mark.parametrize(("burst", "part"), [(1, 0), (2, 1), (3, 1), (6, 3), (7, 3)])
+def test_polls_leave_half_of_the_burst_to_commands(burst, part):
+    policy = Policy.of(100, burst)
+    assert GcraState.full(policy, 0.0).reserved(policy) == part
 
 
 def test_polls_get_a_fifth_of_the_rate_when_commands_want_it_all():
     assert WHOLE.poll_share == 0.2
-    assert WHOLE.poll_interval_seconds == pytest.approx(5 * WHOLE.rate.interval_seconds)
 
 
-def test_cool_downs_grow_from_five_seconds_to_ten_and_last_at_least_a_second():
+def test_cool_downs_grow_from_three_seconds_to_twelve_and_last_at_least_a_second():
     cool_downs = (WHOLE.first_cool_down_seconds, WHOLE.longest_cool_down_seconds, WHOLE.shortest_cool_down_seconds)
-    assert cool_downs == (5.0, 10.0, 1.0)
+    assert cool_downs == (3.0, 12.0, 1.0)
 
 
 def test_a_slot_is_missed_after_a_second_and_a_probe_given_up_after_half_a_minute():
     assert (WHOLE.late_seconds, WHOLE.probe_seconds) == (1.0, 30.0)
-    assert Policy(WHOLE.rate) == WHOLE
+    assert Policy(100, 6) == WHOLE
 
 
 def test_a_shorter_minute_makes_every_time_shorter_alike():
@@ -338,8 +351,7 @@ def test_a_shorter_minute_makes_every_time_shorter_alike():
         "longest_cool_down",
         "shortest_cool_down",
         "probe",
-        "poll_interval",
-        "exhausted",
+        "window",
     ):
         whole = getattr(WHOLE, f"{name}_seconds")
         assert math.isclose(getattr(tenth, f"{name}_seconds"), whole / 10, rel_tol=1e-3)

@@ -62,6 +62,9 @@ class SteppingIO:
         """Wait."""
         await step(Sleep(seconds))
 
+    def abandon(self, act: Callable[[], object]) -> None:
+        """Drop what a cancelled flow would do."""
+
     async def use_state(self, act: Callable[[], T]) -> T:
         """Use the shared state."""
         outcome = await step(UseState(act))
@@ -88,6 +91,12 @@ class OpenBudget:
 
     def settle(self, *_: Any) -> None:
         """Take note of nothing."""
+
+    def observe(self, *_: Any) -> None:
+        """Heed nothing."""
+
+    def release(self, *_: Any) -> None:
+        """Take nothing back."""
 
     def snapshot(self) -> Any:
         """Nobody asks for it here."""
