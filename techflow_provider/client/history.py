@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,6 +21,7 @@ from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, 
 log: logging.Logger = get_logger(__name__)
 
 DEFAULT_APPEAR_SECONDS = 120.0
+_NOT_WANTED = object()
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -66,7 +67,7 @@ class HistoryFilter:
         and with which it isn't needed
     :param workflow_ids: the workflows of which every execution is needed that started since a time; None needs all
     :param has_new: whether something was added that no poll has been read for
-    :param listed: those of the waits' executions that the page which is being read lists
+    :param listed: hashes of those of the waits' executions that the page which is being read lists
     :param has_repeats: whether that page has several rows for one of them
     """
 
@@ -75,7 +76,7 @@ class HistoryFilter:
     known_statuses: dict[str, str | None] = field(default_factory=dict)
     workflow_ids: dict[str, datetime | None] = field(default_factory=dict)
     has_new: bool = False
-    listed: set[str] = field(default_factory=set)
+    listed: set[int] = field(default_factory=set)
     has_repeats: bool = False
 
     def add(self, selector: ExecutionSelector, known_status: str | None = None) -> None:
@@ -108,6 +109,15 @@ class HistoryFilter:
         """Whether every page of the history has to be read, whatever the first ones list."""
         return bool(self.everything or self.workflow_ids)
 
+    def subject_of(self, item: Json) -> int:
+        """Return the hash of the id of an execution that a wait is for, or 0."""
+        execution_id = get_first(item, "id", "execution_id") if isinstance(item, dict) else None
+        return hash(execution_id) if isinstance(execution_id, str) and execution_id in self.known_statuses else 0
+
+    def has_listed(self, listed: Container[int]) -> bool:
+        """Whether all executions that waits are for are among those that have been listed."""
+        return all(hash(each) in listed for each in self.known_statuses)
+
     def skips(self, item: Json) -> bool:
         """Whether an execution, as received, is certainly not needed; False where that isn't obvious."""
         if not isinstance(item, dict):
@@ -116,10 +126,10 @@ class HistoryFilter:
         if not isinstance(execution_id, str):
             # A number is an id, too.
             return False
-        if execution_id in self.known_statuses:
-            self.has_repeats |= execution_id in self.listed
-            self.listed.add(execution_id)
-            known_status = self.known_statuses[execution_id]
+        known_status: object = self.known_statuses.get(execution_id, _NOT_WANTED)
+        if known_status is not _NOT_WANTED:
+            self.has_repeats |= hash(execution_id) in self.listed
+            self.listed.add(hash(execution_id))
             if known_status is None or get_first(item, "status", "state") != known_status:
                 return False
         if self.everything:

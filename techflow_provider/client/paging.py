@@ -18,7 +18,7 @@ import httpx
 
 from techflow_provider.client.errors import UnexpectedResponseError
 from techflow_provider.client.flow import Call, FlowContext, exchange, url_of, without_key
-from techflow_provider.client.json_stream import keep_all, parse_list
+from techflow_provider.client.json_stream import RowMemory, keep_all, no_subject, parse_list
 from techflow_provider.client.models import Rows, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, http_date, quote
 
@@ -42,7 +42,7 @@ class Page(Generic[T]):
     :param next_url: the next page's URL as the server wrote it, or None
     :param headers: those of the response
     :param digest: the same for two pages with the same content
-    :param listed: the executions that are waited for and that the page lists, with or without their items
+    :param listed: hashes of the ids that are waited for and that the page lists, with or without their items
     :param unreadable: how many of its rows can't be read, and are left out
     :param reason: what identifies the first of those, and what is wrong with it
     """
@@ -51,7 +51,7 @@ class Page(Generic[T]):
     next_url: str | None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     digest: int = 0
-    listed: frozenset[str] = frozenset()
+    listed: frozenset[int] = frozenset()
     unreadable: int = 0
     reason: str | None = None
 
@@ -67,12 +67,17 @@ def server_time(headers: Mapping[str, str]) -> datetime:
 
 
 def page_reader(
-    read: Callable[[Json, StatusWords, int], Rows[T]], skips: Callable[[Json], bool] = keep_all
+    read: Callable[[Json, StatusWords, int], Rows[T]],
+    skips: Callable[[Json], bool] = keep_all,
+    memory: RowMemory | None = None,
+    subject_of: Callable[[Json], int] = no_subject,
 ) -> Callable[[httpx.Response, StatusWords], Page[T]]:
     """Return what reads a response as a page.
 
     :param read: reads the items, given how many were left out
     :param skips: whether an item is left out before it is read
+    :param memory: of the items that were read last; those that haven't changed are left out, too
+    :param subject_of: returns what the memory records of an item
     """
 
     def read_page(response: httpx.Response, words: StatusWords) -> Page[T]:
@@ -84,13 +89,13 @@ def page_reader(
             skipped += skips_it
             return skips_it
 
-        value = parse_list(response.content, skip, response.headers.get("content-type", ""))
+        value = parse_list(response.content, skip, response.headers.get("content-type", ""), memory, subject_of)
         linked = response.links.get("next", {}).get("url")
         following = value.get("next") if isinstance(value, dict) else None
         next_url = linked or (following if isinstance(following, str) and following else None)
         # Without its link, since a server that ignores the parameter repeats the rest.
         content = response.content.replace((next_url or "\0").encode(errors="replace"), b"")
-        rows = read(value, words, skipped)
+        rows = read(value, words, skipped + (memory.matched if memory else 0))
         return Page(
             rows.items, next_url, response.headers, hash(content), unreadable=rows.unreadable, reason=rows.reason
         )
@@ -124,7 +129,7 @@ class ConditionalCache(Generic[T]):
             return call
         return replace(call, headers={**call.headers, **validators}, unchanged=unchanged)
 
-    def add(self, url: str, page: Page[T], listed: frozenset[str]) -> Page[T]:
+    def add(self, url: str, page: Page[T], listed: frozenset[int]) -> Page[T]:
         """Remember a page that was read, and return it with what it lists.
 
         Pages that weren't read for a while are forgotten, since the URLs may contain cursors that change.
@@ -245,4 +250,4 @@ def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page
         raise DecodeError("the URL of a next page", quote(page.next_url)) from error
     if not same_origin:
         raise DecodeError("a next page on the same origin", quote(page.next_url))
-    return replace(call, url=str(following))
+    return replace(call, url=str(following), params=None)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, timedelta
 from typing import Protocol
 
 from techflow_provider.client.calls import list_executions
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
 from techflow_provider.client.flow import Call, FlowContext, url_of
 from techflow_provider.client.history import History, HistoryFilter
+from techflow_provider.client.json_stream import RowMemory
 from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import ConditionalCache, Page, Visited, read_page
 from techflow_provider.state.budget import RequestClass
 
+# What stands for a value in the query of a poll.
+PLACEHOLDER = re.compile(r"\{(workflow_id|since)\}")
+# A history may cut its times off to the minute, and be written by another clock.
+SERVER_CLOCK_TOLERANCE = timedelta(minutes=2)
 DEFAULT_POLL_INTERVAL_SECONDS = 5.0
 # However short the intervals of the waits are, one reader stays under 20 polls a minute.
 SHORTEST_INTERVAL_SECONDS = 3.0
@@ -32,7 +39,8 @@ class PollMemory:
     :param pages: the pages' validators
     :param following: URL of the page at which the next poll continues; None begins anew
     :param wanted: the executions that were waited for when the history was begun
-    :param listed: those that have been listed since
+    :param listed: hashes of the ids of those that have been listed since
+    :param rows: of each page, as they were read last
     :param is_log: whether the history has several rows for one execution, so that a later page may have the final one
     """
 
@@ -40,7 +48,8 @@ class PollMemory:
     pages: ConditionalCache[Execution] = field(init=False)
     following: str | None = None
     wanted: frozenset[str] = frozenset()
-    listed: set[str] = field(default_factory=set)
+    listed: set[int] = field(default_factory=set)
+    rows: dict[str, RowMemory] = field(default_factory=dict)
     is_log: bool = False
 
     def __post_init__(self) -> None:
@@ -53,12 +62,28 @@ class PollMemory:
 
     def unlisted(self, history_filter: HistoryFilter) -> frozenset[str]:
         """Return the executions that a history which was read to its end doesn't list."""
-        return (self.wanted & history_filter.known_statuses.keys()) - self.listed
+        if history_filter.has_listed(self.listed):
+            return frozenset()
+        wanted = self.wanted & history_filter.known_statuses.keys()
+        return frozenset(each for each in wanted if hash(each) not in self.listed)
+
+    def forget(self) -> None:
+        """Forget what was received, since it is needed again."""
+        self.pages.clear()
+        self.rows.clear()
+
+    def rows_of(self, url: str) -> RowMemory:
+        """Return the rows of a page; those of pages that were read long ago are forgotten."""
+        memory = self.rows.pop(url, None) or RowMemory()
+        self.rows[url] = memory
+        while len(self.rows) > 2 * PAGES_PER_POLL:
+            del self.rows[next(iter(self.rows))]
+        return memory
 
     def restart(self) -> None:
         """Begin the history anew with the next poll."""
         self.following = None
-        self.listed = set()
+        self.wanted, self.listed = frozenset(), set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +159,16 @@ async def poll_history(
     """
     memory = memory or PollMemory(context.clock)
     if history_filter.has_new:
-        memory.pages.clear()
+        memory.forget()
     began = context.clock()
     deadline = began + min(max(within_seconds, 0.001), LONGEST_POLL_SECONDS)
     if memory.following is None:
         memory.wanted = frozenset(history_filter.known_statuses)
-    call = list_executions(RequestClass.POLL, history_filter.skips)
+    call = replace(list_executions(RequestClass.POLL), params=_query(context.settings.history_query, history_filter))
     page, following = await _read(call, context, deadline, history_filter, memory)
     pages, visited, failure = [page], Visited(page, call, context), None
     if following is not None and memory.following is not None:
-        following = replace(call, url=memory.following)
+        following = replace(call, url=memory.following, params=None)
     while following is not None and len(pages) < PAGES_PER_POLL and not _has_all(history_filter, memory, pages):
         try:
             page, after = await _read(following, context, deadline, history_filter, memory)
@@ -173,6 +198,21 @@ async def poll_history(
     )
 
 
+def _query(query: tuple[tuple[str, str], ...], history_filter: HistoryFilter) -> tuple[tuple[str, str], ...] | None:
+    """Return what is sent with a poll: a filter for less than what is wanted is left out."""
+    values: dict[str, str] = {}
+    workflows = history_filter.workflow_ids
+    if workflows and not history_filter.everything and not history_filter.known_statuses:
+        since = [each for each in workflows.values() if each is not None]
+        if len(workflows) == 1:
+            values["workflow_id"] = next(iter(workflows))
+        if len(since) == len(workflows):
+            begin = min(since).astimezone(UTC) - SERVER_CLOCK_TOLERANCE
+            values["since"] = begin.isoformat(timespec="seconds").replace("+00:00", "Z")
+    sent = [(name, text) for name, text in query if all(each in values for each in PLACEHOLDER.findall(text))]
+    return tuple((name, PLACEHOLDER.sub(lambda match: values[match[1]], text)) for name, text in sent) or None
+
+
 async def _read(
     call: Call[Page[Execution]],
     context: FlowContext,
@@ -183,15 +223,24 @@ async def _read(
     left = max(deadline - context.clock(), 0.001)
     context = replace(context, settings=replace(context.settings, deadline_seconds=left))
     history_filter.listed, history_filter.has_repeats = set(), False
-    page, following = await read_page(call, context, memory.pages)
-    page = memory.pages.add(url_of(call, context.settings), page, frozenset(history_filter.listed))
+    url = url_of(call, context.settings)
+    rows = memory.rows_of(url)
+    reading = list_executions(RequestClass.POLL, history_filter.skips, rows, history_filter.subject_of)
+    try:
+        page, following = await read_page(replace(call, read=reading.read), context, memory.pages)
+    except TechFlowError:
+        # It may have been read in part.
+        memory.rows.pop(url)
+        raise
+    page = memory.pages.add(url, page, frozenset(history_filter.listed | rows.end()))
     memory.add(page, history_filter)
     return page, following
 
 
 def _has_all(history_filter: HistoryFilter, memory: PollMemory, pages: list[Page[Execution]]) -> bool:
     """Whether no further page is needed."""
-    wanted = history_filter.known_statuses.keys()
-    if history_filter.wants_all_pages or not wanted <= memory.listed:
+    if history_filter.wants_all_pages or not history_filter.has_listed(memory.listed):
         return False
-    return not memory.is_log or wanted <= {item.id for page in pages for item in page.items if item.ended}
+    return not memory.is_log or history_filter.known_statuses.keys() <= {
+        item.id for page in pages for item in page.items if item.ended
+    }

@@ -44,6 +44,8 @@ class Settings:
     :param client_key_password: decrypts the key
     :param status_words: further status words, when this TechFlow has any
     :param account_name: distinguishes TechFlow accounts with one base URL whose users share their state
+    :param history_query: the query of each poll of the history, where this TechFlow accepts one; values with
+        `{workflow_id}` or `{since}` are sent only with polls that are for one workflow, or for what began since a time
     :raises InvalidParameterError: a value can't be used
     """
 
@@ -60,6 +62,7 @@ class Settings:
     client_key_password: str | None = field(default=None, repr=False)
     status_words: StatusWords = USUAL_WORDS
     account_name: str = ""
+    history_query: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _check_api_key(self.api_key)

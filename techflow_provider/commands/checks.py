@@ -23,6 +23,11 @@ CLOCK_SKEW_WARNING_SECONDS = 30.0
 MAX_LISTED = 5
 OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
 
+# Query parameters that the history may honour, each with a value that leaves nothing or little of it.
+FILTERS = {"workflow_id": "no-such-workflow", "status": "no-such-status", "since": "2999-01-01T00:00:00Z", "limit": "1"}
+# What is worth sending with a poll. A filter for a status would hide the others.
+QUERIES = {"limit": "limit=200", "workflow_id": "workflow_id={workflow_id}", "since": "since={since}"}
+
 
 class Severity(StrEnum):
     """The result of a check."""
@@ -254,6 +259,32 @@ def infer(page: httpx.Response, settings: Settings) -> list[Inference]:
         *_status_words(objects, settings.status_words),
         *_unreadable(rows),
     ]
+
+
+def ids_of(page: httpx.Response) -> list[Json]:
+    """Return the ids that a page of the execution history lists."""
+    try:
+        rows = items(json_of(page), "a list of executions", "executions")
+        return [get_first(row, *EXECUTION_NAMES["id"]) for row in rows if isinstance(row, dict)]
+    except DecodeError:
+        return []
+
+
+def infer_filters(page: httpx.Response, filtered: Mapping[str, httpx.Response]) -> list[Inference]:
+    """Return which query parameters the history honours, and what to set.
+
+    :param page: without a query
+    :param filtered: the response with each of `FILTERS`; those that were rejected are missing
+    """
+    all_ids, shown = ids_of(page), {name: ids_of(each) for name, each in filtered.items()}
+    results = {name: "ignored" if name in shown else "rejected" for name in FILTERS}
+    results |= {name: "honoured" for name, ids in shown.items() if not ids or (len(ids) == 1 and name == "limit")}
+    if len(all_ids) == 1:
+        results["limit"] = "unknown, since there is one execution"
+    honoured = [text for name, text in QUERIES.items() if results[name] == "honoured"]
+    advice = f"set the connection's extra history_query to {'&'.join(honoured)}" if honoured else "leave it empty"
+    observed = ", ".join(f"{name} is {result}" for name, result in results.items())
+    return [Inference("history_query", observed, advice)]
 
 
 def _next_page(value: Json, page: httpx.Response) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`doctor`: collects what the checks need, with one request to TechFlow; `doctor --learn` sends one for the history."""
+"""`doctor`: collects what the checks need, with one request to TechFlow; `--learn` sends a few for the history."""
 
 from __future__ import annotations
 
@@ -50,8 +50,16 @@ def examine(args: Namespace) -> Report:
 
 def _learn(conn_id: str) -> Report:
     connection = read_connection(conn_id)
-    page = _get("/executions", connection, open_budget(connection))
-    rows = [asdict(each) for each in checks.infer(page, connection.settings)]
+    budget = open_budget(connection)
+    page = _get("/executions", connection, budget)
+    inferences = checks.infer(page, connection.settings)
+    if checks.ids_of(page):
+        responses: dict[str, Response] = {}
+        for name, value in checks.FILTERS.items():
+            with suppress(TechFlowError):
+                responses[name] = _get("/executions", connection, budget, {name: value})
+        inferences += checks.infer_filters(page, responses)
+    rows = [asdict(each) for each in inferences]
     return Report([*rows], table(rows, ("subject", "observed", "meaning")))
 
 
@@ -182,7 +190,9 @@ def _unexpected_content(connection: TechFlowConnection, error: DecodeError, cont
     )
 
 
-def _get(path: str, connection: TechFlowConnection, budget: MeteredBudget) -> Response:
+def _get(
+    path: str, connection: TechFlowConnection, budget: MeteredBudget, params: dict[str, str] | None = None
+) -> Response:
     settings = replace(connection.settings, deadline_seconds=DEADLINE_SECONDS)
     with Client(settings=settings, budget=budget, retry=RetryPolicy(max_attempts=1)) as client:
-        return client.send(raw("GET", path))
+        return client.send(raw("GET", path, params=params))

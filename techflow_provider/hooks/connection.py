@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from string import Formatter
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
 from urllib.parse import quote as percent_encode
-from urllib.parse import urlsplit
 
 from techflow_provider.client.errors import InvalidParameterError, without_frames
 from techflow_provider.client.models import USUAL_WORDS, StatusWords, status_word
 from techflow_provider.client.parsing import quote
+from techflow_provider.client.reading import PLACEHOLDER
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.hooks.form import DEFAULT_DASHBOARD_URL, EXTRA_FIELDS, NUMBERS
@@ -121,6 +122,7 @@ class TechFlowConnection:
             client_key_password=extra.get("client_key_password") or None,
             status_words=_read_status_words(extra),
             account_name=str(extra.get("account") or ""),
+            history_query=_read_history_query(extra.get("history_query")),
         )
         dashboard_url = extra.get("dashboard_url")
         webhook_secret, problem = _read_webhook_secret(extra.get("webhook_secret"))
@@ -239,6 +241,19 @@ def _read_status_words(extra: Mapping[str, Any]) -> StatusWords:
     if both:
         raise InvalidParameterError("failed_statuses", f"{both[0]!r}", "words that are not in completed_statuses too")
     return words
+
+
+def _read_history_query(value: object) -> tuple[tuple[str, str], ...]:
+    expected = "a query such as limit=200&since={since}, with {workflow_id} and {since} as placeholders"
+    if value is None or value == "":
+        return ()
+    try:
+        query = tuple(parse_qsl(value if isinstance(value, str) else "", keep_blank_values=True, strict_parsing=True))
+    except ValueError:
+        query = ()
+    if not query or any("{" in f"{name}{PLACEHOLDER.sub('', text)}" for name, text in query):
+        raise InvalidParameterError("history_query", quote(value), expected)
+    return query
 
 
 def _read_words(extra: Mapping[str, Any], name: str) -> frozenset[str]:

@@ -71,6 +71,11 @@ EXTRA_FIELDS: dict[str, dict[str, Any]] = {
         "Additional words for failed",
         "Status words, separated by commas, that mean that an execution failed, in addition to the usual ones.",
     ),
+    "history_query": _text(
+        "Query of the history",
+        "Sent with each poll of the execution history, such as limit=200&workflow_id={workflow_id}&since={since}; "
+        "doctor --learn says which parameters TechFlow accepts.",
+    ),
     "dashboard_url": _text(
         "Dashboard URL",
         "An execution's page in TechFlow's dashboard, with {execution_id} and {workflow_id} as placeholders. "

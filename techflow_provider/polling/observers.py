@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -62,6 +63,11 @@ class ExecutionWaiter:
     ended: asyncio.Future[Execution]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
+    @property
+    def execution_id(self) -> str | None:
+        """The execution that it waits for, when it is known by its id."""
+        return self.tracker.selector.execution_id
+
     def add_to(self, history_filter: HistoryFilter) -> None:
         """Add the execution, unless it still has the known status."""
         self.tracker.add_to(history_filter)
@@ -88,33 +94,66 @@ class ExecutionWaiter:
         if not self.ended.done():
             self.ended.set_exception(error)
 
+    def time_out(self) -> None:
+        """End the wait, because its time is up."""
+        if not self.ended.done():
+            self.ended.set_exception(TimeoutError())
+
 
 class ObserverSet:
-    """The observers of one poller, which come and go at any time."""
+    """The observers of one poller, which come and go at any time; waits are found by their executions."""
 
     def __init__(self) -> None:
         self.added: int = 0
-        self._members: set[Observer] = set()
+        # Most executions have one wait, and a tuple would take 48 bytes of each.
+        self._waiters: dict[str, ExecutionWaiter | tuple[ExecutionWaiter, ...]] = {}
+        # With which status each execution isn't needed, and the waits that have to learn what isn't listed.
+        self._known: dict[str, str | None] = {}
+        self._unseen: set[ExecutionWaiter] = set()
+        self._others: set[Observer] = set()
+        self._intervals: Counter[float] = Counter()
         self._changed = asyncio.Event()
 
     def __bool__(self) -> bool:
-        return bool(self._members)
+        return bool(self._waiters or self._others)
 
     @property
     def interval_seconds(self) -> float:
         """The shortest interval that an observer would like; 0 without observers."""
-        return min((member.interval_seconds for member in self._members), default=0.0)
+        return min(self._intervals, default=0.0)
 
     def add(self, observer: Observer) -> None:
         """Add an observer."""
-        self._members.add(observer)
+        if isinstance(observer, ExecutionWaiter) and observer.execution_id:
+            others = self._waiters_of(observer.execution_id)
+            self._waiters[observer.execution_id] = (*others, observer) if others else observer
+            self._unseen.add(observer)
+            self._known[observer.execution_id] = None
+        else:
+            self._others.add(observer)
+        self._intervals[observer.interval_seconds] += 1
         self.added += 1
         self._changed.set()
 
     def remove(self, observer: Observer) -> None:
-        """Remove an observer."""
-        self._members.discard(observer)
+        """Remove an observer, if it hasn't been removed yet."""
+        if isinstance(observer, ExecutionWaiter) and observer.execution_id:
+            waiters = self._waiters_of(observer.execution_id)
+            is_present, others = observer in waiters, tuple(each for each in waiters if each is not observer)
+            self._waiters[observer.execution_id] = others
+            if not others:
+                del self._waiters[observer.execution_id]
+                self._known.pop(observer.execution_id, None)
+            self._unseen.discard(observer)
+        else:
+            is_present = observer in self._others
+            self._others.discard(observer)
+        self._intervals -= Counter({observer.interval_seconds: int(is_present)})
         self._changed.set()
+
+    def _waiters_of(self, execution_id: str) -> tuple[ExecutionWaiter, ...]:
+        found = self._waiters.get(execution_id, ())
+        return found if isinstance(found, tuple) else (found,)
 
     async def wait_for_change(self, seconds: float) -> None:
         """Wait until an observer is added or removed, but no longer than some seconds."""
@@ -122,16 +161,45 @@ class ObserverSet:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), seconds)
 
+    def history_filter(self) -> HistoryFilter:
+        """Return what all observers together need from a poll."""
+        # It isn't copied, so that a wait that begins during a poll costs nothing.
+        history_filter = HistoryFilter(known_statuses=self._known)
+        if self._others:
+            history_filter.known_statuses = dict(self._known)
+            for observer in tuple(self._others):
+                observer.add_to(history_filter)
+        return history_filter
+
+    async def update(self, history: History, now: float) -> bool:
+        """Hand the result of a poll to those that it concerns, and return whether one of them waited for it."""
+        ids = [*(execution.id for execution in history), *history.unlisted]
+        concerned = {waiter: None for each in ids for waiter in self._waiters_of(each)}
+        observers = tuple(concerned | dict.fromkeys(self._unseen)) + tuple(self._others)
+        found = await for_each(observers, lambda observer: observer.update(history, now))
+        for waiter in observers:
+            if isinstance(waiter, ExecutionWaiter) and waiter.execution_id in self._known:
+                self._record(waiter.execution_id, waiter)
+        return any(found)
+
+    def _record(self, execution_id: str, waiter: ExecutionWaiter) -> None:
+        known = {each.tracker.known_status for each in self._waiters_of(execution_id)}
+        self._known[execution_id] = known.pop() if len(known) == 1 else None
+        (self._unseen.add if waiter.tracker.known_status is None else self._unseen.discard)(waiter)
+        # An empty set keeps the memory of what it held.
+        self._unseen = self._unseen or set()
+
     def present(self) -> tuple[Observer, ...]:
         """Return the observers of this moment."""
-        return tuple(self._members)
+        return (*(waiter for each in self._waiters for waiter in self._waiters_of(each)), *self._others)
 
     async def fail(self, error: TechFlowError) -> None:
         """End and remove every observer, because there will be no further poll."""
         # In a loop, since an observer may be added while the others are ended.
-        while self._members:
+        while self:
             present = self.present()
-            self._members.clear()
+            for observer in present:
+                self.remove(observer)
             await for_each(present, lambda observer: observer.fail(error))
 
 

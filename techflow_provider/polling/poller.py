@@ -79,18 +79,25 @@ class Poller:
         self._observers = ObserverSet()
         self._task: asyncio.Task[None] | None = None
 
-    async def wait(self, tracker: ExecutionTracker, interval_seconds: float) -> Execution:
+    async def wait(
+        self, tracker: ExecutionTracker, interval_seconds: float, within_seconds: float | None = None
+    ) -> Execution:
         """Wait until an execution has ended.
 
+        :raises TimeoutError: it hasn't within the time
         :raises TechFlowError: there is no point in waiting any longer
         """
-        waiter = ExecutionWaiter(tracker, interval_seconds, asyncio.get_running_loop().create_future())
-        # Without the context manager, which takes half a kilobyte per wait.
+        loop = asyncio.get_running_loop()
+        waiter = ExecutionWaiter(tracker, interval_seconds, loop.create_future())
+        # Without a context manager for either, which takes half a kilobyte per wait.
+        timer = None if within_seconds is None else loop.call_later(within_seconds, waiter.time_out)
         self._add(waiter)
         try:
             return await waiter.ended
         finally:
             self._observers.remove(waiter)
+            if timer is not None:
+                timer.cancel()
 
     @contextlib.contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
@@ -172,33 +179,31 @@ class _PollLoop:
             woken = await self._wait_until_due(began)
 
     async def _poll(self, *, woken: bool) -> None:
-        observers = self._observers.present()
-        # Observers added since the last poll began haven't received the pages that are unchanged since then.
-        has_new = self._added != self._observers.added
+        history_filter = self._observers.history_filter()
+        # Observers added since the last poll began haven't received what is unchanged since then.
+        history_filter.has_new = self._added != self._observers.added
         self._added = self._observers.added
-        history_filter = HistoryFilter(has_new=has_new)
-        await for_each(observers, lambda observer: observer.add_to(history_filter))
         try:
             history = await self._read(history_filter, woken=woken)
         except TechFlowError as error:
             if not error.is_transient:
                 raise
             self._schedule.failed(self._clock())
-            await self._report(observers, error)
+            await self._report(error)
             return
         now = self._clock()
-        found = await for_each(observers, lambda observer: observer.update(history, now))
+        found = await self._observers.update(history, now)
         if history.failure is None:
             self._last_failure = ""
         else:
-            await self._report(observers, history.failure)
-        self._schedule.polled(now, woken=woken, found=any(found))
+            await self._report(history.failure)
+        self._schedule.polled(now, woken=woken, found=found)
 
-    async def _report(self, observers: tuple[Observer, ...], error: TechFlowError) -> None:
+    async def _report(self, error: TechFlowError) -> None:
         # Once per kind of failure: the server may be away for hours, and there may be many waits.
         if str(error) != self._last_failure:
             self._last_failure = str(error)
-            await for_each(observers, lambda observer: observer.report(error))
+            await for_each(self._observers.present(), lambda observer: observer.report(error))
 
     async def _read(self, history_filter: HistoryFilter, *, woken: bool) -> History:
         # The workflows first: when they can't be read, no part of the history may count as received.

@@ -107,6 +107,7 @@ class SharedReader:
             if not self._warned:
                 log.warning("The shared state can't be used (%s), so this process polls for itself", error)
             self._warned = True
+            self.memory(context).forget()
             return await poll_history(context, history_filter, terms.within_seconds, self.memory(context))
         self._warned = False
         return history
@@ -150,7 +151,8 @@ class SharedReader:
             history_filter,
             known_statuses=dict(history_filter.known_statuses),
             workflow_ids=dict(history_filter.workflow_ids),
-            has_new=history_filter.has_new or has_new,
+            # A reader without a name may be another one the next time, and needs what hasn't changed.
+            has_new=history_filter.has_new or has_new or self.name is None,
         )
         for each in registrations.values():
             each.want.add_to(both, each.rows)
@@ -343,6 +345,8 @@ class _ReadCall:
             raise
         reader.failed_at = -math.inf
         is_published = await self._use(partial(reader.publish, context, history, registrations, board))
+        if not is_published:
+            memory.forget()
         return history if is_published else None
 
     def _raise_error(self, board: Board) -> None:

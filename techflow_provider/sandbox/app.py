@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import NoReturn
@@ -104,7 +104,7 @@ class App:
 
     def _history(self, request: Request) -> Response:
         cursor = request.query.get("after")
-        page, next_cursor = self._page(self._visible(), cursor)
+        page, next_cursor = self._page(self._filtered(request.query), cursor)
         rendered: list[Json] = [self.render(each) for each in page]
         link = f"{PREFIX}/executions?after={quote(next_cursor)}" if next_cursor else None
         if self._settings.history_response == "list":
@@ -118,6 +118,19 @@ class App:
         """Return the executions that the history shows, newest first."""
         latest = self._settings.clock.now() - timedelta(seconds=self._settings.history_lag_seconds)
         return [each for each in reversed(self._state.executions()) if each.started_at <= latest]
+
+    def _filtered(self, query: Mapping[str, str]) -> list[Execution]:
+        """Return the executions that the history shows, through the filters of the request that are honoured."""
+        asked = {name: query[name] for name in self._settings.history_filters if name in query}
+        shown = [
+            each
+            for each in self._visible()
+            if asked.get("workflow_id") in (None, each.workflow_id)
+            and asked.get("status") in (None, self._word(each.status))
+            and ("since" not in asked or each.started_at >= datetime.fromisoformat(asked["since"]))
+        ]
+        ordered = sorted(shown, key=lambda each: each.started_at) if asked.get("sort") == "started_at" else shown
+        return ordered[: int(asked["limit"])] if asked.get("limit", "").isdigit() else ordered
 
     def _page(self, executions: Sequence[Execution], cursor: str | None) -> tuple[Sequence[Execution], str | None]:
         """Return one page of executions, and the cursor of the next page."""

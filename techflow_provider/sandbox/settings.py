@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar, get_args
@@ -114,6 +114,8 @@ class Settings:
     :param history_lag_seconds: how long a started execution is missing from the history
     :param page_size: executions per page of the history; None puts all on one page
     :param next_page: where a page links to the next one: a Link header, or `next` in the body
+    :param history_filters: which of the query parameters `workflow_id`, `status`, `since`, `limit` and `sort`
+        (`started_at`, oldest first) the history honours
     :param etags: whether responses to GET have an ETag and If-None-Match is honoured
     :param execute_response: the body of the response to a start
     :param history_response: the shape of the history: an object with `executions` or `data`, or a bare list
@@ -137,6 +139,7 @@ class Settings:
     history_lag_seconds: float = 0.0
     page_size: int | None = None
     next_page: NextPage = "link"
+    history_filters: Collection[str] = ()
     etags: bool = False
     execute_response: ExecuteResponse = "execution"
     history_response: HistoryResponse = "executions"

@@ -54,8 +54,8 @@ COLUMNS = (
 # To reach, the last two with 10,000 waits.
 MOST_A_MINUTE = 20
 MOST_SECONDS = INTERVAL + 1
-MOST_BYTES = 3 * 1024
-MOST_MICROSECONDS = 50
+MOST_BYTES = 2500
+MOST_MICROSECONDS = 25
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from techflow_provider.client.json_stream import parse_list
+from techflow_provider.client.json_stream import RowMemory, parse_list
 from techflow_provider.client.parsing import DecodeError, Json
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -45,3 +45,29 @@ def test_skipped_items_are_left_out_of_the_outer_list_alone(wrapped: bool) -> No
     content = json.dumps({"n": 1, "items": items} if wrapped else items).encode()
     kept = parse_list(content, lambda item: item == 1)
     assert kept == ({"n": 1, "items": [2, [1, 2], {"a": [1]}]} if wrapped else [2, [1, 2], {"a": [1]}])
+
+
+def number_of(item: Json) -> int:
+    assert isinstance(item, dict)
+    return int(str(item["id"])) + 1
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["running", "completed"])), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ROWS, max_size=5), WRITTEN)
+def test_rows_that_have_not_changed_are_left_out_and_still_counted(
+    lists: list[list[tuple[int, str]]], written: dict[str, object]
+) -> None:
+    memory, known = RowMemory(), set[str]()
+    for rows in lists:
+        items: list[Json] = [{"id": number, "status": status, "of": [1, {"a": "]}, {"}]} for number, status in rows]
+        content = json.dumps({"executions": items, "next": None}, **written).encode()  # type: ignore[arg-type]  # of dumps
+        read = parse_list(content, memory=memory, subject_of=number_of)
+        assert isinstance(read, dict)
+        left_out = [each for each in items if each not in read["executions"]]  # type: ignore[operator]
+        assert all(json.dumps(each) in known for each in left_out)
+        assert memory.subjects == {number + 1 for number, _ in rows}
+        assert memory.matched + len(read["executions"]) == len(items)  # type: ignore[arg-type]
+        known = {json.dumps(each) for each in items}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -163,3 +164,44 @@ def test_validators_of_pages_whose_urls_change_are_forgotten(connect: Connect, c
         ask(lambda client: client.executions.poll(60.0, None, memory))
         clock.advance(5.0)
     assert len(memory.pages) <= 14
+
+
+QUERY = (("limit", "200"), ("workflow_id", "{workflow_id}"), ("since", "{since}"))
+SINCE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent"),
+    [
+        (ExecutionSelector("ex_1"), {"limit": "200"}),
+        (
+            ExecutionSelector(workflow_id="wf_1", started_after=SINCE),
+            {"limit": "200", "workflow_id": "wf_1", "since": "2025-12-31T23:58:00Z"},
+        ),
+        (None, {"limit": "200"}),
+    ],
+)
+def test_a_query_is_sent_with_a_poll_as_far_as_it_hides_nothing_that_is_wanted(
+    connect: Connect, wanted: ExecutionSelector | None, sent: dict[str, str]
+) -> None:
+    requests: list[dict[str, str]] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        requests.append(dict(request.url.params))
+        following = "/executions?page=1" if "page" not in request.url.params else None
+        return httpx.Response(200, json={"executions": [row("other", "running")], "next": following})
+
+    history_filter = HistoryFilter(everything=wanted is None)
+    if wanted is not None:
+        history_filter.add(wanted)
+    ask = connect(respond=respond, history_query=QUERY)
+    ask(lambda client: client.executions.poll(60.0, history_filter))
+    assert requests == [sent, {"page": "1"}]
+    ask(lambda client: client.executions.list())
+    assert requests[2:] == [{}, {"page": "1"}]
+
+
+def test_the_next_execution_is_found_beside_one_without_a_status(connect: Connect) -> None:
+    pages = Pages([[row("ex_1", None), row("ex_2", "completed")]])
+    selector = ExecutionSelector(workflow_id="wf_1", started_after=datetime(2025, 1, 1, tzinfo=UTC))
+    assert connect(respond=pages)(lambda client: client.executions.wait(selector, 3.0, 12.0)).id == "ex_2"

@@ -216,11 +216,31 @@ def test_an_unreadable_page_is_reported_without_the_key(body, subject, meaning):
     assert KEY not in str(found)
 
 
-def test_learning_takes_one_request(served, techflow):
+def test_learning_takes_five_requests(served, techflow):
     served.plan("wf_1", seconds=3600)
     techflow("trigger", "wf_1")
     requests = served.count()
     done = techflow("doctor", "--learn", "--output", "json")
-    assert (done.code, served.count()) == (0, requests + 1)
+    assert (done.code, served.count()) == (0, requests + 5)
     assert {each["subject"] for each in done.json} >= {"response", "id", "status", "status 'running'"}
     assert techflow("doctor", "--learn").out.startswith("SUBJECT")
+
+
+@pytest.mark.parametrize(
+    ("honoured", "meaning"),
+    [
+        ((), "leave it empty"),
+        (("limit",), "set the connection's extra history_query to limit=200"),
+        (("status",), "leave it empty"),
+        (("workflow_id", "since"), "history_query to workflow_id={workflow_id}&since={since}"),
+    ],
+)
+def test_learning_tries_which_filters_are_honoured(served, techflow, honoured, meaning):
+    served.history_filters = honoured
+    for _ in range(2):
+        techflow("trigger", "wf_1")
+    done = techflow("doctor", "--learn", "--output", "json")
+    (found,) = (each for each in done.json if each["subject"] == "history_query")
+    assert meaning in found["meaning"]
+    for name in ("limit", "status", "workflow_id", "since"):
+        assert f"{name} is {'honoured' if name in honoured else 'ignored'}" in found["observed"]

@@ -11,7 +11,7 @@ import pytest
 
 from techflow_provider.client import ExecutionState, InvalidParameterError
 from techflow_provider.client.models import Execution, StatusWords
-from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.connection import ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.triggers.outcomes import WaitOutcome
@@ -95,3 +95,15 @@ def test_a_wait_ends_on_an_additional_word(tmp_path: Path, monkeypatch):
         assert (execution.status, execution.state) == ("all done", ExecutionState.COMPLETED)
         assert [each.id for each in hook.list_executions(status="completed")] == [started.id]
         hook.get_conn().close()
+
+
+def test_a_query_of_the_history_is_read() -> None:
+    query = read(history_query="limit=200&workflow_id={workflow_id}").settings.history_query
+    assert query == (("limit", "200"), ("workflow_id", "{workflow_id}"))
+    assert read(history_query="").settings.history_query == ()
+
+
+@pytest.mark.parametrize("value", [5, "limit", "limit={count}", "{since}=1", {"limit": 5}])
+def test_a_query_of_the_history_that_cannot_be_used_is_rejected(value: object) -> None:
+    with pytest.raises(ConnectionFieldError, match=r"extra history_query: expected a query such as limit=200"):
+        read(history_query=value)
