@@ -14,7 +14,7 @@ TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow=
 DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
 
-.PHONY: help demo test lint matrix fuzz contract deployment deployments explore bench e2e soak wheel mutants clean
+.PHONY: help demo test lint types matrix fuzz contract deployment deployments explore bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ lint: ## Check style and types
 	@$(ENVIRONMENTS)/lint/bin/ruff format --check .
 	@$(ENVIRONMENTS)/lint/bin/ruff check .
 	@$(ENVIRONMENTS)/lint/bin/mypy
+
+types: ## Check the types of the wheel with mypy and pyright, as users see them
+	@.ci/environment.sh types "$(PYTHON)" wheel "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" redis mypy "pyright[nodejs]"
+	@$(ENVIRONMENTS)/types/bin/python .ci/check_types.py
 
 matrix: ## Run the Airflow tests with the built wheel on every supported Airflow, or on one (ONLY=2.11.2)
 	@mkdir -p .cache

@@ -11,7 +11,7 @@ from techflow_provider.sensors.techflow import TechFlowExecutionSensor
 
 
 @task.branch
-def choose(execution: dict[str, Any]) -> str:
+def choose(execution: Any) -> str:
     """Return the task to run next; the state doesn't depend on the status word that TechFlow uses."""
     return "publish" if Execution.read(execution).state is ExecutionState.COMPLETED else "repair"
 

@@ -13,7 +13,7 @@ from techflow_provider.operators.techflow import (
 
 
 @task.short_circuit
-def nothing_runs(executions: list[dict[str, Any]]) -> bool:
+def nothing_runs(executions: Any) -> bool:
     """Whether the list is empty; otherwise, the downstream tasks are skipped."""
     return not executions
 

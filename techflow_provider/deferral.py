@@ -15,7 +15,7 @@ from techflow_provider.client.parsing import in_seconds, quote
 from techflow_provider.triggers.outcomes import WaitOutcome, deadline_after
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator
+    from airflow.sdk import BaseOperator
 
     from techflow_provider.client.history import ExecutionSelector
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import XComArg
+    from airflow.sdk import XComArg
 
     # What an id or a name may be in a DAG: a value, a template, or the output of another task.
     Text: TypeAlias = str | int | XComArg

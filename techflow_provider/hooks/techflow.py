@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-from airflow.providers.common.compat.sdk import AirflowException, BaseHook
+from airflow.providers.common.compat.sdk import AirflowException
 
 from techflow_provider.client import (
     AsyncClient,
@@ -32,6 +32,12 @@ from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldE
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
 from techflow_provider.hooks.requests import RunOptions, raw_call
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseHook
+else:
+    # Type checkers don't know the class under this name.
+    from airflow.providers.common.compat.sdk import BaseHook
 
 # A person waits for the result of a connection's test.
 TEST_SECONDS = 15.0

@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowException, BaseOperatorLink, XCom, get_current_context
+from airflow.providers.common.compat.sdk import AirflowException, XCom, get_current_context
 
 from techflow_provider.client.errors import TechFlowError
 from techflow_provider.client.text import get_logger, storable
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, Context
+    from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 
     from techflow_provider.hooks.techflow import TechFlowHook
+else:
+    # Type checkers don't know the classes under these names.
+    from airflow.providers.common.compat.sdk import BaseOperatorLink
 
 log: logging.Logger = get_logger(__name__)
 

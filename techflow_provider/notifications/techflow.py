@@ -8,20 +8,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.notifier import BaseNotifier
-
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.text import get_logger
 from techflow_provider.client.values import as_id, as_payload, as_text
 from techflow_provider.parameters import Check, check_plain, read
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import BaseNotifier, Context, XComArg
 
     from techflow_provider.client.values import Payload
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
     from techflow_provider.submission.airflow import Identity
+else:
+    # Type checkers don't know the class under this name.
+    from airflow.providers.common.compat.notifier import BaseNotifier
 
 log: logging.Logger = get_logger(__name__)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import conf
 
 from techflow_provider.client.errors import (
     BudgetTimeoutError,
@@ -45,7 +45,7 @@ from techflow_provider.parameters import Check, check_plain, read
 from techflow_provider.triggers.outcomes import ADMISSION_SECONDS, check_admitted, deadline_after
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import BaseOperator, Context, XComArg
 
     from techflow_provider.client.calls import Trigger
     from techflow_provider.client.models import Execution, Workflow
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from techflow_provider.submission.model import OnAmbiguous, OnShared, Submission
 
     Triggers: TypeAlias = Sequence[Trigger] | str | XComArg
+else:
+    # Type checkers don't know the class under this name.
+    from airflow.providers.common.compat.sdk import BaseOperator
 
 log: logging.Logger = get_logger(__name__)
 

@@ -18,7 +18,6 @@ from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
     AirflowSkipException,
     AirflowTaskTimeout,
-    BaseSensorOperator,
     PokeReturnValue,
     conf,
 )
@@ -46,11 +45,14 @@ from techflow_provider.links.techflow import TechFlowLink, keep_link, links
 from techflow_provider.parameters import Check, check_plain, is_template, read
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context, XComArg
+    from airflow.sdk import BaseSensorOperator, Context, XComArg
 
     from techflow_provider.client.models import Execution
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
+else:
+    # Type checkers don't know the class under this name.
+    from airflow.providers.common.compat.sdk import BaseSensorOperator
 
 # Airflow's own default of a sensor that pokes.
 POKE_SECONDS = 60.0

@@ -33,7 +33,7 @@ from techflow_provider.submission.reuse import discard, mark_done, resolve
 from techflow_provider.submission.start import finish_search, send
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.sdk import Context
 
     from techflow_provider.client import AsyncClient
     from techflow_provider.hooks.connection import TechFlowConnection

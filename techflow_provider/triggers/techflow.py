@@ -59,12 +59,14 @@ class TechFlowExecutionTrigger(BaseTrigger):
         instant = datetime.fromisoformat(started_after) if started_after else None
         self.selector: ExecutionSelector = ExecutionSelector(execution_id, workflow_id, instant)
         self.techflow_conn_id = techflow_conn_id
-        self.execution_id = self.selector.execution_id
-        self.workflow_id = self.selector.workflow_id
+        self.execution_id: str | None = self.selector.execution_id
+        self.workflow_id: str | None = self.selector.workflow_id
         self.started_after = started_after
         self.poll_interval = poll_interval
         self.deadline = deadline
-        self.success_statuses = [success_statuses] if isinstance(success_statuses, str) else success_statuses
+        self.success_statuses: Sequence[str] | None = (
+            [success_statuses] if isinstance(success_statuses, str) else success_statuses
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""

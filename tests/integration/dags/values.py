@@ -75,4 +75,5 @@ with DAG("no_xcoms", schedule=None, start_date=START):
 with DAG("refused_key", schedule=None, start_date=START):
     for mode, options in MODES.items():
         for policy in ("never_fail", "soft_fail"):
-            TechFlowExecutionSensor(task_id=f"{mode}_{policy}", execution_id="exec_1", **{policy: True}, **options)
+            policies: dict[str, Any] = {policy: True}
+            TechFlowExecutionSensor(task_id=f"{mode}_{policy}", execution_id="exec_1", **policies, **options)
