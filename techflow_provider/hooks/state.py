@@ -242,7 +242,7 @@ def warn_of_hosts(store: str) -> None:
     """Warn once per process that hosts that don't share the state each use the whole limit."""
     executors = spreading_executors()
     if executors:
-        log.warning(
+        log.error(
             "%s may run tasks on several hosts, and the state is kept in %s, which other hosts can't see: starts may "
             "be repeated and the rate limit exceeded. Leave [techflow] state_url empty, or set it to a store for all",
             " and ".join(executors),

@@ -25,6 +25,7 @@ from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, PollMemo
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.board import MOST_IDS, Board, Registration, Want, begin, deliver, finish, register
 from techflow_provider.state.budget import RequestClass
+from techflow_provider.state.records import WAITS
 from techflow_provider.state.store import Change, Store, StoreError, read_only
 
 log: logging.Logger = get_logger(__name__)
@@ -83,7 +84,7 @@ class SharedReader:
     ) -> None:
         self.store = store
         self.polls = f"{account}/polls"
-        self.waits = f"{account}/waits"
+        self.waits = f"{account}/{WAITS}"
         self.name = name
         self.holder: str = uuid4().hex
         self.kept: dict[str, _Kept] = {}

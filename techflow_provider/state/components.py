@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from techflow_provider.state import identity
 from techflow_provider.state.sqlite import boot_id
 from techflow_provider.state.store import Entry, Store, Write
 from techflow_provider.state.wire import build
@@ -53,7 +54,8 @@ class Component:
 
 
 def report(store: Store, key: str, component: Component) -> None:
-    """Record that a component uses a key's part of a store."""
+    """Record that a component uses a key's part of a store, which gets its id if it is new."""
+    identity.store_entry(store)
     # Of the pods on one node, the last one counts.
     name = f"{component.program} {component.boot} {component.home}"
     store.update(f"{key}/components", name, lambda *_: (Write(component.to_text(), COMPONENT_TTL_SECONDS), None))

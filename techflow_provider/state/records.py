@@ -17,6 +17,8 @@ from techflow_provider.state.store import Entry, Store, Write, read_only
 
 DELIVERY_TTL_SECONDS = 24 * 3600.0
 CURSOR_TTL_SECONDS = 30 * 24 * 3600.0
+# The registrations of those that wait, below a key (see `techflow_provider.polling.shared`).
+WAITS = "waits"
 # The namespace of all wake-up counters, by key: a process reads them together.
 WAKEUPS = "wakeups"
 WAKEUPS_SECONDS = 1.0
@@ -61,6 +63,10 @@ class Records:
             return Write(following, CURSOR_TTL_SECONDS) if is_present else None, is_present
 
         return self._store.update(self._cursors, trigger, move)
+
+    def are_awaited(self) -> bool:
+        """Whether a process has registered that it waits for something in the history."""
+        return bool(self._store.entries(f"{self._key}/{WAITS}"))
 
     def notify(self) -> int:
         """Let those that wait know that there may be something new, and return the wake-up counter."""

@@ -40,6 +40,7 @@ KNOWN_LOOKUP_THREADS = 2
 LOG_SECONDS = 60.0
 NO_PROOF = "it has no secret in its URL or a header, and no well-formed and recent signature"
 OK = 200
+NOT_HEARD = "; no poller listens for it: nothing waits, or what waits keeps its state elsewhere (see doctor)"
 
 
 class WebhookResponse(Enum):
@@ -198,10 +199,11 @@ class Receiver:
             if delivery_id is not None and not records.see_delivery(f"{conn_id} {delivery_id}"):
                 return _count(WebhookResponse.DUPLICATE)
             records.notify()
+            heard = "" if records.are_awaited() else NOT_HEARD
         except StoreError as error:
             log.warning("A webhook for connection %s could not wake its waits: %s", conn_id, error)
             return _count(WebhookResponse.BUSY)
-        log.info("Received a webhook for connection %s: %s", conn_id, Hint.read(delivery.body))
+        log.info("Received a webhook for connection %s: %s%s", conn_id, Hint.read(delivery.body), heard)
         return _count(WebhookResponse.ACCEPTED)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ import pytest
 from techflow_provider.client.webhooks import Delivery, WebhookSecret
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import StoreError
+from techflow_provider.state.store import StoreError, Write
 from techflow_provider.webhooks.receiver import Receiver, Subscriber
 
 SECRET = WebhookSecret("secret-of-the-connection")
@@ -63,6 +64,15 @@ def test_a_genuine_delivery_wakes_only_the_waits_of_its_connection(scene):
     scene.secrets["two"] = SECRET
     assert scene.handle() == ACCEPTED
     assert (scene.wakeups("one"), scene.wakeups("two")) == (1, 0)
+
+
+def test_a_delivery_that_no_poller_listens_for_is_logged_as_that(scene, caplog):
+    caplog.set_level(logging.INFO)
+    assert scene.handle() == ACCEPTED
+    assert "no poller listens for it" in caplog.messages[-1]
+    scene.store.update("one/waits", "a reader", lambda *_: (Write("{}", 60.0), None))
+    assert scene.handle() == ACCEPTED
+    assert "no poller" not in caplog.messages[-1]
 
 
 def test_a_signature_is_verified_against_the_current_time(scene):

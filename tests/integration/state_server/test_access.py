@@ -23,6 +23,7 @@ def connections(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, connection in {
         "ONE": {"conn_type": "techflow", "host": URL, "password": KEY},
         "TWO": {"conn_type": "techflow", "host": URL, "password": OTHER_KEY},
+        "THREE": {"conn_type": "techflow", "host": URL, "password": OTHER_KEY, "extra": {"account": "other"}},
         "HTTP": {"conn_type": "http", "host": URL, "password": KEY},
         "BROKEN": {"conn_type": "techflow", "host": URL, "password": ""},
     }.items():
@@ -58,6 +59,13 @@ def test_it_may_not_use_those_of_another() -> None:
         f"x/{account}",
     ):
         assert not access("one").allows(get(namespace))
+
+
+def test_an_account_that_the_connection_names_has_records_of_its_own() -> None:
+    site, other = (Settings(KEY, URL, account_name=name).site for name in ("", "other"))
+    assert access("three").allows(get(f"{other}/claims"))
+    assert not access("three").allows(get(f"{site}/claims"))
+    assert not access("one").allows(get(f"{other}/claims"))
 
 
 def test_it_may_read_which_store_this_is_and_not_write_it() -> None:
