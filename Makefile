@@ -8,13 +8,13 @@ TEST_MINUTES := 2
 # Versions that this Airflow can't run with, from the matrix.
 HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
 # Test files run in parallel. Tests that need a deployment have targets of their own.
-TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment
+TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment --ignore tests/network
 # Environments that several targets use.
 TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
 DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
 
-.PHONY: help demo test lint types matrix fuzz contract deployment deployments explore bench e2e soak wheel mutants clean
+.PHONY: help demo test lint types matrix fuzz network contract deployment deployments explore bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ matrix: ## Run the Airflow tests with the built wheel on every supported Airflow
 fuzz: ## Give random input to what reads responses, webhooks, connections and prints them (SECONDS=600 for each)
 	@.ci/environment.sh fuzz "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" flask --group test
 	@$(ENVIRONMENTS)/fuzz/bin/python -m tests.fuzz.run --seconds $(or $(SECONDS),30)
+
+network: ## Reach TLS servers through Squid, tinyproxy and microsocks (needs them and OpenSSL installed)
+	@.ci/environment.sh network "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "httpx[socks]" --group test
+	@$(ENVIRONMENTS)/network/bin/pytest -q tests/network
 
 contract: ## Check the sandbox against its OpenAPI document
 	@.ci/environment.sh contract "$(PYTHON)" editable --group contract

@@ -27,7 +27,7 @@ from techflow_provider.client.operations import AsyncExecutions, AsyncWorkflows
 from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, HistoryReader, PollMemory
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
-from techflow_provider.client.transport import SEND_ERRORS, Exchange, PerProcess
+from techflow_provider.client.transport import Exchange, PerProcess, send_errors
 from techflow_provider.client.values import Id, Payload
 from techflow_provider.state.budget import Budget, LocalBudget
 
@@ -137,7 +137,7 @@ class _SyncIO:
                     exchanged.add(chunk)
             finally:
                 response.close()
-        except SEND_ERRORS as error:
+        except send_errors() as error:
             return exchanged.failed(str(call), error)
         return exchanged.complete()
 
@@ -178,7 +178,7 @@ class _AsyncIO:
                         exchanged.add(chunk)
             finally:
                 await response.aclose()
-        except SEND_ERRORS as error:
+        except send_errors() as error:
             return exchanged.failed(str(call), error)
         return exchanged.complete()
 

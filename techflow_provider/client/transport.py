@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -45,7 +46,7 @@ class ResponseSizeLimitError(ResponseLimitError):
     """A response is larger than the settings allow."""
 
 
-# All that sending a request and reading its response can raise; httpx lets a few kinds of ValueError pass.
+# Httpx lets a few kinds of ValueError pass.
 SEND_ERRORS: tuple[type[Exception], ...] = (
     httpx.HTTPError,
     httpx.StreamError,
@@ -53,7 +54,15 @@ SEND_ERRORS: tuple[type[Exception], ...] = (
     ResponseLimitError,
     ValueError,
     zlib.error,
+    # A SOCKS proxy that sends anything.
+    AssertionError,
 )
+
+
+def send_errors() -> tuple[type[Exception], ...]:
+    """Return all that sending a request and reading its response can raise."""
+    socks: Any = sys.modules.get("socksio")
+    return (*SEND_ERRORS, socks.SOCKSError) if socks else SEND_ERRORS
 
 
 class PerProcess(Generic[T]):
