@@ -170,8 +170,7 @@ class Receiver:
         :param lookup: has ended
         """
         if error := lookup.exception():
-            log.warning("A webhook for connection %s can't be verified now: %s", conn_id, error)
-            return _count(WebhookResponse.BUSY)
+            return self.reject(conn_id, f"it can't be verified now: {error}", WebhookResponse.BUSY)
         subscriber = lookup.result()
         secret = subscriber.secret if subscriber else None
         genuine = (secret or self._decoy).verify_proof(proof, delivery.body)
@@ -179,8 +178,10 @@ class Receiver:
             return self.reject(conn_id, "there is no such connection, or it has no webhook_secret")
         return subscriber if genuine else self.reject(conn_id, "the secret or the signature is wrong")
 
-    def reject(self, conn_id: str, reason: str) -> WebhookResponse:
-        """Return the one response to everything that isn't proved, and log such deliveries from time to time."""
+    def reject(
+        self, conn_id: str, reason: str, response: WebhookResponse = WebhookResponse.UNAUTHORIZED
+    ) -> WebhookResponse:
+        """Return the response to what isn't proved, by default the same to all, and log it now and then."""
         with self._lock:
             self._rejected += 1
             count, due = self._rejected, self._clock() >= self._logged_at + LOG_SECONDS
@@ -190,7 +191,7 @@ class Receiver:
             log.warning(
                 "Rejected %s; the last one for connection %.250r: %s", counted(count, "webhook"), conn_id, reason
             )
-        return _count(WebhookResponse.UNAUTHORIZED)
+        return _count(response)
 
     def notify(self, conn_id: str, subscriber: Subscriber, delivery: Delivery) -> WebhookResponse:
         """Wake the waits of a genuine delivery's connection, unless it is a duplicate; blocks."""
