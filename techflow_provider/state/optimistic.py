@@ -259,8 +259,7 @@ class _Update(Generic[T]):
     def _fetch(self, session: Session) -> Row | None:
         sent_at = time.monotonic()
         reply = session.fetch(*self._key)
-        # How long it waited for a lock says nothing about the next request.
-        self._store.set_clock(reply.now, sent_at if session is self._store else time.monotonic())
+        self._store.set_clock(reply.now, sent_at)
         self._store.found(self._key, reply.row)
         return reply.row
 

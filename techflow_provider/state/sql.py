@@ -15,6 +15,7 @@ import math
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -245,6 +246,13 @@ class SqlStore(OptimisticStore):
             expires = math.ceil(expires / HOUR_SECONDS) * HOUR_SECONDS
         return super().make_row(value, written, expires)
 
+    def set_clock(self, now: float, sent_at: float) -> None:
+        """Leave it to the sessions, which know when a statement was sent, and what waited for a lock."""
+
+    def learn_clock(self, now: float, sent_at: float) -> None:
+        """Learn the database's clock from its reply to a statement."""
+        super().set_clock(now, sent_at)
+
     @functools.cached_property
     def _errors(self) -> tuple[type[Exception], ...]:
         from sqlalchemy.exc import SQLAlchemyError
@@ -337,6 +345,7 @@ class _Session:
         self._store = store
         self._cursor = connection.cursor()
         self._locks = locks
+        self._sent_at = 0.0
 
     def run(self, statement: str) -> None:
         """Run a statement that has no parameters."""
@@ -345,7 +354,10 @@ class _Session:
     def fetch(self, namespace: str, name: str) -> Reply:
         """Return what the table holds under a name, and lock it."""
         rows = self._rows("lock", namespace=namespace, name=_fit(name)) if self._locks else []
-        clock, *row = (rows or self._rows("fetch", namespace=namespace, name=_fit(name)))[0]
+        if not rows:
+            rows = self._rows("fetch", namespace=namespace, name=_fit(name))
+            self._store.learn_clock(float(rows[0][0]), self._sent_at)
+        clock, *row = rows[0]
         return Reply(_row(row), float(clock))
 
     def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
@@ -363,8 +375,9 @@ class _Session:
         with contextlib.suppress(self._store.dialect.dbapi.IntegrityError):
             self._execute(f"{operation}{suffix}", parameters)
             if self._cursor.rowcount == 1:
-                rows = self._cursor.fetchall() if self._store.database.is_postgresql else ((now,),)
-                return Reply(None, float(rows[0][0]), done=True)
+                if self._store.database.is_postgresql:
+                    self._store.learn_clock(float(self._cursor.fetchone()[0]), self._sent_at)
+                return Reply(None, now, done=True)
         return self.fetch(namespace, name)
 
     def commit(self) -> None:
@@ -391,6 +404,7 @@ class _Session:
         # Only tests set a clock.
         values = {"clock": self._store.now(), **parameters}
         for text, order in self._store.statements[operation]:
+            self._sent_at = time.monotonic()
             self._cursor.execute(text, values if order is None else [values[each] for each in order])
         if self._store.dialect.driver == "psycopg":
             # It shows the result of the first of several statements, other drivers that of the last one.
