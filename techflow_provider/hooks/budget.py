@@ -12,12 +12,12 @@ from airflow.providers.common.compat.sdk import Stats
 
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.hooks.state import API_SERVER, choice, is_for_one_host, open_state, warn_of_hosts
+from techflow_provider.hooks.state import API_SERVER, choice, cursors_key, is_for_one_host, open_state, warn_of_hosts
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
 from techflow_provider.state.components import report
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import Store, StoreError, budget_key
+from techflow_provider.state.store import Store, StoreError
 
 # How often a process reports that it uses its store.
 REPORT_SECONDS = 600.0
@@ -114,8 +114,3 @@ def open_cursors(connection: TechFlowConnection) -> Records:
     """
     store, _ = open_state(connection)
     return Records(store, cursors_key(connection))
-
-
-def cursors_key(connection: TechFlowConnection) -> str:
-    """Return the name under which a connection's event triggers keep their cursors."""
-    return budget_key(connection.settings.base_url, f"connection {connection.conn_id}")

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import conf
@@ -23,8 +24,10 @@ from techflow_provider.client.parsing import quote
 from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.api_server import api_server_state_url, http_store
 from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.state.migration import migrate
 from techflow_provider.state.open import fallback_store, open_store
-from techflow_provider.state.store import StateUrlError, Store
+from techflow_provider.state.sqlite import SqliteStore
+from techflow_provider.state.store import StateUrlError, Store, StoreError, budget_key
 
 log: logging.Logger = get_logger(__name__)
 
@@ -122,7 +125,24 @@ def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
     except StateUrlError as error:
         raise InvalidParameterError(SETTING, error.received, error.expected) from error
     _announce(store.location, chosen.reason, os.getpid())
+    if store is not here and default_state_file().exists():
+        _migrate_from(here, store, connection)
     return store, fallback_store() if store is here else here
+
+
+def _migrate_from(file: Any, store: Any, connection: TechFlowConnection) -> None:
+    for key in (connection.settings.account, cursors_key(connection)):
+        try:
+            _migrate(file, store, key, os.getpid())
+        except StoreError as error:
+            log.warning("The records of an earlier version in %s could not be copied: %s", file.location, error)
+
+
+@functools.lru_cache(maxsize=64)
+def _migrate(file: Any, store: Any, key: str, process_id: int) -> None:  # noqa: ARG001 - once per process
+    copied = migrate(file, store, key) if isinstance(file, SqliteStore) else 0
+    if copied:
+        log.info("Copied %d records of an earlier version from %s to %s", copied, file.location, store.location)
 
 
 def served_store() -> Store:
@@ -209,6 +229,11 @@ def _sentinel_url(url: str, options: Mapping[str, str], query: Mapping[str, str]
 @functools.cache
 def _announce(location: str, reason: str, process_id: int) -> None:  # noqa: ARG001 - once per process
     log.info("The state that processes share is kept in %s: %s", location, reason)
+
+
+def cursors_key(connection: TechFlowConnection) -> str:
+    """Return the name under which a connection's event triggers keep their cursors."""
+    return budget_key(connection.settings.base_url, f"connection {connection.conn_id}")
 
 
 def state_url() -> str:

@@ -108,6 +108,11 @@ class SqliteStore:
 
         return self._file.run(act, self, "BEGIN")
 
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that hold something."""
+        found = "SELECT DISTINCT namespace FROM entries"
+        return self._file.run(lambda connection: [name for (name,) in connection.execute(found)], self, "BEGIN")
+
     def close(self) -> None:
         """Close the connection of this process."""
         self._file.close()

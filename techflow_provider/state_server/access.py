@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from techflow_provider.hooks.api_server import state_secret
-from techflow_provider.hooks.budget import cursors_key
 from techflow_provider.hooks.connection_cache import CACHE_SECONDS, ConnectionCache, find_connection
+from techflow_provider.hooks.state import cursors_key
 from techflow_provider.state import identity
 from techflow_provider.state.api import is_write
 from techflow_provider.state.records import WAKEUPS

@@ -16,6 +16,7 @@ from techflow_provider.hooks.api_server import api_server_state_url
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.state import Observation, choice, choose, observe, open_state, served_store
 from techflow_provider.state.sqlite import SqliteStore
+from techflow_provider.state.store import Write
 
 CONNECTION = TechFlowConnection("techflow_default", Settings("key-of-the-state-tests", "http://a.example"))
 
@@ -171,3 +172,21 @@ class TestSetting:
         with pytest.raises(InvalidParameterError, match=r"\[techflow\] state_url: expected .+Redis") as caught:
             location()
         assert "secret" not in str(caught.value)
+
+
+def test_records_in_the_file_of_an_earlier_version_move_to_the_shared_store(home, monkeypatch, caplog):
+    file, _ = open_state(CONNECTION)
+    account = CONNECTION.settings.account
+    file.update(f"{account}/attempts", "task", lambda *_: (Write("a record", 60.0), None))
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "metadata")
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{home}/airflow.db")
+    state._open_metadata.cache_clear()
+    with caplog.at_level(logging.INFO, state.__name__):
+        store, fallback = open_state(CONNECTION)
+        open_state(CONNECTION)
+    assert [entry.value for entry in store.entries(f"{account}/attempts")] == ["a record"]
+    assert fallback is file
+    assert [message for message in caplog.messages if message.startswith("Copied")] == [
+        f"Copied 1 records of an earlier version from {file.location} to {store.location}"
+    ]
+    state._open_metadata.cache_clear()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.client.settings import Settings
-from techflow_provider.hooks.budget import cursors_key
 from techflow_provider.hooks.connection_cache import find_connection
+from techflow_provider.hooks.state import cursors_key
 from techflow_provider.state.signing import DEPLOYMENT, derive_key
 from techflow_provider.state_server.access import Access, find_access
 
