@@ -191,26 +191,28 @@ def run_all(
     :param final: the exit codes after which a task isn't run again
     """
     waiting, running, processes = list(reversed(trials)), list[Trial](), 0
-    while (waiting or running) and time.monotonic() < until:
-        tick()
-        while waiting and len(running) < AT_ONCE:
-            running.append(waiting.pop())
-            spawn(running[-1], world, chance)
-            processes += 1
-        for trial in tuple(running):
-            if time.monotonic() > trial.dies_at:
-                os.kill(trial.pid, signal.SIGKILL)
-                trial.kills += 1
-                trial.dies_at = float("inf")
-            pid, status = os.waitpid(trial.pid, os.WNOHANG)
-            if pid:
-                running.remove(trial)
-                if os.waitstatus_to_exitcode(status) not in final:
-                    waiting.insert(chance.randint(0, len(waiting)), trial)
-        time.sleep(0.002)
-    for trial in running:
-        os.kill(trial.pid, signal.SIGKILL)
-        os.waitpid(trial.pid, 0)
+    try:
+        while (waiting or running) and time.monotonic() < until:
+            tick()
+            while waiting and len(running) < AT_ONCE:
+                running.append(waiting.pop())
+                spawn(running[-1], world, chance)
+                processes += 1
+            for trial in tuple(running):
+                if time.monotonic() > trial.dies_at:
+                    os.kill(trial.pid, signal.SIGKILL)
+                    trial.kills += 1
+                    trial.dies_at = float("inf")
+                pid, status = os.waitpid(trial.pid, os.WNOHANG)
+                if pid:
+                    running.remove(trial)
+                    if os.waitstatus_to_exitcode(status) not in final:
+                        waiting.insert(chance.randint(0, len(waiting)), trial)
+            time.sleep(0.002)
+    finally:
+        for trial in running:
+            os.kill(trial.pid, signal.SIGKILL)
+            os.waitpid(trial.pid, 0)
     return processes
 
 

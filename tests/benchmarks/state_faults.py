@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -351,6 +352,8 @@ def main() -> int:
     add_option(parser)
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    # Everything that runs is ended then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     line(WIDTHS, *HEADS)
     met = True
     for case in asked.only:
