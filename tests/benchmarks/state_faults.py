@@ -30,12 +30,14 @@ import httpx
 
 if TYPE_CHECKING:
     from tests.benchmarks.kills import AMBIGUOUS, FAULTS, LOOK, SHARED_WORKFLOWS, Trial, World, report, run_all, sandbox
-    from tests.benchmarks.places import place
+    from tests.benchmarks.places import ACCOUNT, open_place, place
     from tests.benchmarks.rows import Row, add_option, hand_over, line
 else:
     from kills import AMBIGUOUS, FAULTS, LOOK, SHARED_WORKFLOWS, Trial, World, report, run_all, sandbox
-    from places import place
+    from places import ACCOUNT, open_place, place
     from rows import Row, add_option, hand_over, line
+from techflow_provider.state.budget import SharedBudget
+from techflow_provider.state.store import Write
 from tests.servers import Program, Proxy, Redis, free_port, until
 
 LIMIT = 300
@@ -262,6 +264,35 @@ def moving(name: str, folder: Path, seconds: float) -> Iterator[Broken]:  # happ
         yield Broken(name, f"redis+cluster://{addresses[0]}/0").once(move)
 
 
+@contextmanager
+def opened(name: str, folder: Path, seconds: float) -> Iterator[Broken]:  # lasts
+    """A store that is new and works."""
+    with place(name, folder) as store:
+        yield Broken(name, store.url)
+
+
+def open_by_many(url: str, processes: int) -> Outcome:
+    """Let processes open a new store at once, take a slot and claim an entry each, and count those that could."""
+    began = time.monotonic() + 2.0
+    children = [_fork_opener(url, began) for _ in range(processes)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return Outcome(0, 0, codes.count(0), 0, processes - codes.count(0), 0, ())
+
+
+def _fork_opener(url: str, began: float) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            time.sleep(max(0.0, began - time.monotonic()))
+            store = open_place(url)
+            claimed = store.update(f"{ACCOUNT}/claims", str(os.getpid()), lambda _, __: (Write("task", 60.0), True))
+            code = 0 if claimed and SharedBudget(store, ACCOUNT, LIMIT).snapshot().shared else 1
+        finally:
+            os._exit(code)
+    return child
+
+
 FAULT_KINDS: dict[str, tuple[Any, Sequence[str]]] = {
     "restart": (restarted, ("redis", "postgresql", "api-server")),
     "two-servers": (two_servers, ("api-server",)),
@@ -273,6 +304,7 @@ FAULT_KINDS: dict[str, tuple[Any, Sequence[str]]] = {
     "eviction": (evicting, ("redis",)),
     "connections": (exhausted, ("redis", "postgresql")),
     "disk-full": (full, ("file", "redis", "postgresql")),
+    "openers": (opened, ("file", "redis", "postgresql")),
     "clock": (jumping, ("redis", "postgresql")),
 }
 CASES = {f"{kind}-{name}": (kind, name) for kind, (_, names) in FAULT_KINDS.items() for name in names}
@@ -348,6 +380,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--tasks", type=int, default=60)
     parser.add_argument("--away", type=float, default=60.0, help="how long a fault lasts, in seconds")
+    parser.add_argument("--openers", type=int, default=300, help="processes that open a store at once")
     parser.add_argument("--seed", type=int, default=1)
     add_option(parser)
     asked = parser.parse_args()
@@ -362,8 +395,17 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder, FAULT_KINDS[kind][0](name, Path(folder), asked.away) as broken:
             results = Path(folder) / "results"
             results.mkdir()
-            done = run(broken, asked.tasks, asked.seed, results)
-        figures = (done.requests, done.rejected, asked.tasks, done.executions, done.twice, done.lost, done.ambiguous)
+            openers = asked.openers if kind == "openers" else 0
+            done = open_by_many(broken.url, openers) if openers else run(broken, asked.tasks, asked.seed, results)
+        figures = (
+            done.requests,
+            done.rejected,
+            openers or asked.tasks,
+            done.executions,
+            done.twice,
+            done.lost,
+            done.ambiguous,
+        )
         line(WIDTHS, kind, name, *figures, f"{time.monotonic() - began:.0f}")
         for reason in sorted(set(done.reasons))[:2]:
             sys.stdout.write(f"    {reason[:300]}\n")
