@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from techflow_provider.state.budget_state import (
@@ -42,6 +42,8 @@ DEFAULT_REQUESTS_PER_MINUTE = 100
 DEFAULT_BURST = 6
 # The part of the limit that is used when the store can't be: as many hosts may do so without exceeding the limit.
 FALLBACK_SHARE = 0.25
+# A reservation without a wait would be one that may be used at once.
+SHORTEST_WAIT_SECONDS = 0.001
 # Refusals for so long mean that a server is gone; until then it is asked again after one of these times.
 GRACE_SECONDS = 30.0
 RETRY_SECONDS = 0.5, 2.0
@@ -150,7 +152,12 @@ class _TieredBudget:
             self._last = (tier, reservation.at, asked_at)
             return reservation
 
-        return self._on_store(act, lambda: _ask_again(within_seconds))
+        reservation = self._on_store(act, lambda: _ask_again(within_seconds))
+        if not reservation.granted or reservation.may_send:
+            return reservation
+        # Asking again takes as long as asking did, and a slot is missed by a caller that comes late.
+        remaining = reservation.wait_seconds - (self._clock() - asked_at)
+        return replace(reservation, wait_seconds=max(SHORTEST_WAIT_SECONDS, remaining))
 
     def _expected(self, tier: _Tier, asked_at: float) -> float | None:
         last = self._last

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from techflow_provider.state.budget import LocalBudget, RequestClass, SharedBudget
-from techflow_provider.state.gcra import Reason
+from techflow_provider.state.gcra import Reason, Reservation
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import Store, StoreError
 
@@ -163,6 +163,42 @@ def test_others_follow_a_probe_once_the_server_has_accepted_it(budget, clock):
 def test_a_budget_of_one_process_begins_with_a_burst(clock):
     budget = LocalBudget(100, 6, clock)
     assert [budget.reserve(COMMAND, 0.0).granted for _ in range(7)] == [True] * 6 + [False]
+
+
+class Distant(MemoryStore):
+    """A store whose clock is that of the world, and that a caller reaches only after a while.
+
+    :param seconds: how long a request and its response take
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        # When a caller asks, and the world's clock.
+        self.caller = self.now = 0.0
+        super().__init__(lambda: self.now)
+
+    def update(self, namespace, name, change):
+        self.now = self.caller + self.seconds / 2
+        result = super().update(namespace, name, change)
+        self.caller += self.seconds
+        return result
+
+
+@pytest.mark.parametrize("seconds", [0.6, 1.2, 2.0, 3.0])
+def test_callers_that_are_far_from_the_store_still_use_most_of_the_limit(seconds):
+    store = Distant(seconds)
+    budgets = [SharedBudget(store, "key", clock=lambda: store.caller) for _ in range(12)]
+    count, queue = 0, list[tuple[float, int, Reservation | None]]((0.0, number, None) for number in range(12))
+    while True:
+        queue.sort(key=lambda ask: ask[:2])
+        store.caller, number, earlier = queue.pop(0)
+        if store.caller >= 600:
+            break
+        reservation = budgets[number].reserve(COMMAND, 1e9, earlier)
+        count += reservation.may_send
+        due = store.caller + reservation.wait_seconds
+        queue.append((due, number, None if reservation.may_send else reservation))
+    assert count >= 10 * 75
 
 
 class TestWithoutItsStore:
