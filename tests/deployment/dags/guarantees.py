@@ -22,7 +22,7 @@ CALLERS, CALLS = int(os.environ["DEPLOYMENT_CALLERS"]), int(os.environ["DEPLOYME
 LONG = timedelta(hours=1)
 OPTIONS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
-    "default_args": {"retries": 3, "retry_delay": timedelta(seconds=1)},
+    "default_args": {"retries": 8, "retry_delay": timedelta(seconds=1)},
 }
 
 
