@@ -21,10 +21,11 @@ from techflow_provider.client.flow import Call, FlowContext, exchange, url_of, w
 from techflow_provider.client.json_stream import RowMemory, keep_all, no_subject, parse_list
 from techflow_provider.client.models import Rows, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, http_date, quote
+from techflow_provider.client.text import get_logger
 
 T = TypeVar("T")
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 MAX_PAGES = 50
 # A server may be wrong about what has not changed; after this time everything is requested again.

@@ -19,11 +19,12 @@ from techflow_provider.client.models import USUAL_WORDS, StatusWords, status_wor
 from techflow_provider.client.parsing import quote
 from techflow_provider.client.reading import PLACEHOLDER
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
+from techflow_provider.client.text import get_logger
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.hooks.form import DEFAULT_DASHBOARD_URL, EXTRA_FIELDS, NUMBERS
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 CONNECTION_TYPE = "techflow"
 PROTOCOLS = ("http", "https")

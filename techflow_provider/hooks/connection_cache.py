@@ -13,9 +13,10 @@ from typing import Generic, TypeVar
 from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 T = TypeVar("T")
 

@@ -473,7 +473,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
             log.warning("%s: the triggerer searches the history for the execution", lost)
             start = LostStart.of(starter.submitter, lost).to_dict()
             trigger = TechFlowSearchTrigger(
-                self.techflow_conn_id, start=start, history_lag=lag, deadline=deadline_after(bound)
+                self.hook.techflow_conn_id, start=start, history_lag=lag, deadline=deadline_after(bound)
             )
             self.defer(trigger=trigger, method_name="execute_searched", timeout=bound + DEFERRAL_GRACE)
             raise
@@ -519,14 +519,18 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
         bound = shorter(timeout, self.execution_timeout)
         log.info("Waiting in the triggerer for a slot in the rate budget, not in this worker: %s", reason)
-        trigger = TechFlowAdmissionTrigger(self.techflow_conn_id, deadline=deadline_after(bound))
+        trigger = TechFlowAdmissionTrigger(self.hook.techflow_conn_id, deadline=deadline_after(bound))
         self.defer(trigger=trigger, method_name="execute_admitted", timeout=bound + DEFERRAL_GRACE)
 
     def _defer_completion(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
         from techflow_provider.client.history import ExecutionSelector
 
         defer_until_ended(
-            self, self.techflow_conn_id, ExecutionSelector(execution_id), poll_interval=poll_interval, timeout=timeout
+            self,
+            self.hook.techflow_conn_id,
+            ExecutionSelector(execution_id),
+            poll_interval=poll_interval,
+            timeout=timeout,
         )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:

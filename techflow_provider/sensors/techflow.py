@@ -246,7 +246,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         in_trigger = self.end_from_trigger and self.do_xcom_push and not self.outlets
         defer_until_ended(
             self,
-            self.techflow_conn_id,
+            self.hook.techflow_conn_id,
             self._selector,
             poll_interval=self.poke_interval if self._own_interval else default_poll_interval(),
             timeout=as_timedelta("timeout", self.timeout),

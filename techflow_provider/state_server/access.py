@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.api_server import state_secret
 from techflow_provider.hooks.connection_cache import CACHE_SECONDS, ConnectionCache, find_connection
 from techflow_provider.hooks.state import cursors_key
@@ -17,7 +18,7 @@ from techflow_provider.state.api import is_write
 from techflow_provider.state.records import WAKEUPS
 from techflow_provider.state.signing import DEPLOYMENT, TOLERANCE_SECONDS, Proof, Signer, derive_key
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 # After a signature that doesn't match, a connection that was read longer ago than this is read again: its API key may
 # have changed.

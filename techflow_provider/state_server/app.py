@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from techflow_provider.client.errors import InvalidParameterError
+from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.state import served_store
 from techflow_provider.state import identity
 from techflow_provider.state.api import carry_out
@@ -25,7 +26,7 @@ from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, 
 from techflow_provider.state.store import Store, StoreError
 from techflow_provider.state_server.access import Access, Gate, find_access
 
-log: logging.Logger = logging.getLogger(__name__)
+log: logging.Logger = get_logger(__name__)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

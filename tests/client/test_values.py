@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from techflow_provider.client import Execution, ExecutionFailedError, InvalidParameterError, Workflow
+from techflow_provider.client import Execution, ExecutionFailedError, InvalidParameterError, Workflow, text
 from techflow_provider.client.history import ExecutionSelector, select, select_workflows
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger, printable, storable
@@ -192,6 +193,13 @@ def test_invisible_characters_are_shown_as_escapes_and_others_as_they_are():
     assert printable("Zürich\u3000日本 \u00a0😀\n", keep="\n") == "Zürich\u3000日本 \u00a0😀\n"
     assert printable("\U000e0041") == r"\udb40\udc41"
     assert json.loads(f'"{printable("a" + chr(0x202E))}"') == "a\u202e"
+
+
+def test_every_module_above_the_state_has_a_printable_logger():
+    package = Path(text.__file__).parents[1]
+    own = {path for part in ("state", "sandbox") for path in (package / part).rglob("*.py")}
+    found = [path for path in package.rglob("*.py") if "getLogger(__name__)" in path.read_text() and path not in own]
+    assert found == []
 
 
 def test_a_hostile_server_controls_neither_a_terminal_nor_a_log(caplog):
