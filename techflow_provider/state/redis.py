@@ -134,11 +134,12 @@ class RedisStore(OptimisticStore):
         now = int(time[0]) + int(time[1]) / 1e6 if self._clock is None else self._clock()
         if not text:
             return Reply(None, now)
-        try:
+        with contextlib.suppress(ValueError):
             written, expires, value = text.split(" ", 2)
-            return Reply(Row(value, text, float(written), float(expires)), now)
-        except ValueError:
-            raise StoreError(f"{self.location}: expected an entry with its times, got {text[:200]!r}") from None
+            row = Row(value, text, float(written), float(expires))
+            if math.isfinite(row.written) and math.isfinite(row.expires):
+                return Reply(row, now)
+        raise StoreError(f"{self.location}: expected an entry with its times, got {text[:200]!r}")
 
     def _run(self, script: str, namespace: str, *arguments: str, writes: bool = False) -> Any:
         """Run a script by its hash, or by its text where the server doesn't know it yet."""

@@ -164,12 +164,13 @@ def test_records_of_version_0_1_0_are_kept(redis_server, key):
     store.close()
 
 
-def test_an_entry_of_unknown_form_is_quoted(redis_server, key):
+@pytest.mark.parametrize("text", ["rubbish", "nan 1 value", "1 inf value"])
+def test_an_entry_of_unknown_form_is_quoted(redis_server, key, text):
     client = redis.Redis.from_url(redis_server.url)
-    client.hset(f"techflow:{{{key}}}:records", "a", "rubbish")
+    client.hset(f"techflow:{{{key}}}:records", "a", text)
     client.close()
     store = RedisStore(redis_server.url)
-    with pytest.raises(StoreError, match="expected an entry with its times, got 'rubbish'"):
+    with pytest.raises(StoreError, match=f"expected an entry with its times, got '{text}'"):
         store.entries(key)
     store.close()
 

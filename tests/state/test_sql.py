@@ -13,7 +13,7 @@ from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.optimistic import LostReplyError, Reply, Row
 from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.store import BUDGET_NAME, Entry, StateUrlError, StoreError, Write, read_only
-from tests.servers import Postgres
+from tests.servers import Postgres, Proxy
 from tests.state.conftest import in_threads
 
 
@@ -151,6 +151,14 @@ class TestALostReply:
         with pytest.raises(KeyboardInterrupt):
             interrupt()
         assert other.update("a", "count", increment) == 2
+
+
+def test_a_slow_network_takes_no_more_round_trips(postgres, url):
+    with Proxy(postgres.port) as proxy:
+        proxy.delay_seconds = 0.15
+        store = CountingStore(url.replace(str(postgres.port), str(proxy.port)))
+        assert [store.update("a", "count", increment) for _ in range(3)] == [1, 2, 3]
+        assert store.round_trips == 4
 
 
 class TestCompetition:
