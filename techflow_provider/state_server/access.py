@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from techflow_provider.client.text import get_logger
@@ -66,7 +66,9 @@ class Gate:
 
     def __init__(self, find: Callable[[str], Access | None], now: Callable[[], float]) -> None:
         self._now = now
-        self._cache = ConnectionCache(find)
+        self._find = find
+        self._cache = ConnectionCache(self._find_with_former)
+        self._keys: dict[str, frozenset[str]] = {}
         # Verified with when there is no key, so that the response time reveals nothing.
         self._decoy = secrets.token_bytes(32)
         self._lock = threading.Lock()
@@ -85,6 +87,14 @@ class Gate:
             if proof.verify(self._decoy if access is None else access.signer.key):
                 return access
         return None
+
+    def _find_with_former(self, name: str) -> Access | None:
+        """Return what a name may use; a connection whose API key was changed also what it could use before."""
+        access = self._find(name)
+        if access is None or access.keys is None:
+            return access
+        self._keys[name] = access.keys | self._keys.get(name, frozenset())
+        return replace(access, keys=self._keys[name])
 
     def is_fresh(self, proof: Proof) -> bool:
         """Whether a genuine request is recent and new; remembers it."""

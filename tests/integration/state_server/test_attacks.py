@@ -237,8 +237,9 @@ def test_a_changed_key_is_accepted_soon_and_the_old_one_no_longer(
 ) -> None:
     monkeypatch.setattr("techflow_provider.state_server.access.RENEW_SECONDS", 0.0)
     assert served.post(headers=signed()).status_code == 200
-    changed = Signer("one", derive_key("the-next-key", "account-one"))
-    served.keys["one"] = Access(changed, frozenset({"account-one"}))
+    changed = Signer("one", derive_key("the-next-key", "account-three"))
+    served.keys["one"] = Access(changed, frozenset({"account-three"}))
+    # A task that began with the old key continues with the names of its account.
     assert served.post(headers=changed.headers(GET, time.time(), "2" * 32)).status_code == 200
     assert served.post(headers=signed(nonce="3" * 32)).status_code == 401
 
