@@ -238,7 +238,9 @@ class AsyncExecutions:
                 ended = tracker.update(history, clock())
                 if ended is not None:
                     return ended
-                failures, seconds = 0, history.next_seconds or interval_seconds
+                failures, seconds = 0, interval_seconds
+                if history.next_seconds is not None and history.next_seconds > interval_seconds / 2:
+                    seconds = history.next_seconds
                 if history.failure is not None:
                     log.warning("A part of the execution history can't be read: %s", history.failure)
             except TechFlowError as error:

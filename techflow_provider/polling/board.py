@@ -25,7 +25,8 @@ MOST_IDS = 200
 LARGEST_ROWS = 64 * 1024
 # So many readers whose rows changed last are remembered.
 MOST_CHANGED = 64
-# A poll of a server that responds slowly may take twice as long as the last one before another reader polls.
+# A poll may take this long, or twice as long as the last one, before another reader polls.
+SHORTEST_LEASE_SECONDS = 4.0
 LONGEST_LEASE_SECONDS = 60.0
 
 
@@ -35,6 +36,7 @@ class Board:
 
     :param holder: the reader that polls, or polled last
     :param lease: seconds for which nobody else polls
+    :param is_polling: whether the holder has not reported its last attempt
     :param lasting: whether the holder will poll again
     :param interval: the time between two polls
     :param attempt: seconds since the last attempt began
@@ -49,6 +51,7 @@ class Board:
 
     holder: str = ""
     lease: float = 0.0
+    is_polling: bool = False
     lasting: bool = False
     interval: float = 0.0
     attempt: float = math.inf
@@ -83,8 +86,9 @@ class Board:
 
     def due(self, reader: str, interval_seconds: float) -> float:
         """Return the age of the last attempt at which a reader may poll, later if the holder is expected to."""
+        is_expected = self.lasting and not self.is_polling and self.holder != reader
         # A little less than an interval, so that it isn't missed by a hair.
-        return interval_seconds * (1.5 if self.lasting and self.holder != reader else 0.95)
+        return interval_seconds * (1.5 if is_expected else 0.95)
 
     def next_seconds(self) -> float:
         """Return when the result of the holder's poll is expected."""
@@ -104,8 +108,16 @@ def begin(reader: str, interval_seconds: float, *, lasting: bool) -> Change[tupl
         board = Board.of(entry)
         if not board.may_poll(reader, interval_seconds):
             return None, (False, board)
-        lease = min(max(interval_seconds, 2 * board.seconds), LONGEST_LEASE_SECONDS)
-        taken = replace(board, holder=reader, lease=lease, lasting=lasting, interval=interval_seconds, attempt=0.0)
+        lease = min(max(SHORTEST_LEASE_SECONDS, 2 * board.seconds), LONGEST_LEASE_SECONDS)
+        taken = replace(
+            board,
+            holder=reader,
+            lease=lease,
+            is_polling=True,
+            lasting=lasting,
+            interval=interval_seconds,
+            attempt=0.0,
+        )
         return taken.write(), (True, taken)
 
     return change
@@ -123,14 +135,16 @@ def finish(reader: str, age_seconds: float, result: Mapping[str, Any], changed: 
         board = Board.of(entry)
         if board.began <= age_seconds:
             return None, board
-        lease = 0.0 if board.holder == reader else board.lease
+        is_own = board.holder == reader
+        lease = 0.0 if is_own else board.lease
         number = board.number + ("began" in result)
         marks = {
             **{each: at for each, at in board.changed.items() if each not in changed},
             **dict.fromkeys(changed, number),
         }
         marks = dict(sorted(marks.items(), key=lambda mark: mark[1])[-MOST_CHANGED:])
-        done = replace(board, lease=lease, number=number, changed=marks, **result)
+        is_polling = board.is_polling and not is_own
+        done = replace(board, lease=lease, is_polling=is_polling, number=number, changed=marks, **result)
         return done.write(), done
 
     return change

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from techflow_provider.client.models import StatusWords
@@ -26,8 +27,8 @@ LookUp = Callable[[str], Awaitable[Access]]
 async def look_up(conn_id: str) -> Access:
     """Look a connection up without blocking the event loop, and return what a poller needs of it."""
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
-    # A triggerer is one process with one poller per key, however often that ends and begins again.
-    reader = open_reader(connection, f"{socket.gethostname()}/{os.getpid()}")
+    # The host and the process are there for people: hosts may have the same name.
+    reader = open_reader(connection, f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex}")
     return Access(connection.settings, open_budget(connection), reader.wakeups, reader)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -44,6 +46,8 @@ SHORTEST_CHECK_SECONDS = 0.5
 LONGEST_CHECK_SECONDS = 5.0
 # What isn't listed any more is missing in a stream, so its reader reads the history itself after this time.
 FULL_READ_SECONDS = 600.0
+# A process may wait for many executions, one after the other.
+MOST_KEPT = 100
 # Wants that include nothing, and the status of an execution that no poll has shown.
 NOTHING = Want()
 NO_STATUS = object()
@@ -86,7 +90,7 @@ class SharedReader:
         self.polls = f"{account}/polls"
         self.waits = f"{account}/{WAITS}"
         self.name = name
-        self.holder: str = uuid4().hex
+        self._id = uuid4().hex
         self.kept: dict[str, _Kept] = {}
         self.failed_at = -math.inf
         self.wakeups = wakeups
@@ -112,6 +116,11 @@ class SharedReader:
             return await poll_history(context, history_filter, terms.within_seconds, self.memory(context))
         self._warned = False
         return history
+
+    @property
+    def holder(self) -> str:
+        """Identifies this process, also after a fork."""
+        return f"{self._id}/{os.getpid()}"
 
     def memory(self, context: FlowContext) -> PollMemory:
         """Return what this process remembers of its polls."""
@@ -252,6 +261,8 @@ class _ReadCall:
             kept = await self._register(board, kept)
         elif board.has_changed(self._name, kept.number):
             kept = await self._reread(board, kept)
+        if len(self._reader.kept) >= MOST_KEPT:
+            self._reader.kept.clear()
         self._reader.kept[self._name] = kept
         return kept
 
@@ -353,7 +364,9 @@ class _ReadCall:
     def _raise_error(self, board: Board) -> None:
         """Raise the server's error that another reader has received meanwhile."""
         if board.error is not None and board.attempt <= self._since(self._asked) + self._terms.max_age_seconds:
-            raise rebuild_error(*board.error)
+            with suppress(TypeError):
+                error = rebuild_error(*board.error)
+                raise error
 
     def _wait_seconds(self, board: Board) -> float:
         """Return when to read the board again: when a result is expected, or when this reader may poll."""
