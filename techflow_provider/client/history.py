@@ -175,8 +175,10 @@ class History:
         self.failure = failure
         self.unreadable = unreadable
         self.reason = reason
+        # With all that have the same id, which may be unique within a workflow only.
+        self.rows: tuple[Execution, ...] = tuple(executions)
         self._by_id: dict[str, Execution] = {}
-        for execution in executions:
+        for execution in self.rows:
             other = self._by_id.get(execution.id)
             if other is None or _recency(execution) > _recency(other):
                 self._by_id[execution.id] = execution

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
+from techflow_provider.client import AsyncClient
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget, open_reader
+from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.observers import as_techflow_error
 from techflow_provider.polling.poller import Access, Poller
+from techflow_provider.polling.searches import SharedHistory
 
 log: logging.Logger = get_logger(__name__)
 
@@ -79,8 +84,38 @@ def _has_result(task: asyncio.Task[Access]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
+class SearchRegistry:
+    """The polls of one event loop for searches, by API key."""
+
+    def __init__(self) -> None:
+        self._shared: dict[str, SharedHistory] = {}
+
+    @contextlib.asynccontextmanager
+    async def shared(self, connection: TechFlowConnection) -> AsyncIterator[SharedHistory]:
+        """Return what polls for the searches of a connection's API key; closed with the last of them."""
+        account = connection.settings.account
+        if account not in self._shared:
+            client = AsyncClient(settings=connection.settings, budget=open_budget(connection))
+            self._shared[account] = SharedHistory(client)
+        found = self._shared[account]
+        found.users += 1
+        try:
+            yield found
+        finally:
+            found.users -= 1
+            if not found.users:
+                del self._shared[account]
+                await found.client.aclose()
+
+
 # The one piece of module-level state: what the waits of each running event loop share.
 _registries: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
+_searches: WeakKeyDictionary[asyncio.AbstractEventLoop, SearchRegistry] = WeakKeyDictionary()
+
+
+def shared_history(connection: TechFlowConnection) -> AbstractAsyncContextManager[SharedHistory]:
+    """Return what polls for the running loop's searches of a connection's API key."""
+    return _searches.setdefault(asyncio.get_running_loop(), SearchRegistry()).shared(connection)
 
 
 async def shared_poller(conn_id: str) -> tuple[Poller, StatusWords]:

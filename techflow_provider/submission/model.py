@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from techflow_provider.client.flow import FlowContext
-from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
+from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, History
 from techflow_provider.client.models import Execution, ExecutionState
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.values import as_id, as_payload
@@ -84,6 +84,8 @@ class Attempt:
     :param policy: what the submitter wants
     :param workflow_id: the workflow
     :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
+    :param poll: returns the whole history as a poll showed it that began at some time or later, on the context's clock;
+        without it, a search polls for itself
     :raises InvalidParameterError: the workflow's id or the payload can't be used
     """
 
@@ -92,6 +94,7 @@ class Attempt:
     policy: SubmissionPolicy
     workflow_id: str
     payload: Mapping[str, Json] | None = None
+    poll: Callable[[float], Awaitable[History]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workflow_id", as_id("workflow_id", self.workflow_id))

@@ -9,17 +9,16 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 
-from techflow_provider.client import calls
 from techflow_provider.client.errors import AmbiguousExecutionError, SupersededError, TechFlowError
+from techflow_provider.client.flow import FlowContext
+from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import Execution
-from techflow_provider.client.paging import read_pages
 from techflow_provider.client.parsing import Json, get_first
+from techflow_provider.client.reading import LONGEST_POLL_SECONDS, poll_history
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.text import get_logger
-from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import use_state
 from techflow_provider.submission.matching import (
@@ -251,8 +250,7 @@ class _Search:
         come last, since a record names its execution only after that was claimed.
         """
         context, attempts = self.attempt.context, self.attempt.submitter.attempts
-        began = context.clock()
-        executions, at = await self._read_history()
+        history = await self._read_history()
         arrived = context.clock()
         pending = await use_state(context, partial(attempts.pending, self.record.workflow_id))
         if context.clock() - arrived > HELD_UP_SECONDS:
@@ -260,7 +258,8 @@ class _Search:
         listed = next((each for each in pending if each.submission_id == self.record.submission_id), None)
         if listed is None:
             return None
-        snapshot = HistorySnapshot(self._remember(executions), at, context.now(), context.clock() - began)
+        age = context.clock() - history.began
+        snapshot = HistorySnapshot(self._remember(history.rows), history.at, context.now(), age)
         seconds = self.attempt.effect_seconds
         window = window_of(replace(listed, is_clock_kept=own.is_clock_kept), snapshot, seconds)
         competing = tuple(
@@ -275,7 +274,7 @@ class _Search:
         held = {name: claim for (workflow_id, name), claim in self.claims.items() if workflow_id == listed.workflow_id}
         settled = {claim.submission_id for claim in held.values()}
         competing = tuple(each for each in competing if each.record.submission_id not in settled)
-        complete = self._is_complete(executions, given)
+        complete = not history.failure and not history.unreadable and self._is_complete(history.rows, given)
         return replace(given, competing=competing, claims=held, is_complete=complete)
 
     def _shows_payloads(self, pending: list[AttemptRecord], snapshot: HistorySnapshot) -> bool:
@@ -329,16 +328,17 @@ class _Search:
             return shows_older or not self.is_cut_off
         return (shows_older and not is_ascending) or (self.was_complete and not self.is_cut_off)
 
-    async def _read_history(self) -> tuple[tuple[Execution, ...], datetime]:
-        """Return the history, however long that takes, and the server's clock when it began to respond.
+    async def _read_history(self) -> History:
+        """Return the history, however long that takes.
 
         :raises TechFlowError: `AmbiguousExecutionError` when it can't be read, or why it never will be
         """
         context = self.attempt.context
+        poll = self.attempt.poll or (lambda _: read_whole(context))
         deadline, failures = context.clock() + UNREADABLE_SECONDS, 0
         while True:
             try:
-                read = await read_pages(calls.list_executions(RequestClass.POLL), context)
+                return await poll(context.clock())
             except TechFlowError as error:
                 if not error.is_transient:
                     raise
@@ -347,8 +347,11 @@ class _Search:
                 log.warning("Polling the execution history failed and is retried: %s", error)
                 failures += 1
                 await context.io.sleep(backoff_seconds(FIRST_DELAY_SECONDS, failures))
-            else:
-                return tuple(item for page in read for item in page.items), read[0].server_time
+
+
+async def read_whole(context: FlowContext) -> History:
+    """Return the newest pages of the history, with the priority of polls."""
+    return await poll_history(context, HistoryFilter(everything=True), LONGEST_POLL_SECONDS)
 
 
 def _key(execution: Execution) -> Key:

@@ -14,6 +14,7 @@ from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import DecodeError
 from techflow_provider.hooks.state import open_state
 from techflow_provider.hooks.techflow import TechFlowHook
+from techflow_provider.polling.registry import shared_history
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.matching import Match, NoMatch
@@ -124,18 +125,17 @@ class TechFlowSearchTrigger(BaseTrigger):
     async def _search(self) -> dict[str, Any]:
         start = LostStart.read(self.start)
         record = start.record
-        hook = TechFlowHook(self.techflow_conn_id)
-        store, _ = open_state(await hook.aget_techflow_connection())
-        async with await hook.aget_conn() as client:
-            settings = client.context.settings
-            attempts = AttemptStore(
-                store, settings.site, start.submitter, former=((settings.account, start.submitter),)
-            )
-            submitter = Submitter(start.submitter, record.generation, attempts, attempt_id=record.attempt_id)
-            policy = SubmissionPolicy(history_lag_seconds=self.history_lag)
-            attempt = Attempt(client.context, submitter, policy, record.workflow_id)
+        connection = await TechFlowHook(self.techflow_conn_id).aget_techflow_connection()
+        store, settings = open_state(connection)[0], connection.settings
+        former = ((settings.account, start.submitter),)
+        attempts = AttemptStore(store, settings.site, start.submitter, former=former)
+        submitter = Submitter(start.submitter, record.generation, attempts, attempt_id=record.attempt_id)
+        policy = SubmissionPolicy(history_lag_seconds=self.history_lag)
+        async with shared_history(connection) as shared:
+            context = shared.client.context
+            attempt = Attempt(context, submitter, policy, record.workflow_id, poll=shared.poll)
             try:
-                found = await client.run(search(attempt, record, start.loss))
+                found = await search(attempt, record, start.loss)
             except OtherAttemptError:
                 # The worker finds what the other one has recorded.
                 return {"start": self.start, "found": None}
