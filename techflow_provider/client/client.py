@@ -20,7 +20,7 @@ import httpx
 from techflow_provider.client.calls import Trigger
 from techflow_provider.client.environment import open_http
 from techflow_provider.client.errors import without_frames
-from techflow_provider.client.flow import Call, Flow, FlowContext, exchange
+from techflow_provider.client.flow import Call, Flow, FlowContext, StartLog, exchange
 from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.operations import AsyncExecutions, AsyncWorkflows
@@ -212,6 +212,7 @@ class Client:
     :param clock: monotonic seconds
     :param sleep: how to wait
     :param reader: reads the execution history together with other processes
+    :param starts: makes known to tasks what this client starts
     :raises InvalidParameterError: a setting can't be used
     """
 
@@ -228,6 +229,7 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         reader: HistoryReader | None = None,
+        starts: StartLog | None = None,
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
@@ -237,7 +239,7 @@ class Client:
         )
         io = _SyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
-            self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader
+            self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader, starts=starts
         )
         self.workflows: Workflows = Workflows(self)
         self.executions: Executions = Executions(self)
@@ -290,6 +292,7 @@ class AsyncClient:
     :param transport: an asynchronous httpx transport, such as the sandbox's
     :param clock: monotonic seconds
     :param reader: reads the execution history together with other processes
+    :param starts: makes known to tasks what this client starts
     :raises InvalidParameterError: a setting can't be used
     """
 
@@ -306,6 +309,7 @@ class AsyncClient:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
         reader: HistoryReader | None = None,
+        starts: StartLog | None = None,
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
@@ -316,7 +320,14 @@ class AsyncClient:
         )
         self._io = _AsyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
-            self.settings, self._io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader
+            self.settings,
+            self._io,
+            self.budget,
+            retry or RetryPolicy(),
+            clock,
+            random.random,
+            reader=reader,
+            starts=starts,
         )
         self.workflows: AsyncWorkflows = AsyncWorkflows(self.context)
         self.executions: AsyncExecutions = AsyncExecutions(self.context)

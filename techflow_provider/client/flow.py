@@ -34,6 +34,7 @@ from techflow_provider.client.text import get_logger
 from techflow_provider.state.budget import Budget, RequestClass, Reservation
 
 if TYPE_CHECKING:
+    from techflow_provider.client.models import Execution
     from techflow_provider.client.reading import HistoryReader
 
 T = TypeVar("T")
@@ -111,6 +112,19 @@ class IO(Protocol):
         """Read a response, where that may take a while."""
 
 
+class StartLog(Protocol):
+    """Makes known to tasks what is started without a record. No method raises an error of the store."""
+
+    def announce(self, workflow_id: str, payload: Any) -> Any:
+        """Make known that an execution may appear, and return what the other methods take."""
+
+    def claim(self, intent: Any, execution: Execution) -> None:
+        """Claim what was started."""
+
+    def withdraw(self, intent: Any, *, had_effect: bool = False) -> None:
+        """Make known that nothing was started, or that it isn't known what was."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlowContext:
     """What a flow runs with.
@@ -124,6 +138,7 @@ class FlowContext:
     :param admission_seconds: how long a request waits for its slot in the rate budget, within the call's deadline
     :param now: this host's clock, of which only differences are used
     :param reader: reads the execution history for several processes; None reads it for this client alone
+    :param starts: where it is made known what is started with each call; None where no task could adopt it
     """
 
     settings: Settings
@@ -135,6 +150,7 @@ class FlowContext:
     admission_seconds: float = math.inf
     now: Callable[[], datetime] = UTC_NOW
     reader: HistoryReader | None = field(default=None, repr=False)
+    starts: StartLog | None = field(default=None, repr=False)
 
 
 async def exchange(call: Call[T], context: FlowContext) -> T:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from techflow_provider.client import calls
 from techflow_provider.client.errors import (
@@ -27,7 +28,7 @@ from techflow_provider.client.flow import FlowContext, exchange
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter, select
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.paging import collect
-from techflow_provider.client.parsing import quote
+from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.reading import (
     DEFAULT_POLL_INTERVAL_SECONDS,
     PollMemory,
@@ -39,7 +40,7 @@ from techflow_provider.client.reading import (
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.settings import check_positive
 from techflow_provider.client.text import get_logger
-from techflow_provider.client.values import Id, Payload, as_id, as_text
+from techflow_provider.client.values import Id, Payload, as_id, as_payload, as_text
 
 log: logging.Logger = get_logger(__name__)
 
@@ -155,7 +156,20 @@ class AsyncWorkflows:
         :raises TechFlowError: `BudgetTimeoutError` or `RateLimitError` when nothing was started for want of a slot,
             `AmbiguousExecutionError` when one was started but cannot be determined, or what the call raises
         """
-        workflow_id = as_id("workflow_id", workflow_id)
+        workflow_id, content = as_id("workflow_id", workflow_id), as_payload("payload", payload)
+        starts, use_state = self._context.starts, self._context.io.use_state
+        if starts is None:
+            return await self._start(workflow_id, content, within_seconds)
+        intent = await use_state(partial(starts.announce, workflow_id, content))
+        try:
+            execution = await self._start(workflow_id, content, within_seconds)
+        except TechFlowError as error:
+            await use_state(partial(starts.withdraw, intent, had_effect=not error.had_no_effect))
+            raise
+        await use_state(partial(starts.claim, intent, execution))
+        return execution
+
+    async def _start(self, workflow_id: str, payload: dict[str, Json] | None, within_seconds: float) -> Execution:
         context = replace(self._context, admission_seconds=within_seconds)
         start = await exchange(calls.execute_workflow(workflow_id, payload), context)
         if start.execution is not None:

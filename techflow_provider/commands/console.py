@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from techflow_provider.client import Client, InvalidParameterError
 from techflow_provider.client.parsing import Json, shorten
-from techflow_provider.hooks.budget import open_budget, open_reader
+from techflow_provider.hooks.budget import open_budget, open_reader, open_starts
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 
 MAX_CELL_LENGTH = 60
@@ -42,8 +42,9 @@ def open_client(conn_id: str, sleep: Callable[[float], None] = time.sleep) -> Cl
     :raises InvalidParameterError: the connection can't be used
     """
     connection = read_connection(conn_id)
-    reader = open_reader(connection)
-    return Client(settings=connection.settings, budget=open_budget(connection), sleep=sleep, reader=reader)
+    reader, starts = open_reader(connection), open_starts(connection)
+    budget = open_budget(connection)
+    return Client(settings=connection.settings, budget=budget, sleep=sleep, reader=reader, starts=starts)
 
 
 @dataclass(frozen=True, slots=True)

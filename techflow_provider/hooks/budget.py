@@ -18,6 +18,7 @@ from techflow_provider.state.budget import RequestClass, Reservation, SharedBudg
 from techflow_provider.state.components import report
 from techflow_provider.state.records import Records
 from techflow_provider.state.store import Store, StoreError
+from techflow_provider.submission.direct import DirectStarts
 
 # How often a process reports that it uses its store.
 REPORT_SECONDS = 600.0
@@ -105,6 +106,14 @@ def open_reader(connection: TechFlowConnection, name: str | None = None) -> Shar
     # Without a secret no webhook is accepted, and the wake-up counter never changes.
     wakeups = None if connection.webhook_secret is None else open_records(connection).wakeups
     return SharedReader(store, connection.settings.account, name, wakeups)
+
+
+def open_starts(connection: TechFlowConnection) -> DirectStarts:
+    """Return what makes known to tasks what a connection's users start with each call.
+
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
+    return DirectStarts(open_state(connection)[0], connection.settings)
 
 
 def open_cursors(connection: TechFlowConnection) -> Records:

@@ -27,7 +27,7 @@ from techflow_provider.client.parsing import Json, counted
 from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, ReadTerms, read_history, sleep_until_woken
 from techflow_provider.client.values import Id, Payload, as_id
 from techflow_provider.compat import connection_and_extra
-from techflow_provider.hooks.budget import MeteredBudget, open_budget, open_reader
+from techflow_provider.hooks.budget import MeteredBudget, open_budget, open_reader, open_starts
 from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
@@ -96,7 +96,9 @@ class TechFlowHook(BaseHook):
 
     @cached_property
     def _client(self) -> Client:
-        return Client(settings=self.connection.settings, budget=self._budget, reader=open_reader(self.connection))
+        connection = self.connection
+        reader, starts = open_reader(connection), open_starts(connection)
+        return Client(settings=connection.settings, budget=self._budget, reader=reader, starts=starts)
 
     def get_conn(self) -> Client:
         """Return the client, created once per hook."""
@@ -105,7 +107,8 @@ class TechFlowHook(BaseHook):
     async def aget_conn(self) -> AsyncClient:
         """Return a new client for the running event loop; close it with `await client.aclose()` or `async with`."""
         connection = await self.aget_techflow_connection()
-        return AsyncClient(settings=connection.settings, budget=open_budget(connection), reader=open_reader(connection))
+        reader, starts = open_reader(connection), open_starts(connection)
+        return AsyncClient(settings=connection.settings, budget=open_budget(connection), reader=reader, starts=starts)
 
     def list_workflows(self, status: str | None = None, name: Id | None = None) -> list[Workflow]:
         """Return all workflows, or those with a given status or name (List Workflows)."""

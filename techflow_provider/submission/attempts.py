@@ -162,12 +162,6 @@ class AttemptStore:
 
         self.update(decide)
 
-    def drop_own(self, submission_id: str) -> None:
-        """Delete the record of a request without effect from the task's own state."""
-        own = None if self.task_state is None else self._read_task_state()
-        if self.task_state is not None and own is not None and own.submission_id == submission_id:
-            self.task_state.drop()
-
     def amend(self, execution_id: str, **changes: Any) -> AttemptRecord | None:
         """Change the record that names an execution wherever it is kept, and return it as it was, if it was there."""
         found: AttemptRecord | None = None

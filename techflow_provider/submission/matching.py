@@ -25,8 +25,6 @@ DATE_SECONDS = 1.5
 # cut off to become longer.
 OTHERS_SECONDS = 900.0
 HISTORY_SECONDS = 120.0
-# Executions that began so close to a request may all be its own.
-NEAR_SECONDS = 5.0
 LONGEST_SECONDS = 10 * 365 * 86400.0
 
 
@@ -162,11 +160,6 @@ class MatchInput:
     def _distance(self, row: Row) -> float:
         return LONGEST_SECONDS if row.began is None else abs(row.began.middle - self.sent_at)
 
-    def guessed(self) -> list[Row]:
-        """Return the executions that another task has taken, although they may be the submission's."""
-        taken = {name for name, claim in self.claims.items() if claim.is_guess}
-        return [row for row in self.rows if row.execution.id in taken and self.fit(row) >= Fit.LIKELY]
-
     def claimed(self) -> Execution | None:
         """Return the execution that was claimed for the submission before, which is certainly its own."""
         own = self.record.submission_id
@@ -186,13 +179,11 @@ class Match:
     :param execution: the execution
     :param reason: the evidence, and the doubt that remains
     :param is_certain: whether it is certainly the submission's own
-    :param is_guess: whether it may as well be that of another task, which has a payload
     """
 
     execution: Execution
     reason: str
     is_certain: bool = False
-    is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +254,6 @@ def _match_none(possible: list[Row], search: MatchInput, *, early: bool) -> Matc
     """Decide where no execution began at the time of the request, by the times that the history shows."""
     if early:
         return Undecided("the history may lag")
-    guessed = search.guessed()
-    if guessed:
-        return Ambiguous(f"another task, whose response was lost as well, has taken {_ids(guessed)}")
     explained = [row for row in possible if any(_covers(each, row) for each in search.competing)]
     if len(explained) < len(possible):
         unexplained = [row for row in possible if row not in explained]
@@ -279,17 +267,18 @@ def _match_none(possible: list[Row], search: MatchInput, *, early: bool) -> Matc
 
 def _match_any(candidates: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
     """Decide for a submission that takes whichever execution leaves the most for others like it."""
-    free = [each for each in candidates if not _may_be_named(each, search.competing)]
+    settled = [each for each in candidates if not _may_be_named(each, search.competing)]
+    free = [each for each in settled if not _may_be_foreign(each, search)]
     if not free:
-        return Undecided(f"the response to another task may name {_ids(candidates)}")
+        if len(settled) < len(candidates):
+            return Undecided(f"the response to another task may name {_ids(candidates)}")
+        return _undecided_or_ambiguous(early, f"{_ids(candidates)} may belong to another task with another payload")
     chosen = _in_order(free, search)
-    row = chosen or free[0]
-    is_guess = _may_be_foreign(row, search)
     reason = f"nobody claims this execution, and it began in the time {describe(search.window)}"
-    found = Match(row.execution, reason, is_certain=search.shows_payloads, is_guess=is_guess)
-    if early and (is_guess or chosen is None):
-        return Undecided(f"{_ids(free)} may belong to another task")
-    return found if chosen is not None else Undecided(f"another task may get {_ids(free)}", OTHERS_SECONDS, found)
+    found = Match((chosen or free[0]).execution, reason, is_certain=search.shows_payloads)
+    if chosen is not None:
+        return found
+    return Undecided(f"another task may get {_ids(free)}", OTHERS_SECONDS, found)
 
 
 def _in_order(rows: list[Row], search: MatchInput) -> Row | None:
@@ -320,15 +309,8 @@ def _match_only(candidates: list[Row], search: MatchInput, *, early: bool) -> Ma
     """Decide for a submission with a payload, which takes an execution only when no other execution or task fits."""
     if any(_may_be_named(each, search.competing) for each in candidates):
         return Undecided(f"the response to another task may name {_ids(candidates)}")
-    others = [each for each in search.competing if any(_covers(each, row) for row in candidates)]
-    if not early and any(each.record.payload_digest is None for each in others):
-        # That one will take an execution.
-        return Undecided(f"a task without a payload may get one of {_ids(candidates)}", OTHERS_SECONDS)
-    near = [row for row in search.guessed() if row.began and abs(row.began.middle - search.sent_at) < NEAR_SECONDS]
-    if len(candidates) > 1 or near or _may_be_foreign(candidates[0], search):
-        return _undecided_or_ambiguous(
-            early, f"any of {_ids([*candidates, *near])} may have this task's payload, or another one"
-        )
+    if len(candidates) > 1 or _may_be_foreign(candidates[0], search):
+        return _undecided_or_ambiguous(early, f"any of {_ids(candidates)} may have this task's payload, or another one")
     if early:
         return Undecided(f"{_ids(candidates)} may not remain the only one")
     if not search.is_complete:

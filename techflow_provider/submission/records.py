@@ -140,7 +140,6 @@ class Claim:
     :param requested: seconds since 1970 between which the request was sent and responded to, by the server's `Date`
     :param began: when the execution began according to the response, in seconds since 1970
     :param payload_digest: as in the record
-    :param is_guess: whether the execution may as well be that of another submission, which has a payload
     """
 
     submission_id: str
@@ -148,7 +147,6 @@ class Claim:
     requested: tuple[float, float] | None = None
     began: float | None = None
     payload_digest: str | None = None
-    is_guess: bool = False
 
     def to_text(self) -> str:
         """Return the claim as it is stored."""
@@ -162,8 +160,9 @@ class Claim:
             low_high = value["requested"]
             requested = None if low_high is None else (float(low_high[0]), float(low_high[1]))
             began = None if value["began"] is None else float(value["began"])
-            by_response, is_guess = bool(value["by_response"]), bool(value["is_guess"])
-            return cls(str(value["submission_id"]), by_response, requested, began, value["payload_digest"], is_guess)
+            return cls(
+                str(value["submission_id"]), bool(value["by_response"]), requested, began, value["payload_digest"]
+            )
         except (ValueError, KeyError, TypeError, IndexError):
             return cls(text)
 

@@ -163,7 +163,7 @@ async def secure(
     present = await use_state(attempt.context, partial(attempts.update, propose))
     if present is None or present.attempt_id != attempt_id:
         await own_record(attempt, record)
-    claim = Claim(record.submission_id, payload_digest=record.payload_digest, is_guess=found.is_guess)
+    claim = Claim(record.submission_id, payload_digest=record.payload_digest)
     holder = await use_state(attempt.context, partial(attempts.claim, record.workflow_id, execution.id, claim))
     if holder.submission_id != record.submission_id:
         return None

@@ -108,10 +108,10 @@ async def reuse(attempt: Attempt, record: AttemptRecord | None) -> Submission | 
 
 
 async def drop(attempt: Attempt, record: AttemptRecord) -> None:
-    """Delete the record of a request whose execution isn't known and isn't needed."""
+    """Record that nothing more is wanted from a request whose execution isn't known."""
     if record.execution_id is None and not record.failed:
-        await use_state(attempt.context, partial(attempt.submitter.attempts.drop, record.submission_id))
-        await use_state(attempt.context, partial(attempt.submitter.attempts.drop_own, record.submission_id))
+        following = replace(record, failed=True)
+        await use_state(attempt.context, partial(attempt.submitter.attempts.keep, record, following))
 
 
 def _is_relevant(record: AttemptRecord, attempt: Attempt) -> bool:

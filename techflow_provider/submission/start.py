@@ -42,7 +42,7 @@ from techflow_provider.submission.recovery import (
     secure,
     take_over,
 )
-from techflow_provider.submission.reuse import LostStartError, keep, reuse
+from techflow_provider.submission.reuse import LostStartError, drop, keep, reuse
 from techflow_provider.submission.times import began_at
 
 log: logging.Logger = get_logger(__name__)
@@ -262,7 +262,7 @@ async def _let_go(attempt: Attempt, io: _RecordingIO) -> None:
 async def _forget(attempt: Attempt, record: AttemptRecord) -> None:
     """Record that a request had no effect."""
     try:
-        await use_state(attempt.context, partial(attempt.submitter.attempts.keep, record, replace(record, failed=True)))
+        await drop(attempt, record)
     except StoreError as error:
         name = attempt.submitter.name
         log.warning("The record of %s could not be deleted, so the next attempt searches in vain: %s", name, error)

@@ -31,6 +31,7 @@ ALL = [
     errors.RefusedError("GET /workflows", 403, "busy"),
     errors.AmbiguousExecutionError("wf_1", "the response is lost"),
     errors.AmbiguousWorkflowError("Report", reason="the response is lost"),
+    errors.SharedExecutionError("wf_1", "ex_1", "another task"),
     errors.StateUnavailableError("wf_1", "locked"),
     errors.SupersededError("wf_1", "dag.task"),
     errors.ExecutionNotFoundError("execution ex_1", 120.0),

@@ -469,14 +469,18 @@ class Simulation:
         wrong = sum(
             by_id[job.got].job is not None and by_id[job.got].payload != job.payload for job in self.jobs if job.got
         )
-        counts["losses"], counts["mixed up"] = shared, wrong
+        counts["losses"] = shared + wrong
+        # Where nothing shows payloads, one with a payload on the same workflow can't be told from one without.
+        with_payload = {job.workflow_id for job in self.jobs if job.payload is not None}
         counts["avoidable"] = sum(
-            job.outcome == "ambiguous" and (job.payload is None or self.echoes) for job in self.jobs
+            job.outcome == "ambiguous"
+            and (self.echoes or (job.payload is None and job.workflow_id not in with_payload))
+            for job in self.jobs
         )
         return counts
 
 
-COLUMNS = ("tasks", "success", "duplicates", "losses", "mixed up", "foreign", "ambiguous", "avoidable", "failed")
+COLUMNS = ("tasks", "success", "duplicates", "losses", "foreign", "ambiguous", "avoidable", "failed")
 
 
 def explore(name: str, seeds: Iterable[int]) -> Counter[str]:

@@ -189,30 +189,16 @@ def test_with_a_payload_an_execution_that_may_have_another_one_does_not_match():
     assert matched([execution("ex_1", 7)], [foreign], payload="a") == "ex_1"
 
 
-def test_a_task_with_a_payload_waits_for_one_without_which_takes_an_execution():
-    waiting = result([execution("ex_1", 5)], [competitor(4, 6)], payload="a")
-    assert isinstance(waiting, Undecided)
-    assert waiting.timeout_seconds == 900.0
-
-
-def test_without_a_payload_one_that_may_have_another_matches_as_a_guess_once_the_history_can_no_longer_lag():
-    assert isinstance(result([execution("ex_1", 5)], [competitor(6, 9, "b")], early=True), Match)
-    foreign = competitor(4, 9, "b")
+def test_without_a_payload_an_execution_that_may_have_one_does_not_match():
+    foreign = competitor(4, 6, "b")
     assert isinstance(result([execution("ex_1", 5)], [foreign], early=True), Undecided)
-    found = result([execution("ex_1", 1), execution("ex_2", 5)], [foreign])
-    assert isinstance(found, Match)
-    assert (found.execution.id, found.is_guess) == ("ex_1", False)
-    found = result([execution("ex_2", 5), execution("ex_3", 8)], [foreign])
-    assert isinstance(found, Match)
-    assert (found.execution.id, found.is_guess) == ("ex_2", True)
+    assert isinstance(result([execution("ex_1", 5)], [foreign]), Ambiguous)
+    assert matched([execution("ex_1", 5), execution("ex_2", 8)], [foreign], early=True) == "ex_2"
 
 
-@pytest.mark.parametrize("began", [2.0, 9.0])
-def test_what_another_task_has_taken_as_a_guess_may_be_the_one_of_a_task_with_a_payload(began):
-    claims = {"ex_1": Claim("other#1", is_guess=True)}
-    assert isinstance(result([execution("ex_1", began)], (), claims, "a"), Ambiguous)
-    both = result([execution("ex_1", began), execution("ex_2", 3)], (), claims, "a")
-    assert isinstance(both, Ambiguous if began < 5 else Match)
+def test_while_a_response_may_name_one_of_two_foreign_executions_it_is_awaited():
+    competing = [competitor(4, 6, "b"), competitor(7, 9, in_flight=True)]
+    assert isinstance(result([execution("ex_1", 5), execution("ex_2", 8)], competing), Undecided)
 
 
 def test_with_a_payload_an_execution_must_be_and_remain_the_only_one():
@@ -233,7 +219,7 @@ def test_a_history_that_shows_payloads_decides_at_once():
     for payload, own in (("a", "ex_2"), (None, "ex_3")):
         found = result(history, foreign, payload=payload, shows_payloads=True, early=True)
         assert isinstance(found, Match)
-        assert (found.execution.id, found.is_certain, found.is_guess) == (own, True, False)
+        assert (found.execution.id, found.is_certain) == (own, True)
     assert isinstance(result(history, foreign, payload="c", shows_payloads=True), NoMatch)
 
 
