@@ -257,7 +257,13 @@ class Starts(RuleBasedStateMachine):
         submitter = Submitter(job.name, str(job.generation), self.attempts(job))
         policy = SubmissionPolicy(wait_for_completion=job.waits)
         attempt = Attempt(self.context, submitter, policy, job.workflow_id, job.payload)
-        execution_id = ((await resolve(attempt)) or (await send(attempt))).execution.id
+        before = self.attempts(job).read()
+        known = await resolve(attempt)
+        if known is None and before is not None and before.execution_id is None and not before.failed:
+            # A task that was cleared starts another execution where it can't be determined what the earlier start did.
+            is_cleared = before.generation != str(job.generation)
+            job.needed, job.unclear = job.needed + is_cleared, job.unclear or is_cleared
+        execution_id = (known or await send(attempt)).execution.id
         job.got.add(execution_id)
         completed = (await step(WaitForCompletion(execution_id))) if job.waits else True
         if job.waits:
