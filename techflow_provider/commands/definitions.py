@@ -114,6 +114,12 @@ WORKFLOW_COMMANDS = (
     ),
     _command("delete", "Delete a workflow permanently", "resources:delete_workflow", WORKFLOW_ID),
 )
+START_NAME = _arg("name", help="as `starts list` shows it")
+START_COMMANDS = (
+    _command("list", "List starts whose execution isn't known yet, or cannot be determined", "starts:list_starts"),
+    _command("show", "Show what is recorded about a start", "starts:show_start", START_NAME),
+    _command("forget", "Let the task's next attempt start an execution", "starts:forget_start", START_NAME),
+)
 COMMANDS: tuple[CLICommand, ...] = (
     GroupCommand("workflows", "List, get, create, update and delete workflows", WORKFLOW_COMMANDS),
     _command(
@@ -147,6 +153,7 @@ COMMANDS: tuple[CLICommand, ...] = (
             _command("init", "Print the statements that create its table in a database", "state:init"),
         ),
     ),
+    GroupCommand("starts", "List, show and forget starts whose execution is unknown", START_COMMANDS),
     _command("budget", "Show the state of the API key's rate budget; sends nothing", "resources:show_budget"),
     _command(
         "doctor",

@@ -472,9 +472,9 @@ class Simulation:
         counts["losses"] = shared + wrong
         # Where nothing shows payloads, one with a payload on the same workflow can't be told from one without.
         with_payload = {job.workflow_id for job in self.jobs if job.payload is not None}
+        shows_some = self.echoes and any(each.payload is not None for each in self.executions)
         counts["avoidable"] = sum(
-            job.outcome == "ambiguous"
-            and (self.echoes or (job.payload is None and job.workflow_id not in with_payload))
+            job.outcome == "ambiguous" and (shows_some or (job.payload is None and job.workflow_id not in with_payload))
             for job in self.jobs
         )
         return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
 from techflow_provider.client import (
@@ -12,6 +13,7 @@ from techflow_provider.client import (
     AmbiguousWorkflowError,
     BudgetTimeoutError,
     ServerError,
+    SharedExecutionError,
     StateUnavailableError,
     SupersededError,
     TransportError,
@@ -385,3 +387,95 @@ def test_an_ambiguous_creation_names_the_workflows(starter, sandbox):
     with pytest.raises(AmbiguousWorkflowError) as caught:
         starter.client.workflows.create("Report")
     assert sandbox.workflows[1]["id"] in str(caught.value)
+
+
+# Ways out, and servers that differ from the model.
+
+
+def test_a_cleared_task_with_another_payload_starts_another_execution_while_a_retry_joins(starter, sandbox, caplog):
+    first = starter.start(policy=WAITS, payload={"day": 1})
+    assert starter.start(policy=WAITS, payload={"day": 2}).execution.id == first.execution.id
+    assert "with another payload, which may keep running: a retry joins it" in caplog.text
+    assert starter.start(generation=2, policy=WAITS, payload={"day": 2}).origin is Origin.STARTED
+    assert [each.payload for each in sandbox.executions] == [{"day": 1}, {"day": 2}]
+
+
+def test_a_task_that_was_cleared_while_it_was_running_starts_another_execution_for_another_payload(starter, sandbox):
+    starter.start(policy=WAITS, payload={"day": 1})
+    attempt = starter.attempt(policy=WAITS, payload={"day": 2})
+    cleared = replace(attempt, submitter=replace(attempt.submitter, clears=1))
+    assert starter.run(resolve(cleared)) is None
+    assert starter.run(send(cleared)).origin is Origin.STARTED
+    assert [each.payload for each in sandbox.executions] == [{"day": 1}, {"day": 2}]
+
+
+def test_what_cannot_be_determined_stays_so_in_every_retry_until_the_task_is_cleared(starter, sandbox):
+    sandbox.start("wf_1")
+    sandbox.faults.add(LOST[0])
+    for _ in range(2):
+        with pytest.raises(AmbiguousExecutionError, match="a task that is cleared starts a new one"):
+            starter.start(payload={"day": 1})
+    assert sandbox.count(**START) == 1
+    assert starter.start(generation=2, payload={"day": 1}).origin is Origin.STARTED
+    assert sandbox.count(**START) == 2
+
+
+def respond_with_the_first(starter: Starter) -> None:
+    """Let the server respond to each start with the execution that is running already."""
+    http: Any = starter.client._http.get()
+    original, first = http.send, []
+
+    def sending(request: Any, **options: Any) -> Any:
+        if request.method != "POST":
+            return original(request, **options)
+        if not first:
+            first.append(original(request, **options).read())
+        return httpx.Response(200, content=first[0], request=request)
+
+    http.send = sending
+
+
+def test_a_server_that_responds_with_a_running_execution_gets_one_request_of_the_second_task(starter, sandbox):
+    respond_with_the_first(starter)
+    first = starter.start("a")
+    with pytest.raises(SharedExecutionError, match=f"execution {first.execution.id}, which it had started for a"):
+        starter.start("b")
+    joined = starter.start("c", policy=SubmissionPolicy(on_shared="join"))
+    assert (joined.origin, joined.execution.id) == (Origin.JOINED, first.execution.id)
+    assert len(sandbox.executions) == 1
+
+
+@pytest.mark.parametrize("fault", [Fault("html", when="after", times=1, **START)])
+def test_that_a_start_was_accepted_is_remembered_by_later_attempts(starter, sandbox, fault):
+    sandbox.history_lag_seconds = 1000
+    sandbox.faults.add(fault)
+    for _ in range(2):
+        with pytest.raises(AmbiguousExecutionError, match="no unclaimed one appeared"):
+            starter.start()
+    assert sandbox.count(**START) == 1
+
+
+def test_an_execution_that_began_before_the_request_is_not_adopted(starter, sandbox, clock):
+    starter.start("earlier")
+    sandbox.start("wf_1")
+    clock.advance(4)
+    sandbox.faults.add(LOST[0])
+    assert starter.start().execution.id == sandbox.executions[-1].id
+
+
+def test_the_two_of_a_lost_and_emptied_state_and_a_first_attempt_long_ago_are_ambiguous(starter, sandbox, clock):
+    began = clock.now()
+    clock.advance(60)
+    sandbox.start("wf_1")
+    attempt = starter.attempt()
+    attempt = replace(attempt, submitter=replace(attempt.submitter, began=began))
+    attempt = replace(attempt, context=replace(attempt.context, now=clock.now))
+    with pytest.raises(AmbiguousExecutionError, match="may have lost a claim"):
+        starter.run(resolve(attempt))
+    assert sandbox.count(**START) == 0
+
+
+def test_an_unreadable_intent_of_another_task_blocks_nobody(starter, sandbox, store):
+    store.update(f"{SITE}/pending", "other", lambda *_: (Write('{"new": "format"}', 60.0), None))
+    sandbox.faults.add(LOST[0])
+    assert starter.start().origin is Origin.ADOPTED

@@ -238,3 +238,71 @@ def test_each_word_for_what_is_ambiguous_can_be_used(starter, word):
 def test_another_word_for_what_is_ambiguous_is_refused(starter, word):
     with pytest.raises(InvalidParameterError, match="on_ambiguous: expected adopt or fail"):
         starter(policy=SubmissionPolicy(word))
+
+
+def test_deployments_that_share_a_state_start_an_execution_each(served, starter, monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", str(tmp_path / "shared.db"))
+    address = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
+    found = []
+    for url in (
+        "http://staging:8080/execution/",
+        "http://production:8080/execution/",
+        "http://staging:8080/execution/",
+    ):
+        monkeypatch.setenv(address, url)
+        found.append(starter().start("wf_1").execution.id)
+    assert found[0] == found[2] != found[1]
+    for name in ("a", "b"):
+        monkeypatch.setenv("AIRFLOW__TECHFLOW__DEPLOYMENT", name)
+        found.append(starter().start("wf_1").execution.id)
+    assert len(set(found)) == 4
+
+
+def test_a_deployments_name_survives_the_rotation_of_its_fernet_key(served, starter, monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", str(tmp_path / "shared.db"))
+    started = set()
+    for keys in ("old", "new,old", "new"):
+        monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", keys)
+        started.add(starter().start("wf_1").execution.id)
+    assert len(started) == 1
+
+
+def test_a_state_that_belongs_to_one_deployment_needs_no_name(monkeypatch):
+    from techflow_provider.submission.airflow import deployments
+
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "a")
+    assert deployments() == [""]
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__DEPLOYMENT", "blue/green")
+    assert deployments() == ["blue%2Fgreen"]
+
+
+def test_operators_that_are_called_inside_another_task_start_an_execution_each_once(served):
+    from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
+
+    def attempt(try_number: int) -> list[str]:
+        of = {**context(), "task": SimpleNamespace(do_xcom_push=True)}
+        of["ti"].try_number, of["ti"].xcom_push = try_number, lambda **_: None
+        names = ("first", "second", "second")
+        return [TechFlowTriggerWorkflowOperator(task_id=name, workflow_id="wf_1").execute(of) for name in names]
+
+    first = attempt(1)
+    assert len(set(first)) == 3
+    assert attempt(2) == first
+    assert len(served.executions) == 3
+
+
+def test_what_the_hook_starts_is_claimed_and_adopted_by_no_task(served, starter):
+    from techflow_provider.hooks.techflow import TechFlowHook
+
+    execution = TechFlowHook().trigger_workflow("wf_1")
+    attempts = starter().submitter.attempts
+    assert list(attempts.claims([("wf_1", execution.id)])) == [("wf_1", execution.id)]
+    assert attempts.pending() == []
+
+
+def test_fail_fails_a_task_without_retries(served, starter):
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    served.faults.add(Fault("lost_response", path="/workflows/*/execute", times=1))
+    with pytest.raises(AirflowFailException, match="may have been started"):
+        starter(policy=SubmissionPolicy("fail")).start("wf_1")
