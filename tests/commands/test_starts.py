@@ -47,6 +47,7 @@ def test_an_unknown_start_is_listed_shown_and_forgotten(served, techflow):
     assert "its next attempt starts an execution" in techflow("starts", "forget", NAME).out
     assert techflow("starts", "list", "-o", "json").json == []
     task.execute(context(task, 2))
+    task.hook.get_conn().close()
     assert served.count(**START) == 2
 
 

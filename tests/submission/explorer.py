@@ -470,7 +470,7 @@ class Simulation:
             by_id[job.got].job is not None and by_id[job.got].payload != job.payload for job in self.jobs if job.got
         )
         counts["losses"] = shared + wrong
-        # Where nothing shows payloads, one with a payload on the same workflow can't be told from one without.
+        # Where nothing shows payloads, one with a payload on the same workflow can't be distinguished from one without.
         with_payload = {job.workflow_id for job in self.jobs if job.payload is not None}
         shows_some = self.echoes and any(each.payload is not None for each in self.executions)
         counts["avoidable"] = sum(

@@ -423,7 +423,8 @@ def test_what_cannot_be_determined_stays_so_in_every_retry_until_the_task_is_cle
 def respond_with_the_first(starter: Starter) -> None:
     """Let the server respond to each start with the execution that is running already."""
     http: Any = starter.client._http.get()
-    original, first = http.send, []
+    original = http.send
+    first: list[bytes] = []
 
     def sending(request: Any, **options: Any) -> Any:
         if request.method != "POST":

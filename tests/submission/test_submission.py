@@ -280,7 +280,7 @@ def test_operators_that_are_called_inside_another_task_start_an_execution_each_o
     from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
 
     def attempt(try_number: int) -> list[str]:
-        of = {**context(), "task": SimpleNamespace(do_xcom_push=True)}
+        of: Any = {**context(), "task": SimpleNamespace(do_xcom_push=True)}
         of["ti"].try_number, of["ti"].xcom_push = try_number, lambda **_: None
         names = ("first", "second", "second")
         return [TechFlowTriggerWorkflowOperator(task_id=name, workflow_id="wf_1").execute(of) for name in names]
