@@ -156,7 +156,8 @@ class HttpStore(OptimisticStore):
             client = httpx.Client(
                 verify=self._verify,
                 transport=self._transport,
-                headers={COMPONENT_HEADER: self._component},
+                # Most responses are short; compressing the others would cost the API server more than it saves.
+                headers={COMPONENT_HEADER: self._component, "accept-encoding": "identity"},
                 timeout=httpx.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
             )
