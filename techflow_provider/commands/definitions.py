@@ -56,6 +56,8 @@ def _logs_on_stderr() -> Iterator[None]:
     before = root.handlers, root.level, own.level
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("techflow: %(message)s"))
+    # `state show` says where the state is.
+    handler.addFilter(lambda record: record.levelno > logging.INFO or not record.name.endswith("hooks.state"))
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     own.setLevel(logging.INFO)
