@@ -86,9 +86,11 @@ class Board:
 
     def due(self, reader: str, interval_seconds: float) -> float:
         """Return the age of the last attempt at which a reader may poll, later if the holder is expected to."""
-        is_expected = self.lasting and not self.is_polling and self.holder != reader
-        # A little less than an interval, so that it isn't missed by a hair.
-        return interval_seconds * (1.5 if is_expected else 0.95)
+        # A little less than an interval, so that it isn't missed by a hair; still less when the lease ends without a
+        # result.
+        if self.holder == reader or not (self.lasting or self.is_polling):
+            return interval_seconds * 0.95
+        return interval_seconds * (0.75 if self.is_polling else 1.5)
 
     def next_seconds(self) -> float:
         """Return when the result of the holder's poll is expected."""

@@ -5,7 +5,7 @@ requests a minute. Server and waits have a process each. "all CPU" is the CPU ti
 beginning and the completion of each wait; "CPU" is that of waiting alone, and the memory is what a wait holds:
 both are measured in runs of their own, once the history has been read.
 
-    python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000] [--holding 10000] [--only ours each http]
+    python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000 100000] [--holding 10000] [--only ours each http]
 
 `--quick` takes up to 1,000 waits with ends spread over 15 seconds, `--spread` says how long they are spread;
 `--holding` measures CPU and memory of waiting for these numbers alone. HttpSensorTrigger needs
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--spread", type=float, default=60.0)
-    parser.add_argument("--waits", type=int, nargs="+", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--waits", type=int, nargs="+", default=[10, 100, 1000, 10_000, 100_000])
     parser.add_argument("--holding", type=int, nargs="*")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=tuple(NAMES))
     add_option(parser)
