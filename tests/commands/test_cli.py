@@ -148,7 +148,7 @@ def test_airflow_gets_the_same_commands(served, capsys):
     (group,) = get_airflow_commands()
     assert isinstance(group, GroupCommand)
     assert [each.name for each in group.subcommands] == [
-        *("workflows", "trigger", "executions", "webhooks", "state", "budget", "doctor")
+        *("workflows", "trigger", "executions", "webhooks", "state", "starts", "budget", "doctor")
     ]
     budget = next(each for each in group.subcommands if each.name == "budget")
     parser = ArgumentParser()
