@@ -54,6 +54,7 @@ BENCHMARKS = {
         f"state_faults.py --away 20 --only {STATE_FAULTS}",
         "state_faults.py --only restart-redis --tasks 6 --away 2",
     ),
+    "state_cost": ("state_cost.py", "state_cost.py --waits 20 --starts 5 --seconds 5"),
     "capacity": ("capacity.py", "capacity.py --workers 100 --keys 2 --minutes 2"),
     "budget": (
         "budget.py --minute 5 --seconds 15 --only rate classes",
