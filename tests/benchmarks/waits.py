@@ -5,7 +5,7 @@ requests a minute. Server and waits have a process each. "all CPU" is the CPU ti
 beginning and the completion of each wait; "CPU" is that of waiting alone, and the memory is what a wait holds:
 both are measured in runs of their own, once the history has been read.
 
-    python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000 100000] [--holding 10000] [--only ours each http]
+    python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000 100000] [--holding 10000] [--only ours ...]
 
 `--quick` takes up to 1,000 waits with ends spread over 15 seconds, `--spread` says how long they are spread;
 `--holding` measures CPU and memory of waiting for these numbers alone. HttpSensorTrigger needs
