@@ -197,13 +197,13 @@ class SqlStore(OptimisticStore):
         pool = self._pool()
         with pool.places:
             connection = pool.idle.pop() if pool.idle else self._connect()
+            completed = False
             try:
                 yield _Session(self, connection, locks=locks)
-            except BaseException:
+                completed = True
+            finally:
                 # Whatever interrupted it: a connection that is closed holds no lock.
-                _close(connection)
-                raise
-            pool.idle.append(connection)
+                (pool.idle.append if completed else _close)(connection)
 
     def _pool(self) -> _Pool:
         if self._process_id != os.getpid():

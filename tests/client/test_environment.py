@@ -75,7 +75,7 @@ def test_socks_without_its_package_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr(builtins, "__import__", without_socksio)
     if name:
         monkeypatch.setenv(name, "socks5://127.0.0.1:1080")
-    settings = Settings(KEY, proxy=None if name else "socks5h://127.0.0.1:1080")
+    settings = Settings(KEY, proxy=None if name else "socks5://127.0.0.1:1080")
     with pytest.raises(InvalidParameterError, match=r"pip install 'airflow-provider-techflow\[socks\]'") as caught:
         Client(settings=settings)
     assert caught.value.parameter == (f"environment variable {name}" if name else "proxy")
