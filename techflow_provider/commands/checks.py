@@ -187,6 +187,12 @@ def budget(snapshot: Snapshot) -> Finding:
         message = f"{message}; cool-down after a 429 response, {snapshot.cooldown_seconds:.0f} s left"
         remedy = "Find out who else uses the key, or lower requests_per_minute."
         return Finding("budget", Severity.WARNING, message, remedy)
+    if snapshot.learned:
+        remedy = "Find out what limits the key and who else uses it; requests_per_minute and burst set it for good."
+        return Finding("budget", Severity.WARNING, f"{message}; learned: {snapshot.learned}", remedy)
+    if snapshot.stated_per_minute > snapshot.requests_per_minute:
+        message = f"{message}; responses state a limit of {snapshot.stated_per_minute:.0f} a minute"
+        return Finding("budget", Severity.OK, message, "Set the connection's requests_per_minute to use all of it.")
     return Finding("budget", Severity.OK, message)
 
 

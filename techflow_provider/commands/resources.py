@@ -138,7 +138,10 @@ def show_budget(args: Namespace) -> Report:
     snapshot = open_budget(read_connection(args.conn_id)).snapshot()
     value: dict[str, Json] = {
         "requests_per_minute": snapshot.requests_per_minute,
+        "uses_per_minute": snapshot.uses_per_minute,
         "burst": snapshot.burst,
+        "learned": snapshot.learned,
+        "stated_per_minute": snapshot.stated_per_minute,
         "used_last_minute": {each.value: count for each, count in snapshot.used.items()},
         "free_now": snapshot.free,
         "next_slot_seconds": {each.value: round(wait, 3) for each, wait in snapshot.next_slot_seconds.items()},
@@ -159,6 +162,7 @@ def _budget_lines(snapshot: Snapshot) -> dict[str, object]:
         "free now": f"{snapshot.free} of a burst of {snapshot.burst}",
         "next slot": f"commands {_when(slots[commands])}, polls {_when(slots[polls])}",
         "waiting": snapshot.waiting,
+        "learned": snapshot.learned or "nothing that limits it",
         "cool-down after a 429": f"{snapshot.cooldown_seconds:.0f} s left" if snapshot.cooldown_seconds else "none",
         "stored in": snapshot.store,
         "shared": "yes" if snapshot.shared else "no: the store is unavailable, so this host uses a reduced limit",

@@ -172,7 +172,7 @@ class _TieredBudget:
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
         """Let no caller send for a while, because the server responded with 429, and return how long."""
-        rejection = Rejection(seconds, reservation.epoch, reservation.in_burst)
+        rejection = Rejection(seconds, reservation.epoch, reservation.in_burst, random.random())  # noqa: S311 - jitter
         return self._adjust(lambda policy: CoolDown(policy, rejection)).cool_down_seconds
 
     def observe(self, quota: Quota, reservation: Reservation) -> None:

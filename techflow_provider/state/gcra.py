@@ -28,9 +28,9 @@ JITTER_SECONDS = 1.5
 LATE_SECONDS = 1.0
 # The part of the rate that polls get even when commands want it all; all pollers of a key share it.
 POLL_SHARE = 0.2
-# Without a Retry-After: the first cool-down and the longest one; and the least that even a Retry-After of 0 brings. The
-# longest one sends six requests a minute to a server that rejects all, and callers notice soon that it has recovered.
-COOL_DOWNS = FIRST_COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS, SHORTEST_COOL_DOWN_SECONDS = 3.0, 12.0, 1.0
+# Without a Retry-After: the first cool-down and the longest one; and the least that even a Retry-After of 0 brings. A
+# server that rejects all gets one request a minute then, and callers notice within as much time that it has recovered.
+COOL_DOWNS = FIRST_COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS, SHORTEST_COOL_DOWN_SECONDS = 3.0, 48.0, 1.0
 PROBE_SECONDS = 30.0
 # Covers rounding, and a window that includes both its ends.
 MARGIN_SECONDS = 0.001
@@ -333,9 +333,11 @@ def cool_down(
         return replace(state, cool_until=max(state.cool_until, now + requested), learned=learned)
     state = replace(state, learned=_learn(state, policy, rejection, sent), consecutive_429=state.consecutive_429 + 1)
     # A server that objects again soon has more to forget than it says.
-    doublings = state.consecutive_429 + max(0.0, state.learned.reductions - 1) - (1 if rejection.seconds is None else 2)
+    again = min(2.0, max(0.0, state.learned.reductions - 1))
+    doublings = state.consecutive_429 + again - (1 if rejection.seconds is None else 2)
     grown = policy.first_cool_down_seconds * 2.0 ** min(doublings, 16) if doublings >= 0 else 0.0
-    length = max(requested, policy.shortest_cool_down_seconds, min(grown, policy.longest_cool_down_seconds))
+    grown = min(grown, policy.longest_cool_down_seconds) * (1 - rejection.jitter / 2)
+    length = max(requested, policy.shortest_cool_down_seconds, grown)
     state, cool_until = _voided(state, policy), now + length
     tat = max(state.tat, cool_until)
     return replace(state, tat=tat, tokens=0.0, cool_until=cool_until, probe_until=now)

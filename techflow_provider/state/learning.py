@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 # By how much a 429 under even pacing lowers the share; each further one within so many minutes doubles it.
-DECREASE, LARGEST_DECREASE, REPEATED_MINUTES = 0.03, 0.5, 2.0
+DECREASE, LARGEST_DECREASE, REPEATED_MINUTES = 0.03, 0.3, 2.0
 # A share is not lowered below this part of what was accepted in the last minute.
 ACCEPTED_PART = 0.75
 # Reductions in quicker succession count twice: the limit is far off.
@@ -52,11 +52,14 @@ class Rejection:
     :param seconds: what the server asked for
     :param epoch: the epoch of the request's slot
     :param in_burst: whether the request was earlier than the steady rate allows
+    :param jitter: from 0 to 1, how much of the half of a cool-down that the server didn't ask for is left out, so that
+        hosts that don't share a budget don't continue at the same time
     """
 
     seconds: float | None
     epoch: float
     in_burst: bool = False
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,11 @@ class Learned:
             self, burst_until=burst_until, plateau_at=plateau_at, reduced_at=reduced_at, quota_until=quota_until
         )
 
+    def relaxed_at(self, minute: float) -> float:
+        """Return when the whole limit is used again."""
+        whole = self.plateau_at + minute * math.cbrt((1 / self.plateau - 1) / GROWTH)
+        return max(whole, self.burst_until) if self.cause is Cause.BURST else whole
+
     def cause_at(self, now: float, share: float) -> Cause:
         """Return why less is used than configured; nothing once a burst may grow and the share is whole again."""
         return self.cause if share < 1 or (self.cause is Cause.BURST and now < self.burst_until) else Cause.NONE
@@ -237,7 +245,7 @@ class Learned:
         """Return it with a share that grows from the given one to the plateau and beyond."""
         plateau = max(plateau, LOWEST_SHARE)
         gap = max(0.0, 1 - share / plateau)
-        return replace(self, plateau=plateau, plateau_at=now + minute * (gap / GROWTH) ** (1 / 3))
+        return replace(self, plateau=plateau, plateau_at=now + minute * math.cbrt(gap / GROWTH))
 
     def after(self, quota: Quota, usage: Usage, now: float) -> Learned:
         """Return what is known after a response has stated its quota."""

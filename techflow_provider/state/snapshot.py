@@ -43,6 +43,7 @@ class Snapshot:
     :param uses_per_minute: the part of the limit that is used, after what was learned
     :param cause: why that or the burst is less than configured
     :param stated_per_minute: the limit that responses state; 0: none
+    :param relaxed_seconds: until all of the limit is used again, if no response speaks against it
     """
 
     requests_per_minute: int
@@ -58,6 +59,17 @@ class Snapshot:
     uses_per_minute: int = 0
     cause: Cause = Cause.NONE
     stated_per_minute: float = 0.0
+    relaxed_seconds: float = 0.0
+
+    @property
+    def learned(self) -> str:
+        """What was learned about TechFlow's limiter and why, as text; empty when the whole limit is used."""
+        if self.cause is Cause.NONE:
+            return ""
+        uses = f"{self.uses_per_minute} of {self.requests_per_minute} requests a minute, bursts of {self.burst}"
+        return (
+            f"{uses}: {self.cause}; all of it again in {max(1, round(self.relaxed_seconds / 60))} min at the earliest"
+        )
 
     @property
     def outlook(self) -> str:
@@ -85,6 +97,7 @@ def snapshot_of(
         burst=int(min(gcra.learned.burst, policy.burst)),
         cause=gcra.learned.cause_at(gcra.updated_at, gcra.share(policy)),
         stated_per_minute=gcra.learned.stated,
+        relaxed_seconds=max(0.0, gcra.learned.relaxed_at(policy.minute_seconds) - gcra.updated_at),
         used=_count([grant for grant in state.counts if -1 <= now - grant[0] < MINUTE_SECONDS]),
         free=gcra.free(policy) if open_now else 0,
         next_slot_seconds=waits,

@@ -112,6 +112,15 @@ def test_a_cool_down_after_a_429_is_shown_in_the_budget(served, techflow):
     assert 0 < techflow("budget", "--output", "json").json["cooldown_seconds"] <= 600
 
 
+def test_what_was_learned_from_a_429_is_shown_in_the_budget_and_by_doctor(served, techflow):
+    assert techflow("budget", "--output", "json").json["learned"] == ""
+    served.faults.add(Fault("status", status=429, retry_after="0", times=1))
+    techflow("workflows", "list")
+    assert "a 429 although requests were evenly paced" in techflow("budget", "--output", "json").json["learned"]
+    assert "of 10000 requests a minute, bursts of" in techflow("budget").out
+    assert "learned: " in techflow("doctor").out
+
+
 class Terminal(io.StringIO):
     """A stream that claims to be a terminal."""
 

@@ -15,6 +15,7 @@ from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.page.content import ConnectionView, Content, WaitView, bars, duration, execution_view, render
 from techflow_provider.plugin import TechFlowPlugin
 from techflow_provider.state.budget import RequestClass
+from techflow_provider.state.learning import Cause
 from techflow_provider.state.snapshot import Slice, Snapshot
 
 pytestmark = [
@@ -108,6 +109,14 @@ def test_it_shows_cool_downs_waits_and_webhooks():
         "the last 5 s ago",
     ):
         assert words in html
+
+
+def test_it_shows_what_was_learned_about_the_limit():
+    learned = snapshot(uses_per_minute=60, cause=Cause.RATE, relaxed_seconds=300.0)
+    view = ConnectionView("x", "https://x", learned, None, True, ())
+    html = render(Content(NOW, (view,), (), ()))[0]
+    assert "Learned:</strong> 60 of 100 requests a minute, bursts of 6: a 429 although" in html
+    assert "in 5 min" in html
 
 
 @pytest.mark.parametrize(

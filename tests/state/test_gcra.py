@@ -266,7 +266,7 @@ class TestAfterA429:
             state, probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
             state = rejected(state, self.policy, None, probe, state.updated_at)
             cool_downs.append(state.cool_until - state.updated_at)
-        assert cool_downs == [3, 6, 12, 12, 12, 12]
+        assert cool_downs == [3, 6, 12, 24, 48, 48]
 
     def test_a_short_retry_after_does_not_keep_it_from_growing(self):
         state, _ = self.cooling(0.0)
@@ -333,9 +333,9 @@ def test_polls_get_a_fifth_of_the_rate_when_commands_want_it_all():
     assert WHOLE.poll_share == 0.2
 
 
-def test_cool_downs_grow_from_three_seconds_to_twelve_and_last_at_least_a_second():
+def test_cool_downs_grow_from_three_seconds_to_48_and_last_at_least_a_second():
     cool_downs = (WHOLE.first_cool_down_seconds, WHOLE.longest_cool_down_seconds, WHOLE.shortest_cool_down_seconds)
-    assert cool_downs == (3.0, 12.0, 1.0)
+    assert cool_downs == (3.0, 48.0, 1.0)
 
 
 def test_a_slot_is_missed_after_a_second_and_a_probe_given_up_after_half_a_minute():
