@@ -231,16 +231,17 @@ def match(search: MatchInput, *, early: bool) -> MatchResult:
 
 def _match_unclaimed(candidates: list[tuple[Fit, Row]], search: MatchInput, *, early: bool) -> MatchResult:
     certain, likely, possible = (_rows(candidates, fit) for fit in (Fit.CERTAIN, Fit.LIKELY, Fit.POSSIBLE))
-    if certain:
+    has_payload, is_restored = search.record.payload_digest is not None, search.record.is_restored
+    if certain and (has_payload or not is_restored):
         return _match_any(certain, search, early=early)
-    if search.record.payload_digest is not None and search.shows_payloads and len(possible) == 1:
+    if has_payload and search.shows_payloads and len(possible) == 1:
         # Only the time, which isn't known well enough, speaks against it.
         return Undecided("the history may lag") if early else Match(possible[0].execution, "it has the payload", True)
-    if search.record.is_restored and candidates:
+    if is_restored and candidates:
         found = [row for _, row in candidates]
         return _undecided_or_ambiguous(early, f"the shared state may have lost a claim of {_ids(found)}")
     if likely:
-        if search.record.payload_digest is None:
+        if not has_payload:
             return _match_any(likely, search, early=early)
         return _match_only([*likely, *possible], search, early=early)
     return _match_none(possible, search, early=early)

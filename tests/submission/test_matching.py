@@ -235,6 +235,8 @@ def test_where_claims_may_be_lost_only_the_payload_shows_whose_execution_it_is()
     assert isinstance(result([execution("ex_1")], record=lost), Ambiguous)
     assert isinstance(result([], record=lost), NoMatch)
     assert matched([row(execution("ex_1"), "a")], record=lost, shows_payloads=True) == "ex_1"
+    without = record(is_restored=True)
+    assert isinstance(result([execution("ex_1")], record=without, shows_payloads=True), Ambiguous)
 
 
 def test_executions_are_distributed_in_the_order_of_the_requests():
