@@ -302,8 +302,8 @@ def started(executor: str, folder: Path, sandbox: Sandbox, *, quick: bool) -> It
         "DEPLOYMENT_CALLERS": "5" if quick else "8",
         "DEPLOYMENT_CALLS": "24" if quick else "25",
         "AIRFLOW__TECHFLOW__HISTORY_LAG": "3",
-        # Only the loss of a Celery worker is noticed by its silence.
-        **dict.fromkeys(GENEROUS_TIMEOUTS, "45" if executor == "celery" else "600"),
+        # The loss of a worker is noticed by its silence, and on Airflow 2 that of a pod. A busy machine is silent, too.
+        **dict.fromkeys(GENEROUS_TIMEOUTS, "45"),
         "AIRFLOW__TECHFLOW__POLL_INTERVAL": "5",
     }
     others = {
