@@ -236,7 +236,8 @@ class _ReadCall:
             slot_seconds = 0.0
             if self._may_poll(board):
                 slot_seconds = (await self._use(context.budget.snapshot)).next_slot_seconds[RequestClass.POLL]
-                history = await self._poll(deadline) if slot_seconds <= 0 else None
+                # A budget that nobody has used yet has its first slot a moment away, until somebody reserves it.
+                history = await self._poll(deadline) if slot_seconds <= SHORTEST_WAIT_SECONDS else None
                 if history is not None:
                     return history
             if kept is not None and lacks_rows:

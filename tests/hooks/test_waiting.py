@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,17 @@ def test_a_synchronous_wait_returns_the_execution(techflow_sandbox: Sandbox, tec
     hook = TechFlowHook()
     with hook.get_conn():
         assert hook.wait_for_execution(execution_id, poll_interval=0.1, timeout=600).status == "completed"
+
+
+@pytest.mark.parametrize(("limit", "burst"), [(100, 6), (10_000, 6), (10_000, 1000)])
+def test_the_first_poll_of_a_budget_is_sent_whatever_its_rate(
+    techflow_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, limit: int, burst: int
+) -> None:
+    with techflow_sandbox.serve() as url:
+        connection = {"conn_type": "techflow", "host": url, "password": techflow_sandbox.api_keys[0]}
+        extra = {"requests_per_minute": limit, "burst": burst}
+        monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps({**connection, "extra": extra}))
+        hook = TechFlowHook()
+        with hook.get_conn():
+            assert len(hook.poll_history(10.0)) == 0
+    assert techflow_sandbox.count() == 1
