@@ -157,7 +157,8 @@ async def _recover(attempt: Attempt, record: AttemptRecord) -> Submission | None
     loss = LostResponse("An earlier attempt was lost before it knew the outcome of its request", record.accepted)
     if attempt.policy.on_ambiguous == "fail":
         raise AmbiguousExecutionError(record.workflow_id, loss.reason)
-    if attempt.policy.defers_search:
+    # A task that was cleared decides here what to do when it can't be determined; most of the time has passed by then.
+    if attempt.policy.defers_search and not attempt.is_cleared_since(record):
         raise LostStartError(record, loss)
     return await find(attempt, record, loss)
 

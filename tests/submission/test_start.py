@@ -23,7 +23,7 @@ from techflow_provider.state.store import Write
 from techflow_provider.submission.model import Origin, SubmissionPolicy
 from techflow_provider.submission.records import Claim
 from techflow_provider.submission.recovery import OtherAttemptError, take_over
-from techflow_provider.submission.reuse import discard, mark_done, resolve
+from techflow_provider.submission.reuse import LostStartError, discard, mark_done, resolve
 from techflow_provider.submission.start import send
 from tests.submission.conftest import SITE, Starter, TaskState
 
@@ -444,6 +444,17 @@ def test_a_server_that_responds_with_a_running_execution_gets_one_request_of_the
     joined = starter.start("c", policy=SubmissionPolicy(on_shared="join"))
     assert (joined.origin, joined.execution.id) == (Origin.JOINED, first.execution.id)
     assert len(sandbox.executions) == 1
+
+
+def test_a_cleared_task_that_searches_elsewhere_starts_another_execution_all_the_same(starter, sandbox):
+    sandbox.start("wf_1")
+    sandbox.faults.add(LOST[0])
+    with pytest.raises(AmbiguousExecutionError):
+        starter.start(payload={"day": 1})
+    elsewhere = SubmissionPolicy(defers_search=True)
+    with pytest.raises(LostStartError):
+        starter.start(payload={"day": 1}, policy=elsewhere)
+    assert starter.start(generation=2, payload={"day": 1}, policy=elsewhere).origin is Origin.STARTED
 
 
 @pytest.mark.parametrize("fault", [Fault("html", when="after", times=1, **START)])

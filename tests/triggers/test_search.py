@@ -59,7 +59,8 @@ def deferred(task: Any) -> Any:
 
 
 async def event_of(trigger: Any) -> Any:
-    return json.loads(json.dumps([event.payload async for event in trigger.run()][0]))
+    (payload,) = [event.payload async for event in trigger.run()]
+    return json.loads(json.dumps(payload))
 
 
 async def test_a_deferrable_task_adopts_what_the_triggerer_has_found_and_starts_nothing(served):
