@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,11 +161,12 @@ class Stop(BaseException):
 
 
 def techflow_budget(run: Run) -> Any:
-    """Return the package's budget for the key."""
+    """Return the package's budget for the key; version 0.1.0 has the store's function in another module."""
     from techflow_provider.state.budget import SharedBudget
-    from techflow_provider.state.open import open_store
 
-    return SharedBudget(open_store(run.place), "benchmark", fallback=None)
+    name = "open" if find_spec("techflow_provider.state.open") else "store"
+    store = import_module(f"techflow_provider.state.{name}").open_store(run.place)
+    return SharedBudget(store, "benchmark", fallback=None)
 
 
 def one_process(run: Run, gate: Gate, url: str, saturated: float) -> Any:
@@ -255,7 +257,7 @@ def one_loop(run: Run, gate: Gate, url: str, saturated: float) -> Any:
             await asyncio.gather(*calls, return_exceptions=True)
             await asyncio.sleep(2.0)
             # Versions that don't give slots back have to let them pass.
-            while await client.use_state(lambda: budget.snapshot().waiting):  # noqa: ASYNC110 - another process's slots
+            while (await asyncio.to_thread(budget.snapshot)).waiting:  # noqa: ASYNC110 - another process's slots
                 await asyncio.sleep(1.0)
             for _ in range(BURSTS):
                 await asyncio.sleep(IDLE_SECONDS)

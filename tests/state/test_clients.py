@@ -10,6 +10,7 @@ import pytest
 
 from techflow_provider.client import AsyncClient, BudgetTimeoutError, Client, NotFoundError, RateLimitError
 from techflow_provider.client.settings import Settings
+from techflow_provider.sandbox import ManualClock, Sandbox
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.memory import MemoryStore
 
@@ -171,3 +172,30 @@ def test_a_429_without_retry_after_waits_until_the_reset_that_it_states(budget, 
         began = clock.now
         caller.workflows.list()
     assert 25 < clock.now - began < 30
+
+
+@pytest.mark.parametrize(("algorithm", "bucket"), [("token_bucket", 1), ("token_bucket", 3), ("gcra", 1), ("gcra", 4)])
+@pytest.mark.parametrize("retry_after", [True, False])
+def test_a_bucket_of_the_sandbox_that_is_smaller_than_our_burst_is_learned(algorithm, bucket, retry_after):
+    clock = ManualClock()
+    sandbox = Sandbox(api_keys=("some-key",), clock=clock, algorithm=algorithm, burst=bucket, retry_after=retry_after)
+    budget = SharedBudget(MemoryStore(clock.monotonic), "key", clock=clock.monotonic)
+    with Client(
+        "some-key",
+        base_url=sandbox.base_url,
+        budget=budget,
+        transport=sandbox.transport(),
+        clock=clock.monotonic,
+        sleep=clock.advance,
+    ) as caller:
+        for _ in range(8):
+            clock.advance(30)
+            for _ in range(10):
+                caller.workflows.list()
+        assert sandbox.count(status=429) == 1
+        assert budget.snapshot().burst == bucket
+        began = clock.monotonic()
+        for _ in range(200):
+            caller.workflows.list()
+    assert sandbox.count(status=429) == 1
+    assert clock.monotonic() - began < 200 / 90 * 60
