@@ -313,8 +313,8 @@ class StateUnavailableError(TechFlowError):
 
     def __str__(self) -> str:
         return (
-            f"no execution of workflow {self.workflow_id} was started, since a lost response could not be recovered "
-            f"without the shared state ([techflow] state_url): {self.reason}"
+            f"no execution of workflow {self.workflow_id} was started: the shared state ([techflow] state_url), which "
+            f"a start needs in case its response is lost, can't be used: {self.reason}"
         )
 
 

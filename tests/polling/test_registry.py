@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 from techflow_provider.client import Settings, TechFlowError
+from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
+from techflow_provider.client.models import StatusWords
 from techflow_provider.polling.poller import Access
 from techflow_provider.polling.registry import PollerRegistry
 from techflow_provider.sandbox import Sandbox
@@ -17,7 +19,8 @@ from tests.polling.virtual_time import virtual_time
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 
-KEYS = {"one": "key-1", "same": "key-1", "other": "key-2"}
+KEYS = {"one": "key-1", "same": "key-1", "other": "key-2", "own words": "key-1"}
+WORDS = {"own words": StatusWords(completed=frozenset({"finalised"}))}
 
 
 class Connections:
@@ -30,7 +33,8 @@ class Connections:
     async def __call__(self, conn_id: str) -> Access:
         self.looked_up[conn_id] += 1
         await asyncio.sleep(0)
-        settings = Settings(KEYS[conn_id], self.sandbox.base_url, verify=False)
+        words = WORDS.get(conn_id, StatusWords())
+        settings = Settings(KEYS[conn_id], self.sandbox.base_url, verify=False, status_words=words)
         return Access(settings, LocalBudget(100_000, 50_000), transport=self.sandbox.transport())
 
 
@@ -59,6 +63,24 @@ async def test_a_connection_is_looked_up_again_when_its_poller_has_ended() -> No
     await asyncio.sleep(INTERVAL)
     assert (await registry.poller("one"))[0] is not poller
     assert connections.looked_up == {"one": 2}
+
+
+@virtual_time
+async def test_each_wait_has_the_status_words_of_its_own_connection_whichever_came_first() -> None:
+    connections = Connections()
+    sandbox = connections.sandbox = Sandbox(
+        api_keys=tuple(KEYS.values()), status_words={"completed": "finalised"}, execution_seconds=0
+    )
+    execution = sandbox.start(sandbox.add_workflow("any"))
+    registry = PollerRegistry(connections)
+    waits = []
+    for conn_id in ("same", "own words"):
+        poller, words = await registry.poller(conn_id)
+        tracker = ExecutionTracker(ExecutionSelector(execution.id), words=words)
+        waits.append(asyncio.ensure_future(poller.wait(tracker, INTERVAL)))
+    assert (await waits[1]).status == "finalised"
+    assert not waits[0].done()
+    waits[0].cancel()
 
 
 async def test_an_error_names_the_connection_to_all_waits_and_the_next_wait_retries() -> None:
