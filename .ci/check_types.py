@@ -7,6 +7,7 @@ public symbols, nearly all have a known type.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,9 @@ def _pyright(scripts: Path, folder: str) -> list[str]:
 
 
 def _run(*command: str | Path, folder: str | None = None) -> str:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+    # Pyright sees the packages of the Python that is first in PATH.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False).stdout
 
 
 if __name__ == "__main__":

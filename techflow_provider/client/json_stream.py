@@ -46,14 +46,15 @@ class RowMemory:
 
     def __init__(self) -> None:
         self.subjects: set[int] = set()
-        self.matched = 0
+        self.matched: int = 0
         self._position = 0
         self._known = self._read = (array("q"), array("q"), array("q"))
 
     def begin(self) -> None:
         """Read the list again."""
         self._known, self._read = self._read, (array("q"), array("q"), array("q"))
-        self.subjects, self._position, self.matched = set(), 0, 0
+        self.subjects = set()
+        self._position = self.matched = 0
 
     def skip(self, text: str, at: int) -> int:
         """Return where the next row begins that has changed, or the last one ends."""

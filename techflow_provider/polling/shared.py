@@ -87,12 +87,12 @@ class SharedReader:
         self, store: Store, account: str, name: str | None = None, wakeups: Callable[[], int] | None = None
     ) -> None:
         self.store = store
-        self.polls = f"{account}/polls"
-        self.waits = f"{account}/{WAITS}"
+        self.polls: str = f"{account}/polls"
+        self.waits: str = f"{account}/{WAITS}"
         self.name = name
         self._id = uuid4().hex
         self.kept: dict[str, _Kept] = {}
-        self.failed_at = -math.inf
+        self.failed_at: float = -math.inf
         self.wakeups = wakeups
         self._memory: PollMemory | None = None
         # What was read in the last poll of this process: for whom, its number, and the statuses that streams know.

@@ -26,7 +26,7 @@ from techflow_provider.state.optimistic import (
     Row,
     UnreachableError,
 )
-from techflow_provider.state.sql_statements import DATABASES, DRIVERS, NOT_DURABLE, OPTIONS, STATEMENTS, TERMS
+from techflow_provider.state.sql_statements import DATABASES, DRIVERS, NOT_DURABLE, OPTIONS, STATEMENTS, TERMS, Database
 from techflow_provider.state.store import BUDGET_NAME, Entry, StateUrlError, StoreError
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ class SqlStore(OptimisticStore):
         connect_args: Mapping[str, Any] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        self.dialect: Any
         self._url, self.dialect = _parse(url)
         super().__init__(_location(self._url), clock)
-        self.database = DATABASES[self.dialect.name]
+        self.database: Database = DATABASES[self.dialect.name]
         prefix = f"{self.dialect.identifier_preparer.quote(schema)}." if schema else ""
         clock_term = self.database.clock if clock is None else ":clock"
         terms = {"table": f"{prefix}{TABLE}", "clock": clock_term, "on_conflict": self.database.on_conflict}
