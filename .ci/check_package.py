@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 UV = ROOT / ".cache" / "environments" / "uv" / "bin" / "uv"
 AIRFLOWS = ("2.11.2", "3.3.2")
-EXTRAS = ("", "[redis]", "[http]")
+EXTRAS = ("", "[redis]", "[http]", "[socks]")
 # Hatchling adds these whatever the project says.
 ALWAYS_IN_SDIST = {".gitignore", "PKG-INFO", "pyproject.toml"}
-LOWER_BOUND = re.compile(r"[a-z-]+>=[0-9.]+")
+LOWER_BOUND = re.compile(r"[a-z-]+(\[[a-z]+\])?>=[0-9.]+")
 
 
 def run(*command: str | Path, folder: Path = ROOT, text: str | None = None) -> str:
