@@ -98,12 +98,12 @@ FORM_BEHAVIOUR: dict[str, Any] = {
 def form_widgets() -> dict[str, Any]:
     """Return the fields as WTForms fields; only Airflow before 3.2 calls this, and has that package."""
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
-    from wtforms import FloatField, IntegerField, StringField
+    from wtforms import IntegerField, StringField
     from wtforms.validators import Optional
 
-    kinds = {"integer": IntegerField, "number": FloatField, "string": StringField}
     return {
-        name: kinds[spec["schema"]["type"][0]](
+        # A connection form with a field of another class has no fields at all.
+        name: (IntegerField if spec["schema"]["type"][0] == "integer" else StringField)(
             spec["label"],
             description=spec["description"],
             widget=BS3PasswordFieldWidget() if spec["schema"].get("format") == "password" else BS3TextFieldWidget(),

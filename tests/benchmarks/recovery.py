@@ -148,7 +148,7 @@ class VirtualIO:
         return read()
 
 
-class Task:
+class StartTask:
     """A task of the trigger operator, as a worker and the triggerer run it."""
 
     def __init__(self, world: World, name: str, *, deferrable: bool = True) -> None:
@@ -213,7 +213,7 @@ class Task:
 
 async def run_task(world: World, name: str) -> None:
     """Run a task, and note when it succeeded."""
-    task = Task(world, name)
+    task = StartTask(world, name)
     try:
         await task.run()
         world.done[name] = world.loop.time()
@@ -226,7 +226,7 @@ async def run_task(world: World, name: str) -> None:
 async def one_healthy(world: World, number: int) -> None:
     """Start one execution in a worker, and note how long that took."""
     began = world.loop.time()
-    await Task(world, f"healthy-{number}", deferrable=False).run()
+    await StartTask(world, f"healthy-{number}", deferrable=False).run()
     world.healthy.append(world.loop.time() - began)
 
 
