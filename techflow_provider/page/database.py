@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.models.connection import Connection
 from airflow.models.taskinstance import TaskInstance
@@ -16,7 +16,7 @@ from airflow.models.xcom import XComModel
 from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
@@ -29,6 +29,10 @@ from techflow_provider.links.techflow import EXECUTION_KEY
 from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
 from techflow_provider.state.components import reported
 from techflow_provider.state.store import StoreError
+
+if TYPE_CHECKING:
+    # Airflow 3.0 has an earlier version of SQLAlchemy, without these names.
+    from sqlalchemy import ColumnElement, Select
 
 MAX_WAITS = 50
 MAX_EXECUTIONS = 50
