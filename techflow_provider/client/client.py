@@ -8,6 +8,7 @@ import contextlib
 import math
 import random
 import time
+import weakref
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -237,6 +238,8 @@ class Client:
         self._http = PerProcess(
             partial(httpx.Client, transport=transport) if transport else partial(open_http, httpx.Client, self.settings)
         )
+        # A hook keeps its client and never closes it, and sockets that are left to Python cause warnings.
+        weakref.finalize(self, self._http.end, httpx.Client.close)
         io = _SyncIO(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
             self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader, starts=starts

@@ -81,6 +81,11 @@ class PerProcess(Generic[T]):
             self._value, self._pid = self._make(), os.getpid()
         return self._value
 
+    def end(self, close: Callable[[T], object]) -> None:
+        """Close the value if this process has made it."""
+        if self._pid == os.getpid():
+            close(self._value)
+
 
 class Exchange:
     """One request and the body of its response while it is read.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import os
 import socket
 import time
 import tracemalloc
+import warnings
 import zlib
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -29,6 +31,7 @@ from techflow_provider.client import (
     TechFlowError,
     TransportError,
 )
+from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import LocalBudget
 from tests.client.raw_server import response, serving
 
@@ -316,3 +319,13 @@ def test_processes_that_fork_share_no_connection(tmp_path: Path, kind: str) -> N
             runner.close()
         else:
             client.close()
+
+
+def test_a_client_that_is_gone_leaves_no_socket_open(api_key: str) -> None:
+    with Sandbox(api_keys=(api_key,)).serve() as base_url, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        client = Client(api_key, base_url=base_url)
+        client.workflows.list()
+        del client
+        gc.collect()
+    assert [str(each.message) for each in caught if each.category is ResourceWarning] == []
