@@ -119,13 +119,14 @@ def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    chosen, here = choice(), _open_file(str(default_state_file()))
+    url, file = state_url(), default_state_file()
+    chosen, here = _choice(url, os.getpid()), _open_file(str(file))
     try:
-        store = _open_api_server(connection) if chosen.kind == API_SERVER else _open(chosen.kind)
+        store = _open_api_server(url, connection) if chosen.kind == API_SERVER else _open(chosen.kind, url, file)
     except StateUrlError as error:
         raise InvalidParameterError(SETTING, error.received, error.expected) from error
     _announce(store.location, chosen.reason, os.getpid())
-    if store is not here and default_state_file().exists():
+    if store is not here and file.exists():
         _migrate_from(here, store, connection)
     return store, fallback_store() if store is here else here
 
@@ -150,21 +151,21 @@ def served_store() -> Store:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    kind = choice().kind
+    url = state_url()
+    kind = _choice(url, os.getpid()).kind
     try:
-        return _open(choose(observe()).kind if kind == API_SERVER else kind)
+        return _open(choose(observe()).kind if kind == API_SERVER else kind, url, default_state_file())
     except StateUrlError as error:
         raise InvalidParameterError(SETTING, error.received, error.expected) from error
 
 
-def _open(kind: str) -> Store:
-    url = state_url()
+def _open(kind: str, url: str, default_file: Path) -> Store:
     if kind == METADATA:
         return _open_metadata()
     if kind == BROKER:
         return open_store(_broker_url())
     if kind == FILE:
-        return _open_file(url if _kind(url) == FILE and url.lower() != FILE else str(default_state_file()))
+        return _open_file(url if _kind(url) == FILE and url.lower() != FILE else str(default_file))
     return open_store(url)
 
 
@@ -175,8 +176,8 @@ def _open_file(path: str) -> Store:
     return open_store(path, int(mode, 8))
 
 
-def _open_api_server(connection: TechFlowConnection) -> Store:
-    return http_store(state_url() if _kind(state_url()) == API_SERVER else api_server_state_url(), connection)
+def _open_api_server(url: str, connection: TechFlowConnection) -> Store:
+    return http_store(url if _kind(url) == API_SERVER else api_server_state_url(), connection)
 
 
 @functools.cache
