@@ -17,13 +17,13 @@ import techflow_provider
 PACKAGE = Path(techflow_provider.__file__).parent
 # From the bottom up; the parts of one layer may import each other.
 LAYERS = (
-    {"__init__", "compat", "distribution"},
+    {"__init__", "compat", "distribution", "get_provider_info"},
     {"state"},
     {"client"},
     {"submission", "polling", "hooks"},
     {"deferral", "lineage", "parameters", "triggers"},
     {"operators", "sensors", "notifications", "assets", "links"},
-    {"webhooks", "state_server", "page", "plugin", "cli", "commands", "get_provider_info", "__main__"},
+    {"webhooks", "state_server", "page", "plugin", "cli", "commands", "__main__"},
 )
 # Stands beside the layers: nothing imports it, but those that start it, and it imports nothing of them.
 SANDBOX = "sandbox"

@@ -5,23 +5,23 @@ from __future__ import annotations
 import functools
 import ipaddress
 import logging
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from string import Formatter
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 from urllib.parse import quote as percent_encode
 
 from techflow_provider.client.errors import InvalidParameterError, without_frames
-from techflow_provider.client.models import USUAL_WORDS, StatusWords, status_word
+from techflow_provider.client.models import StatusWords, status_word
 from techflow_provider.client.parsing import quote
 from techflow_provider.client.reading import PLACEHOLDER
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.text import get_logger
 from techflow_provider.client.webhooks import WebhookSecret
-from techflow_provider.hooks.form import DEFAULT_DASHBOARD_URL, EXTRA_FIELDS, NUMBERS
+from techflow_provider.hooks.form import EXTRA_FIELDS
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
 
 log: logging.Logger = get_logger(__name__)
@@ -29,6 +29,12 @@ log: logging.Logger = get_logger(__name__)
 CONNECTION_TYPE = "techflow"
 PROTOCOLS = ("http", "https")
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
+DEFAULT_DASHBOARD_URL = "https://dashboard.techflow.com/executions/{execution_id}"
+DASHBOARD_ID = re.compile(r"\{(execution_id|workflow_id)\}")
+STATUS_FIELDS = ("completed_statuses", "failed_statuses")
+# The fields of the extra that become settings, each with the setting's name.
+SETTINGS = {name: name for name in ("verify", "proxy", "client_cert", "client_key", "client_key_password")}
+SETTINGS |= {"timeout": "timeout_seconds", "account": "account_name", "history_query": "history_query"}
 # The user's names for what the settings call otherwise.
 FIELDS = {
     "api_key": "password (the API key)",
@@ -111,40 +117,30 @@ class TechFlowConnection:
     def _read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
         _check_type(connection)
         _check_extra(connection, extra)
-        numbers = _read_numbers(extra)
-        settings = Settings(
-            api_key=connection.password or "",
-            base_url=_read_base_url(connection),
-            timeout_seconds=numbers["timeout"],
-            verify=_read_verify(extra.get("verify")),
-            proxy=extra.get("proxy") or None,
-            client_cert=extra.get("client_cert") or None,
-            client_key=extra.get("client_key") or None,
-            client_key_password=extra.get("client_key_password") or None,
-            status_words=_read_status_words(extra),
-            account_name=str(extra.get("account") or ""),
-            history_query=_read_history_query(extra.get("history_query")),
-        )
-        dashboard_url = extra.get("dashboard_url")
-        webhook_secret, problem = _read_webhook_secret(extra.get("webhook_secret"))
+        given = {name: value for name, value in extra.items() if value is not None and value != ""}
+        read = {name: READERS[name](name, value) if name in READERS else value for name, value in given.items()}
+        secret = given.get("webhook_secret")
+        webhook_secret, *off = _read_webhook_secret(secret) if secret else (None,)
         return cls(
             conn_id=connection.conn_id,
-            settings=settings,
-            requests_per_minute=int(numbers["requests_per_minute"]),
-            burst=int(numbers["burst"]),
-            dashboard_url=_check_dashboard_url(dashboard_url) if dashboard_url else DEFAULT_DASHBOARD_URL,
+            settings=Settings(
+                api_key=connection.password or "",
+                base_url=_read_base_url(connection),
+                status_words=_status_words(*(read.get(name, frozenset()) for name in STATUS_FIELDS)),
+                **{SETTINGS[name]: value for name, value in read.items() if name in SETTINGS},
+            ),
             webhook_secret=webhook_secret,
-            problems=(*_unknown_extras(extra), *((problem,) if problem else ())),
+            problems=(*_unknown_extras(extra), *off),
+            **{name: read[name] for name in ("requests_per_minute", "burst", "dashboard_url") if name in read},
         )
 
     def execution_url(self, execution_id: str, workflow_id: str | None = None) -> str | None:
         """Return the URL of an execution in the dashboard, or None if the template needs an unknown id."""
         ids = {"execution_id": execution_id, "workflow_id": workflow_id}
-        names = [name for _, name, _, _ in Formatter().parse(self.dashboard_url) if name]
-        values = {
-            name: percent_encode(value, safe="", errors="replace") for name in names if (value := ids[name]) is not None
-        }
-        return self.dashboard_url.format(**values) if len(values) == len(set(names)) else None
+        if any(ids[name] is None for name in DASHBOARD_ID.findall(self.dashboard_url)):
+            return None
+        encoded = {name: percent_encode(value or "", safe="", errors="replace") for name, value in ids.items()}
+        return DASHBOARD_ID.sub(lambda name: encoded[name[1]], self.dashboard_url)
 
 
 @functools.lru_cache(maxsize=100)
@@ -176,12 +172,10 @@ def _unknown_extras(extra: Mapping[str, Any]) -> Iterator[str]:
         yield f"extra {name[:100]!r} is unknown and has no effect{f'; is it {near[0]!r}?' if near else ''}"
 
 
-def _read_webhook_secret(value: Any) -> tuple[WebhookSecret | None, str | None]:
-    """Return the secret, or why there is none: tasks don't need it."""
-    if not value:
-        return None, None
+def _read_webhook_secret(value: Any) -> tuple[WebhookSecret] | tuple[None, str]:
+    """Return the secret, or None and why webhooks are off: tasks don't need it."""
     try:
-        return WebhookSecret(value), None
+        return (WebhookSecret(value),)
     except InvalidParameterError as error:
         return None, f"webhooks are off, because of extra {error}"
 
@@ -218,76 +212,72 @@ def _with_port(authority: str, port: int | None) -> str:
     return f"{host}:{port}" if port and not own else host
 
 
-def _read_numbers(extra: Mapping[str, Any]) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for name in NUMBERS:
-        schema, value = EXTRA_FIELDS[name]["schema"], extra.get(name)
-        value = NUMBERS[name] if value is None or value == "" else value
-        try:
-            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
-        except (OverflowError, ValueError):
-            number = None
-        if number is None or not schema["minimum"] <= number <= schema["maximum"]:
-            expected = f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
-            raise InvalidParameterError(name, quote(value), expected)
-        numbers[name] = number
-    return numbers
-
-
-def _read_status_words(extra: Mapping[str, Any]) -> StatusWords:
-    if not extra.get("completed_statuses") and not extra.get("failed_statuses"):
-        return USUAL_WORDS
-    words = StatusWords(_read_words(extra, "completed_statuses"), _read_words(extra, "failed_statuses"))
-    both = sorted(words.completed & words.failed)
-    if both:
-        raise InvalidParameterError("failed_statuses", f"{both[0]!r}", "words that are not in completed_statuses too")
-    return words
-
-
-def _read_history_query(value: object) -> tuple[tuple[str, str], ...]:
-    expected = "a query such as limit=200&since={since}, with {workflow_id} and {since} as placeholders"
-    if value is None or value == "":
-        return ()
+def _number(name: str, value: Any) -> float:
+    schema = EXTRA_FIELDS[name]["schema"]
     try:
-        query = tuple(parse_qsl(value if isinstance(value, str) else "", keep_blank_values=True, strict_parsing=True))
-    except ValueError:
-        query = ()
-    if not query or any("{" in f"{name}{PLACEHOLDER.sub('', text)}" for name, text in query):
-        raise InvalidParameterError("history_query", quote(value), expected)
-    return query
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (OverflowError, ValueError):
+        number = math.nan
+    if not schema["minimum"] <= number <= schema["maximum"]:
+        expected = f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
+        raise InvalidParameterError(name, quote(value), expected)
+    return int(number) if "integer" in schema["type"] else number
 
 
-def _read_words(extra: Mapping[str, Any], name: str) -> frozenset[str]:
+def _words(name: str, value: Any) -> frozenset[str]:
     """Return normalised status words from a list or from comma-separated text."""
-    value = extra.get(name) or []
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise InvalidParameterError(name, quote(value), "status words as a list, or separated by commas")
     return frozenset(map(status_word, parts)) - {""}
 
 
-def _read_verify(value: object) -> bool | str:
-    if value is None or value == "":
-        return True
-    word = str(value).strip().lower()
-    if isinstance(value, str) or word in BOOLEANS:
-        return BOOLEANS.get(word, str(value))
-    raise InvalidParameterError(
-        "verify", quote(value), "true, false or the path of a file or directory of certificates"
-    )
+def _status_words(completed: frozenset[str], failed: frozenset[str]) -> StatusWords:
+    both = sorted(completed & failed)
+    if both:
+        raise InvalidParameterError("failed_statuses", f"{both[0]!r}", "words that are not in completed_statuses too")
+    return StatusWords(completed, failed)
 
 
-def _check_dashboard_url(value: object) -> str:
-    expected = f"a URL such as {DEFAULT_DASHBOARD_URL}, with {{execution_id}} and {{workflow_id}} as placeholders"
-    if not isinstance(value, str):
-        raise InvalidParameterError("dashboard_url", type(value).__name__, expected)
+def _query(name: str, value: Any) -> tuple[tuple[str, str], ...]:
     try:
-        parts = list(Formatter().parse(value))
-        url = urlsplit(value)
-    except ValueError as error:
-        raise InvalidParameterError("dashboard_url", f"{value[:200]!r} ({error})", expected) from error
-    placeholders = {(name, form, conversion) for _, name, form, conversion in parts if name is not None}
-    is_web_page = url.scheme in ("http", "https") and url.hostname and not {"{", "@"} & set(url.netloc)
-    if not is_web_page or placeholders - {("execution_id", "", None), ("workflow_id", "", None)}:
-        raise InvalidParameterError("dashboard_url", repr(value[:200]), expected)
-    return value
+        query = tuple(parse_qsl(value if isinstance(value, str) else "", keep_blank_values=True, strict_parsing=True))
+    except ValueError:
+        query = ()
+    if not query or any("{" in f"{key}{PLACEHOLDER.sub('', text)}" for key, text in query):
+        expected = "a query such as limit=200&since={since}, with {workflow_id} and {since} as placeholders"
+        raise InvalidParameterError(name, quote(value), expected)
+    return query
+
+
+def _verify(name: str, value: Any) -> bool | str:
+    word = str(value).strip().lower()
+    if not isinstance(value, str) and word not in BOOLEANS:
+        raise InvalidParameterError(
+            name, quote(value), "true, false or the path of a file or directory of certificates"
+        )
+    return BOOLEANS.get(word, str(value))
+
+
+def _dashboard_url(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else ""
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        url = urlsplit("")
+    in_braces = set("{}") & set(DASHBOARD_ID.sub("", text))
+    if url.scheme not in PROTOCOLS or not url.hostname or set("{@") & set(url.netloc) or in_braces:
+        expected = f"a URL such as {DEFAULT_DASHBOARD_URL}, with {{execution_id}} and {{workflow_id}} as placeholders"
+        raise InvalidParameterError(name, quote(value), expected)
+    return text
+
+
+# What reads the fields of the extra that are more than the text which the settings check.
+READERS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("requests_per_minute", "burst", "timeout"), _number),
+    **dict.fromkeys(STATUS_FIELDS, _words),
+    "account": lambda _, value: str(value),
+    "dashboard_url": _dashboard_url,
+    "history_query": _query,
+    "verify": _verify,
+}

@@ -77,8 +77,7 @@ class TechFlowHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the labels and placeholders of the standard fields, for Airflow before 3.2."""
-        # The provider's metadata spells the keys with hyphens; here, Airflow accepts only underscores.
-        return {name.replace("-", "_"): value for name, value in FORM_BEHAVIOUR.items()}
+        return FORM_BEHAVIOUR
 
     @cached_property
     def connection(self) -> TechFlowConnection:
