@@ -3,120 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import contextlib
-import math
 import random
 import time
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from functools import cached_property, partial, wraps
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from techflow_provider.client.calls import Trigger
 from techflow_provider.client.environment import open_http
 from techflow_provider.client.errors import without_frames
-from techflow_provider.client.flow import Call, Flow, FlowContext, StartLog, exchange
-from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter
-from techflow_provider.client.models import Execution, Workflow
+from techflow_provider.client.flow import IO, Call, Flow, FlowContext, StartLog, exchange
 from techflow_provider.client.operations import AsyncExecutions, AsyncWorkflows
-from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, HistoryReader, PollMemory
+from techflow_provider.client.reading import HistoryReader
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.transport import Exchange, PerProcess, send_errors
-from techflow_provider.client.values import Id, Payload
 from techflow_provider.state.budget import Budget, LocalBudget
 
 T = TypeVar("T")
+A = TypeVar("A")
+P = ParamSpec("P")
+Transport = TypeVar("Transport")
+Sleep = TypeVar("Sleep")
 
 # A larger body is read in a thread, so that parsing it does not block the event loop.
 LARGE_BODY_BYTES = 64 * 1024
-
-
-class Workflows:
-    """Workflows. Every method raises `TechFlowError` in one of its kinds.
-
-    :param client: runs the calls
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._run = client.run
-        self._flows = AsyncWorkflows(client.context)
-
-    def list(self) -> builtins.list[Workflow]:
-        """Return all workflows (List Workflows)."""
-        return self._run(self._flows.list())
-
-    def get(self, workflow_id: Id) -> Workflow:
-        """Return one workflow (Get Workflow)."""
-        return self._run(self._flows.get(workflow_id))
-
-    def create(
-        self,
-        name: Id,
-        description: Id | None = None,
-        triggers: Sequence[Trigger] = (),
-        known: Collection[str] | None = None,
-    ) -> Workflow:
-        """Create a workflow (Create Workflow); see `AsyncWorkflows.create`."""
-        return self._run(self._flows.create(name, description, triggers, known))
-
-    def update(
-        self,
-        workflow_id: Id,
-        name: Id | None = None,
-        description: Id | None = None,
-        triggers: Sequence[Trigger] | None = None,
-    ) -> Workflow:
-        """Read a workflow, change the given fields, and write it whole (Get Workflow, Update Workflow)."""
-        return self._run(self._flows.update(workflow_id, name, description, triggers))
-
-    def delete(self, workflow_id: Id) -> None:
-        """Delete a workflow permanently (Delete Workflow)."""
-        self._run(self._flows.delete(workflow_id))
-
-    def execute(self, workflow_id: Id, payload: Payload | None = None, within_seconds: float = math.inf) -> Execution:
-        """Start an execution (Trigger Execution); see `AsyncWorkflows.execute`."""
-        return self._run(self._flows.execute(workflow_id, payload, within_seconds))
-
-
-class Executions:
-    """The execution history. Every method raises `TechFlowError` in one of its kinds.
-
-    :param client: runs the calls
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._run = client.run
-        self._flows = AsyncExecutions(client.context)
-
-    def list(self, workflow_id: Id | None = None, status: str | None = None) -> builtins.list[Execution]:
-        """Return the execution history (List Executions), of one workflow or with one status when given."""
-        return self._run(self._flows.list(workflow_id, status))
-
-    def get(self, execution_id: Id) -> Execution:
-        """Return one execution, found in the history (List Executions)."""
-        return self._run(self._flows.get(execution_id))
-
-    def wait(
-        self,
-        selector: ExecutionSelector,
-        interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS,
-        timeout_seconds: float | None = None,
-    ) -> Execution:
-        """Poll the history until an execution has reached a final status; see `AsyncExecutions.wait`."""
-        return self._run(self._flows.wait(selector, interval_seconds, timeout_seconds))
-
-    def poll(
-        self, within_seconds: float, history_filter: HistoryFilter | None = None, memory: PollMemory | None = None
-    ) -> History:
-        """Read the execution history as a wait does; see `AsyncExecutions.poll`."""
-        return self._run(self._flows.poll(within_seconds, history_filter, memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +114,56 @@ class _AsyncIO:
         return await asyncio.to_thread(read) if len(response.content) > LARGE_BODY_BYTES else read()
 
 
-class Client:
-    """TechFlow for plain, synchronous Python.
+class _Blocking(Generic[A]):
+    """The operations of `AsyncClient`, run at once.
 
-    >>> client = Client(api_key="your_key")
-    >>> workflows = client.workflows.list()
+    :param flows: the operations
+    """
+
+    def __init__(self, flows: A) -> None:
+        self._flows = flows
+
+
+def _at_once(operation: Callable[Concatenate[A, P], Flow[T]]) -> Callable[Concatenate[_Blocking[A], P], T]:
+    @wraps(operation)
+    def method(self: _Blocking[A], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _run(operation(self._flows, *args, **kwargs))
+
+    return method
+
+
+def _run(flow: Flow[T]) -> T:
+    try:
+        flow.send(None)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
+    flow.close()
+    raise RuntimeError("a flow of a synchronous client waited for something other than its IO")
+
+
+class Workflows(_Blocking[AsyncWorkflows]):
+    """Workflows, as in `AsyncWorkflows`. Every method raises `TechFlowError` in one of its kinds."""
+
+    list = _at_once(AsyncWorkflows.list)
+    get = _at_once(AsyncWorkflows.get)
+    create = _at_once(AsyncWorkflows.create)
+    update = _at_once(AsyncWorkflows.update)
+    delete = _at_once(AsyncWorkflows.delete)
+    execute = _at_once(AsyncWorkflows.execute)
+
+
+class Executions(_Blocking[AsyncExecutions]):
+    """The execution history, as in `AsyncExecutions`. Every method raises `TechFlowError` in one of its kinds."""
+
+    list = _at_once(AsyncExecutions.list)
+    get = _at_once(AsyncExecutions.get)
+    wait = _at_once(AsyncExecutions.wait)
+    poll = _at_once(AsyncExecutions.poll)
+
+
+class _Client(Generic[Transport, Sleep]):
+    """What both clients are made of.
 
     :param api_key: the API key (Authentication)
     :param base_url: base URL of the API (Base URL)
@@ -226,26 +187,53 @@ class Client:
         settings: Settings | None = None,
         budget: Budget | None = None,
         retry: RetryPolicy | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Sleep | None = None,
         reader: HistoryReader | None = None,
         starts: StartLog | None = None,
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
-        # The timeouts are set on each request. Redirects are not followed: the key must not go elsewhere.
-        self._http = PerProcess(
-            partial(httpx.Client, transport=transport) if transport else partial(open_http, httpx.Client, self.settings)
-        )
-        # A hook keeps its client and never closes it, and sockets that are left to Python cause warnings.
-        weakref.finalize(self, self._http.end, httpx.Client.close)
-        io = _SyncIO(self.settings, self._http, clock, sleep)
+        io = self._open(transport, clock, sleep)
         self.context: FlowContext = FlowContext(
             self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader, starts=starts
         )
-        self.workflows: Workflows = Workflows(self)
-        self.executions: Executions = Executions(self)
+
+    def _open(self, transport: Transport | None, clock: Callable[[], float], sleep: Sleep | None) -> IO:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.settings.base_url!r})"
+
+
+class Client(_Client[httpx.BaseTransport, Callable[[float], None]]):
+    """TechFlow for plain, synchronous Python.
+
+    >>> client = Client(api_key="your_key")
+    >>> workflows = client.workflows.list()
+    """
+
+    def _open(
+        self,
+        transport: httpx.BaseTransport | None,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None] | None,
+    ) -> IO:
+        self._http = PerProcess(partial(open_http, httpx.Client, self.settings, transport))
+        # A hook keeps its client and never closes it, and sockets that are left to Python cause warnings.
+        self._finalizer = weakref.finalize(self, self._http.end, httpx.Client.close)
+        return _SyncIO(self.settings, self._http, clock, sleep or time.sleep)
+
+    @cached_property
+    def workflows(self) -> Workflows:
+        """The calls for workflows."""
+        return Workflows(AsyncWorkflows(self.context))
+
+    @cached_property
+    def executions(self) -> Executions:
+        """The calls for executions."""
+        return Executions(AsyncExecutions(self.context))
 
     def send(self, call: Call[T]) -> T:
         """Carry out one call.
@@ -256,91 +244,53 @@ class Client:
 
     def run(self, flow: Flow[T]) -> T:
         """Run a flow and return its result."""
-        try:
-            flow.send(None)
-        except StopIteration as finished:
-            result: T = finished.value
-            return result
-        flow.close()
-        raise RuntimeError("a flow of a synchronous client waited for something other than its IO")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.settings.base_url!r})"
+        return _run(flow)
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.get().close()
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(_Client[httpx.AsyncBaseTransport, Callable[[float], Coroutine[Any, Any, None]]]):
     """TechFlow for asyncio; like `Client`, with awaitable methods.
 
     >>> async def main():
     ...     async with AsyncClient(api_key="your_key") as client:
     ...         return await client.workflows.list()
-
-    :param api_key: the API key (Authentication)
-    :param base_url: base URL of the API (Base URL)
-    :param settings: all settings at once, instead of the key and the URL
-    :param budget: the rate budget; a new one for this client alone when none is given
-    :param retry: when to send a call again
-    :param transport: an asynchronous httpx transport, such as the sandbox's
-    :param clock: monotonic seconds
-    :param reader: reads the execution history together with other processes
-    :param starts: makes known to tasks what this client starts
-    :raises InvalidParameterError: a setting can't be used
     """
 
-    @without_frames
-    def __init__(
+    def _open(
         self,
-        api_key: str = "",
-        *,
-        base_url: str = DEFAULT_BASE_URL,
-        settings: Settings | None = None,
-        budget: Budget | None = None,
-        retry: RetryPolicy | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
-        reader: HistoryReader | None = None,
-        starts: StartLog | None = None,
-    ) -> None:
-        self.settings: Settings = settings or Settings(api_key, base_url)
-        self.budget: Budget = budget or LocalBudget()
-        self._http = PerProcess(
-            partial(httpx.AsyncClient, transport=transport)
-            if transport
-            else partial(open_http, httpx.AsyncClient, self.settings)
-        )
-        self._io = _AsyncIO(self.settings, self._http, clock, sleep)
-        self.context: FlowContext = FlowContext(
-            self.settings,
-            self._io,
-            self.budget,
-            retry or RetryPolicy(),
-            clock,
-            random.random,
-            reader=reader,
-            starts=starts,
-        )
-        self.workflows: AsyncWorkflows = AsyncWorkflows(self.context)
-        self.executions: AsyncExecutions = AsyncExecutions(self.context)
+        transport: httpx.AsyncBaseTransport | None,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Coroutine[Any, Any, None]] | None,
+    ) -> IO:
+        self._http = PerProcess(partial(open_http, httpx.AsyncClient, self.settings, transport))
+        self._io = _AsyncIO(self.settings, self._http, clock, sleep or asyncio.sleep)
+        return self._io
+
+    @cached_property
+    def workflows(self) -> AsyncWorkflows:
+        """The calls for workflows."""
+        return AsyncWorkflows(self.context)
+
+    @cached_property
+    def executions(self) -> AsyncExecutions:
+        """The calls for executions."""
+        return AsyncExecutions(self.context)
 
     async def send(self, call: Call[T]) -> T:
         """Carry out one call.
 
         :raises TechFlowError: every way in which it can fail
         """
-        return await self.run(exchange(call, self.context))
+        return await exchange(call, self.context)
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow and return its result."""
@@ -350,9 +300,6 @@ class AsyncClient:
         """Use the budget, or anything else in its store, in the one thread that may block on it."""
         return await self._io.use_state(act)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.settings.base_url!r})"
-
     async def aclose(self) -> None:
         """Close the connections."""
         self._io.thread.get().shutdown(wait=False)
@@ -361,7 +308,5 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()

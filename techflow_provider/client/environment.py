@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -24,12 +24,15 @@ NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
 SOCKS_EXTRA = "an HTTP proxy; for SOCKS, first: pip install 'airflow-provider-techflow[socks]'"
 
 
-def open_http(kind: type[HttpClient], settings: Settings) -> HttpClient:
-    """Return a client of httpx that uses the settings and the environment.
+def open_http(kind: type[HttpClient], settings: Settings, transport: Any = None) -> HttpClient:
+    """Return a client of httpx that uses the settings and the environment, or else a transport.
 
     :raises InvalidParameterError: a setting or a variable of the environment can't be used
     """
+    if transport is not None:
+        return kind(transport=transport)
     verify = ssl_context(settings)
+    # The timeouts are set on each request. Redirects are not followed: the key must not go elsewhere.
     try:
         return kind(verify=verify, proxy=settings.proxy, cookies=CookieJar(NO_COOKIES))
     except (ImportError, ValueError, httpx.InvalidURL) as error:

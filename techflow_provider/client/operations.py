@@ -51,14 +51,18 @@ LOOKUPS = 6
 LOOKUP_INTERVAL_SECONDS = 2.0
 
 
-class AsyncWorkflows:
-    """Workflows. Every method raises `TechFlowError` in one of its kinds.
+class _Operations:
+    """What users ask for, by calls that run in a context.
 
     :param context: what the calls run with
     """
 
     def __init__(self, context: FlowContext) -> None:
         self._context = context
+
+
+class AsyncWorkflows(_Operations):
+    """Workflows. Every method raises `TechFlowError` in one of its kinds."""
 
     async def list(self) -> builtins.list[Workflow]:
         """Return all workflows (List Workflows)."""
@@ -200,14 +204,8 @@ class AsyncWorkflows:
         raise AmbiguousExecutionError(workflow_id, reason)
 
 
-class AsyncExecutions:
-    """The execution history. Every method raises `TechFlowError` in one of its kinds.
-
-    :param context: what the calls run with
-    """
-
-    def __init__(self, context: FlowContext) -> None:
-        self._context = context
+class AsyncExecutions(_Operations):
+    """The execution history. Every method raises `TechFlowError` in one of its kinds."""
 
     async def list(self, workflow_id: Id | None = None, status: str | None = None) -> builtins.list[Execution]:
         """Return the execution history (List Executions), of one workflow or with one status when given."""
