@@ -12,7 +12,7 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
@@ -23,9 +23,9 @@ from techflow_provider.state.budget_state import BudgetChange, change_to_dict, r
 from techflow_provider.state.optimistic import (
     IDLE_SECONDS,
     LostReplyError,
+    Operation,
     OptimisticStore,
     Reply,
-    Row,
     UnreachableError,
 )
 from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, Signer
@@ -77,22 +77,22 @@ class HttpStore(OptimisticStore):
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
         if isinstance(change, BudgetChange):
             operation = {"namespace": namespace, "name": name, **change_to_dict(change)}
-            return cast("T", self._run(operation, lambda result: read_result(change, result)))
+            return cast("T", self._run([operation], partial(read_result, change))[0])
         return super().update(namespace, name, change)
 
-    def fetch(self, namespace: str, name: str) -> Reply:
-        """Return what the store holds under a name."""
-        return self._run({"namespace": namespace, "name": name}, partial(build, Reply))
-
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        """Write a row if the store still holds what was found."""
-        rows = {"found": found and asdict(found), "following": following and asdict(following), "now": now}
-        return self._run({"namespace": namespace, "name": name, **rows}, partial(build, Reply))
+    def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
+        """Carry out operations in one request."""
+        sent_at = time.monotonic()
+        replies = self._run([asdict(each) for each in operations], partial(build, Reply))
+        if not replies[0].done:
+            self.set_clock(replies[0].now, sent_at)
+        return replies
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
-        operation = {"namespace": namespace, "prefix": prefix}
-        return self._run(operation, lambda rows: [Entry(str(name), str(text), float(age)) for name, text, age in rows])
+        found: tuple[Entry, ...]
+        (found,) = self._run([{"namespace": namespace, "prefix": prefix}], partial(build, tuple[Entry, ...]))
+        return list(found)
 
     def release(self) -> None:
         """Close the connections of this process."""
@@ -102,13 +102,16 @@ class HttpStore(OptimisticStore):
 
     close = release
 
-    def _run(self, operation: dict[str, Any], read: Callable[[Any], T]) -> T:
-        body = json.dumps({"operations": [operation]}, separators=(",", ":")).encode()
+    def _run(self, operations: Sequence[Mapping[str, Any]], read: Callable[[Any], T]) -> list[T]:
+        body = json.dumps({"operations": operations}, separators=(",", ":")).encode()
         content = self._send(body)
         try:
-            return read(json.loads(content)["results"][0])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise StoreError(f"{self.location}: expected the result of an operation, got {content[:200]!r}") from error
+            results = [read(each) for each in json.loads(content)["results"]]
+        except (ValueError, KeyError, TypeError, IndexError):
+            results = []
+        if len(results) != len(operations):
+            raise StoreError(f"{self.location}: expected the results of operations, got {content[:200]!r}")
+        return results
 
     def _send(self, body: bytes) -> bytes:
         """Send a request, again with what the connection says now if it is refused, and return the response's body."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from techflow_provider.state.store import Change, Entry
+from techflow_provider.state.store import Change, Entry, Update
 
 T = TypeVar("T")
 
@@ -64,6 +64,10 @@ class MemoryStore:
             elif write is not None:
                 kept.pop(name, None)
             return result
+
+    def update_many(self, updates: Sequence[Update]) -> list[Any]:
+        """Update several entries, each in one atomic step, and return the results."""
+        return [self.update(*each) for each in updates]
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""

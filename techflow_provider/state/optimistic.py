@@ -13,11 +13,11 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from techflow_provider.state.store import Change, Entry, StoreError, Write, read_only
+from techflow_provider.state.store import Change, Entry, StoreError, Update, read_only
 
 T = TypeVar("T")
 
@@ -59,13 +59,27 @@ class Row:
     written: float
     expires: float
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the fields by their names."""
-        return {"value": self.value, "version": self.version, "written": self.written, "expires": self.expires}
-
     def entry(self, name: str, now: float) -> Entry | None:
         """Return what a change is given."""
         return Entry(name, self.value, max(0.0, now - self.written)) if self.expires > now else None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a store is asked: what it holds under a name; and to replace that if it is still what was found.
+
+    :param namespace: the name's namespace
+    :param name: the name
+    :param found: what was found, None for nothing
+    :param following: what to write, None to delete what was found
+    :param now: the clock that the decision is based on, near which the store's must be; None only reads
+    """
+
+    namespace: str
+    name: str
+    found: Row | None = None
+    following: Row | None = None
+    now: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +96,25 @@ class Reply:
     done: bool = False
 
 
-class Session(Protocol):
-    """Reads and writes entries of a store. Every method may raise `StoreError`."""
+@dataclass(slots=True)
+class Seen:
+    """What a process remembers of an entry.
 
-    def fetch(self, namespace: str, name: str) -> Reply:
-        """Return what the store holds under a name."""
+    :param row: what it found or wrote last
+    :param is_new: whether it has found or written nothing yet
+    :param is_shared: whether another process has written it between two operations of this one, and most likely will
+        again
+    :param contended_until: until when others most likely write it at the same time, by this process's clock
+    """
 
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        """Write a row if the store still holds what was found and its clock is near `now`; else return what it holds.
+    row: Row | None = None
+    is_new: bool = True
+    is_shared: bool = False
+    contended_until: float = 0.0
 
-        :param found: what was found, None for nothing
-        :param following: what to write, None to delete what was found
-        :param now: the clock that the decision is based on
-        :raises LostReplyError: it is unknown whether the store carried it out
-        """
+    def compare(self, row: Row | None) -> None:
+        """Note whether another process has written what the store holds."""
+        self.is_shared = not self.is_new and (self.row and self.row.version) != (row and row.version)
 
 
 class OptimisticStore(ABC):
@@ -110,20 +129,16 @@ class OptimisticStore(ABC):
         self._clock = clock
         # The store's clock when a request arrives there, minus this process's when it is sent.
         self._ahead: float | None = None
-        self._rows_seen: dict[Key, Row | None] = {}
-        # What others have written between two operations of this process, and most likely will again.
-        self._shared: set[Key] = set()
-        self._contended_until: dict[Key, float] = {}
+        self._seen: dict[Key, Seen] = {}
         self._used_at = 0.0
         self._timer: threading.Timer | None = None
 
     @abstractmethod
-    def fetch(self, namespace: str, name: str) -> Reply:
-        """Return what the store holds under a name (see `Session`)."""
+    def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
+        """Carry out operations, each atomically, in one round trip if the store can.
 
-    @abstractmethod
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        """Write a row if the store still holds what was found (see `Session`)."""
+        :raises LostReplyError: it is unknown whether the store carried them out
+        """
 
     @abstractmethod
     def release(self) -> None:
@@ -133,11 +148,9 @@ class OptimisticStore(ABC):
         """Return what about the server endangers what it holds. May raise `StoreError`."""
         return []
 
-    @contextlib.contextmanager
-    def locked(self, namespace: str, name: str) -> Iterator[Session]:  # noqa: ARG002 - for stores that have locks
-        """Let other processes that want the entry wait; a store without locks waits itself, for a random moment."""
+    def compete(self, update: PendingUpdate) -> None:  # noqa: ARG002 - for stores that have locks
+        """Attempt an update while others that want its entry wait; a store without locks waits for a random moment."""
         time.sleep(random.uniform(0, LONGEST_JITTER_SECONDS))  # noqa: S311 - jitter
-        yield self
 
     def make_row(self, value: str, written: float, expires: float) -> Row:
         """Return a row to write, with a version of its own."""
@@ -145,42 +158,43 @@ class OptimisticStore(ABC):
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
-        key, lost_replies = (namespace, name), 0
-        update = _Update(self, key, change)
-        may_guess = change is not read_only and self._ahead is not None and key not in self._shared
-        is_contended = change is not read_only and self._contended_until.get(key, 0.0) > time.monotonic()
-        for _ in range(MAX_UPDATE_ATTEMPTS):
+        return cast("T", self.update_many([(namespace, name, change)])[0])
+
+    def update_many(self, updates: Sequence[Update]) -> list[Any]:
+        """Update several entries, each in one atomic step, and return the results."""
+        all_updates = [PendingUpdate(self, *each) for each in updates]
+        lost_replies = 0
+        while pending := [update for update in all_updates if not update.is_done]:
             try:
-                with self.locked(*key) if is_contended else contextlib.nullcontext(self) as session:
-                    is_done = update.attempt(session, may_guess=may_guess and not is_contended)
+                self._attempt(pending)
             except LostReplyError:
-                lost_replies, is_done = lost_replies + 1, False
+                lost_replies += 1
                 if lost_replies == MAX_LOST_REPLIES:
                     raise
-            if is_done:
-                self._remember(key, update.row)
-                return update.result
-            is_contended, may_guess = not lost_replies, False
-            self._contended_until[key] = time.monotonic() + CONTENDED_SECONDS
-        raise StoreError(f"{self.location}: {name} changed during each of {MAX_UPDATE_ATTEMPTS} attempts to update it")
+                for update in pending:
+                    update.forget()
+        return [update.result for update in all_updates]
 
-    def last_seen(self, key: Key) -> Row | None:
-        """Return what this process found or wrote last under a name."""
-        return self._rows_seen.get(key)
+    def _attempt(self, updates: Sequence[PendingUpdate]) -> None:
+        for update in updates:
+            if update.writes and update.seen.contended_until > time.monotonic():
+                self.compete(update)
+        asked = ((update, update.next()) for update in updates if not update.is_done)
+        sent = [(update, operation) for update, operation in asked if operation is not None]
+        replies = self.exchange([operation for _, operation in sent]) if sent else []
+        for (update, _), reply in zip(sent, replies, strict=True):
+            update.receive(reply)
 
-    def found(self, key: Key, row: Row | None) -> None:
-        """Note whether another process has written an entry since this one did."""
-        last = self._rows_seen.get(key, row)
-        if (last and last.version) == (row and row.version):
-            self._shared.discard(key)
-        else:
-            self._shared.add(key)
+    def seen(self, key: Key) -> Seen:
+        """Return what this process remembers of an entry."""
+        if len(self._seen) >= MAX_ROWS_SEEN:
+            self._seen.clear()
+        return self._seen.setdefault(key, Seen())
 
-    def _remember(self, key: Key, row: Row | None) -> None:
-        for memory in (self._rows_seen, self._contended_until, self._shared):
-            if len(memory) >= MAX_ROWS_SEEN:
-                memory.clear()
-        self._rows_seen[key] = row
+    @property
+    def knows_clock(self) -> bool:
+        """Whether `now` is the store's clock."""
+        return self._ahead is not None
 
     def now(self) -> float:
         """Return the store's clock as it will be when a request that is sent now arrives there."""
@@ -211,64 +225,65 @@ class OptimisticStore(ABC):
             self.release()
 
 
-class _Update(Generic[T]):
+class PendingUpdate:
     """One update: remembers what it has tried to write, so that a lost reply doesn't lead to a second write."""
 
-    def __init__(self, store: OptimisticStore, key: Key, change: Change[T]) -> None:
+    def __init__(self, store: OptimisticStore, namespace: str, name: str, change: Change[Any]) -> None:
+        self.key = (namespace, name)
+        self.is_done = False
+        self.result: Any = None
         self._store = store
-        self._key = key
         self._change = change
-        self._now = 0.0
-        self._results: dict[str, T] = {}
-        self.result = cast("T", None)
-        self.row: Row | None = None
+        self.seen = store.seen(self.key)
+        self.writes = change is not read_only
+        self._may_guess = self.writes and store.knows_clock and not self.seen.is_shared
+        self._is_known = False
+        self._row = self.seen.row
+        self._following: Row | None = None
+        self._results: dict[str, Any] = {}
+        self._conflicts = 0
 
-    def attempt(self, session: Session, *, may_guess: bool) -> bool:
-        """Decide on a guess, if allowed, then on what the store holds; False when another process was faster."""
-        row = self._store.last_seen(self._key) if may_guess else self._fetch(session)
-        is_known = not may_guess
-        while not self._was_written(row):
-            write = self._decide(row)
-            if write is not None:
-                reply = self._swap(session, row, write)
-                if reply.done or is_known:
-                    return reply.done
-                row = reply.row
-                self._store.found(self._key, row)
-            elif is_known:
-                self.row = row
-                return True
-            else:
-                row = self._fetch(session)
-            is_known = True
-        return True
-
-    def _was_written(self, row: Row | None) -> bool:
-        """Whether an earlier attempt, whose reply was lost, wrote what the store holds."""
-        if row is None or row.version not in self._results:
-            return False
-        self.row, self.result = row, self._results[row.version]
-        return True
-
-    def _decide(self, row: Row | None) -> Write | None:
-        self._now = self._store.now()
-        entry = None if row is None else row.entry(self._key[1], self._now)
-        write, self.result = self._change(entry, self._now)
-        return None if write is None or (write.value is None and row is None) else write
-
-    def _fetch(self, session: Session) -> Row | None:
-        sent_at = time.monotonic()
-        reply = session.fetch(*self._key)
-        self._store.set_clock(reply.now, sent_at)
-        self._store.found(self._key, reply.row)
-        return reply.row
-
-    def _swap(self, session: Session, row: Row | None, write: Write) -> Reply:
-        self.row = None
+    def next(self) -> Operation | None:
+        """Decide on what the store holds or most likely holds, and return what to ask it; None: nothing."""
+        if not self._is_known and not self._may_guess:
+            return Operation(*self.key)
+        now = self._store.now()
+        entry = None if self._row is None else self._row.entry(self.key[1], now)
+        write, self.result = self._change(entry, now)
+        if write is None or (write.value is None and self._row is None):
+            if not self._is_known:
+                return Operation(*self.key)
+            self._finish(self._row)
+            return None
+        self._following = None
         if write.value is not None:
-            self.row = self._store.make_row(write.value, self._now, self._now + write.ttl_seconds)
-            self._results[self.row.version] = self.result
-        sent_at = time.monotonic()
-        reply = session.swap(*self._key, row, self.row, self._now)
-        self._store.set_clock(reply.now, sent_at)
-        return reply
+            self._following = self._store.make_row(write.value, now, now + write.ttl_seconds)
+            self._results[self._following.version] = self.result
+        return Operation(*self.key, self._row, self._following, now)
+
+    def receive(self, reply: Reply) -> None:
+        """Heed what the store has replied."""
+        if reply.done:
+            self._finish(self._following)
+            return
+        self.seen.compare(reply.row)
+        if reply.row is not None and reply.row.version in self._results:
+            # An earlier attempt, whose reply was lost, wrote it.
+            self.result = self._results[reply.row.version]
+            self._finish(reply.row)
+        elif self._is_known:
+            self.seen.contended_until = time.monotonic() + CONTENDED_SECONDS
+            self._conflicts += 1
+            self.forget()
+        else:
+            self._row, self._is_known, self._may_guess = reply.row, True, False
+
+    def forget(self) -> None:
+        """Read what the store holds, and decide anew."""
+        self._is_known = self._may_guess = False
+        if self._conflicts >= MAX_UPDATE_ATTEMPTS:
+            message = f"{self.key[1]} changed during each of {MAX_UPDATE_ATTEMPTS} attempts to update it"
+            raise StoreError(f"{self._store.location}: {message}")
+
+    def _finish(self, row: Row | None) -> None:
+        self.seen.row, self.seen.is_new, self.is_done = row, False, True

@@ -14,7 +14,8 @@ import json
 import math
 import os
 import random
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -22,6 +23,7 @@ from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Reserve, ch
 from techflow_provider.state.optimistic import (
     CLOCK_TOLERANCE_SECONDS,
     LostReplyError,
+    Operation,
     OptimisticStore,
     Reply,
     Row,
@@ -32,31 +34,40 @@ from techflow_provider.state.store import Change, Entry, StoreError
 
 T = TypeVar("T")
 
-# Each is called with the namespace's entries and when each expires as KEYS, and with the entry's name as ARGV[1].
-FETCH = "return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('TIME')}"
+# Each is called with the namespace's entries, and when each expires, as KEYS.
 LIST = "return {redis.call('HGETALL', KEYS[1]), redis.call('TIME')}"
-# Further arguments: its text as it was found ('' for none), the text to write ('' to delete it), the clock that the
-# decision is based on and how far it may be from the server's, when the entry expires, and its time to live in
-# milliseconds. Returns 1, or what FETCH does.
-SWAP = """
-local function drop(name)
-  redis.call('HDEL', KEYS[1], name)
-  redis.call('ZREM', KEYS[2], name)
+# ARGV[1]: the operations as JSON, each with two of the keys; ARGV[2]: how far the clock that a decision is based on may
+# be from the server's. An operation has the entry's name, its text as it was found, the text to write (both '' for
+# none), that clock (null only reads), when the entry expires, and its time to live in milliseconds. Returns the time,
+# and for each operation 1 where it has written, or else the text that is there.
+EXCHANGE = """
+local time, replies = redis.call('TIME'), {}
+local function drop(records, ends, name)
+  redis.call('HDEL', records, name)
+  redis.call('ZREM', ends, name)
 end
-local name, found, time, ttl = ARGV[1], redis.call('HGET', KEYS[1], ARGV[1]), redis.call('TIME'), tonumber(ARGV[7])
-local late = math.abs(tonumber(time[1]) + tonumber(time[2]) / 1000000 - tonumber(ARGV[4]))
-if (found or '') ~= ARGV[2] or late > tonumber(ARGV[5]) then return {found, time} end
-for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, 100)) do drop(old) end
-if ARGV[3] == '' then
-  drop(name)
-  return 1
+for index, operation in ipairs(cjson.decode(ARGV[1])) do
+  local name, expected, text, now, expires, ttl = unpack(operation)
+  local records, ends = KEYS[2 * index - 1], KEYS[2 * index]
+  local found = redis.call('HGET', records, name)
+  local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+  replies[index] = found
+  if now ~= cjson.null and (found or '') == expected and math.abs(clock - now) <= tonumber(ARGV[2]) then
+    local expired = redis.call('ZRANGEBYSCORE', ends, '-inf', now, 'LIMIT', 0, 100)
+    for _, old in ipairs(expired) do drop(records, ends, old) end
+    if text == '' then
+      drop(records, ends, name)
+    else
+      redis.call('HSET', records, name, text)
+      redis.call('ZADD', ends, expires, name)
+      for _, key in ipairs({records, ends}) do
+        if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, ttl) end
+      end
+    end
+    replies[index] = 1
+  end
 end
-redis.call('HSET', KEYS[1], name, ARGV[3])
-redis.call('ZADD', KEYS[2], ARGV[6], name)
-for index = 1, 2 do
-  if redis.call('PTTL', KEYS[index]) < ttl then redis.call('PEXPIRE', KEYS[index], ttl) end
-end
-return 1
+return {time, replies}
 """
 
 
@@ -79,22 +90,23 @@ class RedisStore(OptimisticStore):
             return super().update(namespace, name, change)
         now = json.dumps(None if self._clock is None else self._clock())
         settings = (name, now, str(BUDGET_TTL_SECONDS), json.dumps(change_to_dict(change)))
-        return cast("T", read_result(change, json.loads(self._run(_gcra_script(), namespace, *settings))))
+        return cast("T", read_result(change, json.loads(self._run(_gcra_script(), [namespace], *settings))))
 
-    def fetch(self, namespace: str, name: str) -> Reply:
-        """Return what the server holds under a name."""
-        return self._reply(*self._run(FETCH, namespace, name))
+    def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
+        """Carry out operations, in a cluster those of each namespace for itself."""
+        writes = any(each.now is not None for each in operations)
+        if self._url.mode == CLUSTER:
+            return [reply for each in operations for reply in self._exchange([each], writes=writes)]
+        return self._exchange(operations, writes=writes)
 
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        """Write a row if the server still holds what was found."""
-        tolerance = CLOCK_TOLERANCE_SECONDS if self._clock is None else math.inf
-        expires = 0.0 if following is None else following.expires
-        ttl = 0 if following is None else math.ceil((expires - following.written) * 1000)
-        texts = (_text(found), _text(following))
-        reply = self._run(
-            SWAP, namespace, name, *texts, repr(now), str(tolerance), repr(expires), str(ttl), writes=True
-        )
-        return Reply(None, now, done=True) if reply == 1 else self._reply(*reply)
+    def _exchange(self, operations: Sequence[Operation], *, writes: bool) -> list[Reply]:
+        tolerance = CLOCK_TOLERANCE_SECONDS if self._clock is None else 1e18
+        text = json.dumps([_arguments(each) for each in operations])
+        namespaces, sent_at = [each.namespace for each in operations], time.monotonic()
+        clock, found = self._run(EXCHANGE, namespaces, text, str(tolerance), writes=writes)
+        now = self._now(clock)
+        self.set_clock(now, sent_at)
+        return [Reply(None, now, done=True) if each == 1 else Reply(self._row(each), now) for each in found]
 
     def make_row(self, value: str, written: float, expires: float) -> Row:
         """Return a row to write; it has its times in its text, which a fraction of a millisecond makes unique."""
@@ -103,10 +115,10 @@ class RedisStore(OptimisticStore):
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
-        flat, time = self._run(LIST, namespace, "")
+        flat, clock = self._run(LIST, [namespace])
         texts = sorted(zip(flat[::2], flat[1::2], strict=True))
-        replies = ((name, self._reply(text, time)) for name, text in texts if name.startswith(prefix))
-        found = (reply.row.entry(name, reply.now) for name, reply in replies if reply.row is not None)
+        rows = ((name, self._row(text)) for name, text in texts if name.startswith(prefix))
+        found = (row.entry(name, self._now(clock)) for name, row in rows if row is not None)
         return [entry for entry in found if entry is not None]
 
     def warnings(self) -> list[str]:
@@ -129,21 +141,23 @@ class RedisStore(OptimisticStore):
         if connection is not None and connection.process_id == os.getpid():
             connection.client.close()
 
-    def _reply(self, text: str | None, time: tuple[str, str]) -> Reply:
+    def _now(self, time: tuple[str, str]) -> float:
+        return int(time[0]) + int(time[1]) / 1e6 if self._clock is None else self._clock()
+
+    def _row(self, text: str | None) -> Row | None:
         """Read what the server holds: when it was written, when it expires, and its text."""
-        now = int(time[0]) + int(time[1]) / 1e6 if self._clock is None else self._clock()
         if not text:
-            return Reply(None, now)
+            return None
         with contextlib.suppress(ValueError):
             written, expires, value = text.split(" ", 2)
             row = Row(value, text, float(written), float(expires))
             if math.isfinite(row.written) and math.isfinite(row.expires):
-                return Reply(row, now)
+                return row
         raise StoreError(f"{self.location}: expected an entry with its times, got {text[:200]!r}")
 
-    def _run(self, script: str, namespace: str, *arguments: str, writes: bool = False) -> Any:
+    def _run(self, script: str, namespaces: Sequence[str], *arguments: str, writes: bool = False) -> Any:
         """Run a script by its hash, or by its text where the server doesn't know it yet."""
-        keys = _keys(namespace, is_cluster=self._url.mode == CLUSTER)
+        keys = [key for each in namespaces for key in _keys(each, is_cluster=self._url.mode == CLUSTER)]
         return self._on_server(lambda client: _eval(client, script, keys, arguments), writes=writes)
 
     def _on_server(self, act: Callable[[Any], T], *, writes: bool) -> T:
@@ -186,7 +200,7 @@ class _Connection(NamedTuple):
     client: Any
 
 
-def _eval(client: Any, script: str, keys: tuple[str, str], arguments: tuple[str, ...]) -> Any:
+def _eval(client: Any, script: str, keys: Sequence[str], arguments: tuple[str, ...]) -> Any:
     import redis
 
     try:
@@ -225,6 +239,13 @@ def _warnings(client: Any) -> Iterator[str]:
     with contextlib.suppress(redis.RedisError):
         if not server.get("aof_enabled") and not client.config_get("save").get("save"):
             yield "it saves nothing (appendonly no, save ''): when it restarts, no start and no wait is known any more"
+
+
+def _arguments(operation: Operation) -> list[object]:
+    following = operation.following or Row("", "", 0.0, 0.0)
+    ttl = math.ceil((following.expires - following.written) * 1000)
+    texts = (_text(operation.found), _text(operation.following))
+    return [operation.name, *texts, operation.now, repr(following.expires), ttl]
 
 
 def _text(row: Row | None) -> str:

@@ -14,25 +14,28 @@ import importlib.util
 import math
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from techflow_provider.state.optimistic import (
     LostReplyError,
+    Operation,
     OptimisticStore,
+    PendingUpdate,
     Reply,
     Row,
     UnreachableError,
 )
-from techflow_provider.state.sql_statements import DATABASES, DRIVERS, NOT_DURABLE, OPTIONS, STATEMENTS, TERMS, Database
+from techflow_provider.state.sql_statements import DATABASES, DRIVERS, OPTIONS, STATEMENTS, TERMS
 from techflow_provider.state.store import BUDGET_NAME, Entry, StateUrlError, StoreError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
+    from sqlalchemy.pool import QueuePool
 
 T = TypeVar("T")
+Parameters = Mapping[str, object]
 
 TABLE = "techflow_state"
 # Longer names, which don't fit into an index, are shortened.
@@ -43,18 +46,7 @@ WRITES_PER_PURGE = 200
 HOUR_SECONDS = 3600.0
 EXPECTED_DATABASE = "postgresql://…, mysql://… or another URL of SQLAlchemy for PostgreSQL, MySQL or SQLite"
 INIT_COMMAND = "python -m techflow_provider state init"
-MISSING_TABLE_CODES = ("42P01", "1146", "no such table")
-
-
-class _Statement(NamedTuple):
-    text: str
-    # The names of its parameters in their order, where the driver doesn't take them by name.
-    order: Sequence[str] | None
-
-
-class _Pool(NamedTuple):
-    idle: list[Any]
-    places: threading.BoundedSemaphore
+MISSING_TABLE = ("UndefinedTable", "1146", "no such table")
 
 
 class SqlStore(OptimisticStore):
@@ -74,23 +66,22 @@ class SqlStore(OptimisticStore):
         connect_args: Mapping[str, Any] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.dialect: Any
-        self._url, self.dialect = _parse(url)
+        self._dialect: Any
+        self._url, self._dialect = _parse(url)
         super().__init__(_location(self._url), clock)
-        self.database: Database = DATABASES[self.dialect.name]
-        prefix = f"{self.dialect.identifier_preparer.quote(schema)}." if schema else ""
-        clock_term = self.database.clock if clock is None else ":clock"
-        terms = {"table": f"{prefix}{TABLE}", "clock": clock_term, "on_conflict": self.database.on_conflict}
-        self._terms = {**TERMS, **terms, "on_time": TERMS["on_time"].format(**terms)}
-        self._options = {**OPTIONS.get(self.dialect.driver, {}), **(connect_args or {})}
-        self._process_id = 0
-        # Only the last one is this process's own; the connections of those it was forked from are never closed here.
-        self._pools: list[_Pool] = []
+        self._database = DATABASES[self._dialect.name]
+        prefix = f"{self._dialect.identifier_preparer.quote(schema)}." if schema else ""
+        self._terms = {**TERMS, **self._database.terms, "table": f"{prefix}{TABLE}"}
+        if clock is not None:
+            self._terms["clock"] = ":clock"
+        self._options = {**OPTIONS.get(self._dialect.driver, {}), **(connect_args or {})}
+        # The pools of the processes that this one was forked from, whose connections are never closed here, are kept.
+        self._pools: dict[int, QueuePool] = {}
 
     @property
     def ddl(self) -> tuple[str, ...]:
         """The statements that create the table."""
-        return tuple(statement.format(**self._terms) for statement in self.database.ddl)
+        return tuple(each.format_map(self._terms) for each in self._database.ddl)
 
     def create(self) -> None:
         """Create the table unless it exists.
@@ -98,53 +89,54 @@ class SqlStore(OptimisticStore):
         :raises StoreError: it can't be created
         """
         try:
-            with self._session() as session:
-                for statement in (self.database.begin, self.database.lock_all, *self.ddl, "COMMIT"):
-                    session.run(statement)
+            with self._cursor() as cursor:
+                for statement in (self._database.begin, self._database.lock_all, *self.ddl, "COMMIT"):
+                    cursor.execute(statement)
         except self._errors as error:
             remedy = f"as a user who may create it, run the statements that `{INIT_COMMAND}` prints"
             message = f"the table {TABLE} doesn't exist, and it can't be created ({_first_line(error)}): {remedy}"
             raise StoreError(f"{self.location}: {message}") from None
 
-    def fetch(self, namespace: str, name: str) -> Reply:
-        """Return what the table holds under a name."""
-        return self._read(lambda session: session.fetch(namespace, name))
+    def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
+        """Carry out operations, one after the other."""
+        writes = any(each.now is not None for each in operations)
+        return self._run(lambda cursor: [self._carry_out(cursor, each) for each in operations], writes=writes)
 
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        """Write a row if the table still holds what was found."""
-        try:
-            with self._session() as session:
-                reply = session.swap(namespace, name, found, following, now)
-                if random.random() * WRITES_PER_PURGE < 1:  # noqa: S311 - spreads the work
-                    session.purge(now)
-                return reply
-        except self._errors as error:
-            self.release()
-            raise self._error(error, LostReplyError) from error
+    def compete(self, update: PendingUpdate) -> None:
+        """Attempt an update while others that want its entry wait for its row."""
 
-    @contextlib.contextmanager
-    def locked(self, namespace: str, name: str) -> Iterator[_Session]:  # noqa: ARG002 - the session's first fetch locks the row
-        """Return a session that locks the entry's row when it fetches it."""
-        try:
-            with self._session(locks=True) as session:
-                yield session
-                session.commit()
-        except self._errors as error:
-            raise self._error(error, LostReplyError) from error
+        def act(cursor: Any) -> Reply | None:
+            cursor.execute(self._database.begin)
+            found, reply = self._select(cursor, "lock", Operation(*update.key)), None
+            if found.row is not None:
+                update.forget()
+                update.receive(found)
+                operation = None if update.is_done else update.next()
+                reply = None if operation is None else self._carry_out(cursor, operation)
+            cursor.execute("COMMIT")
+            return reply
+
+        reply = self._run(act, writes=True)
+        if reply is not None:
+            update.receive(reply)
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
-        return self._read(lambda session: session.entries(namespace, prefix))
+        end = prefix and prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        parameters = {"namespace": namespace, "prefix": prefix, "end": end}
+
+        def act(cursor: Any) -> list[Entry | None]:
+            self._execute(cursor, "list", parameters)
+            return [Row(*row).entry(name, float(clock)) for clock, *row, name in cursor.fetchall()]
+
+        return [entry for entry in self._run(act, writes=False) if entry is not None]
 
     def release(self) -> None:
         """Close the connections that are idle."""
-        pool = self._pool()
-        while pool.idle:
-            _close(pool.idle.pop())
+        if (pool := self._pools.pop(os.getpid(), None)) is not None:
+            pool.dispose()
 
-    def close(self) -> None:
-        """Close the connections of this process."""
-        self.release()
+    close = release
 
     def make_row(self, value: str, written: float, expires: float) -> Row:
         """Return a row to write; where it is kept for long, its time is rounded, which spares the index an update."""
@@ -152,175 +144,98 @@ class SqlStore(OptimisticStore):
             expires = math.ceil(expires / HOUR_SECONDS) * HOUR_SECONDS
         return super().make_row(value, written, expires)
 
-    def set_clock(self, now: float, sent_at: float) -> None:
-        """Leave it to the sessions, which know when a statement was sent, and what waited for a lock."""
+    def _carry_out(self, cursor: Any, operation: Operation) -> Reply:
+        found, following, now = operation.found, operation.following, operation.now
+        if now is None:
+            return self._select(cursor, "fetch", operation)
+        name = "delete" if following is None else "insert" if found is None else "replace"
+        parameters = {"namespace": operation.namespace, "name": _fit(operation.name), "now": now}
+        parameters |= {} if found is None else {"found": found.version}
+        row = following or Row("", "", 0.0, 0.0)
+        parameters |= {"value": row.value, "version": row.version, "written": row.written, "expires": row.expires}
+        with contextlib.suppress(self._dialect.dbapi.IntegrityError):
+            self._execute(cursor, f"{name} {BUDGET_NAME}" if operation.name == BUDGET_NAME else name, parameters)
+            if cursor.rowcount == 1:
+                if random.random() * WRITES_PER_PURGE < 1:  # noqa: S311 - spreads the work
+                    self._execute(cursor, "purge", parameters)
+                return Reply(None, now, done=True)
+        return self._select(cursor, "fetch", operation)
 
-    def learn_clock(self, now: float, sent_at: float) -> None:
-        """Learn the database's clock from its reply to a statement."""
-        super().set_clock(now, sent_at)
+    def _select(self, cursor: Any, statement: str, operation: Operation) -> Reply:
+        """Return what the table holds, and learn the database's clock unless others were waited for."""
+        sent_at = time.monotonic()
+        self._execute(cursor, statement, {"namespace": operation.namespace, "name": _fit(operation.name)})
+        clock, *row = cursor.fetchone() or (0.0, None, None, 0.0, 0.0)
+        if statement == "fetch":
+            self.set_clock(float(clock), sent_at)
+        return Reply(None if row[1] is None else Row(*row), float(clock))
+
+    def _execute(self, cursor: Any, statement: str, parameters: Parameters) -> None:
+        text, order = self._statements[statement]
+        # Only tests set a clock.
+        values = {"clock": self.now(), **parameters}
+        cursor.execute(text, values if order is None else [values[each] for each in order])
+
+    @functools.cached_property
+    def _statements(self) -> Mapping[str, tuple[str, Sequence[str] | None]]:
+        """What is sent for each operation, and the order of its parameters where the driver doesn't take names."""
+        from sqlalchemy import text
+
+        texts = {**STATEMENTS, "lock": self._database.lock}
+        for name in ("insert", "replace", "delete"):
+            texts[f"{name} {BUDGET_NAME}"] = texts[name] + self._database.not_durable
+        statements = {name: text(each.format_map(self._terms)) for name, each in texts.items()}
+        compiled = {name: each.compile(dialect=self._dialect) for name, each in statements.items()}
+        return {name: (str(each), each.positiontup) for name, each in compiled.items()}
 
     @functools.cached_property
     def _errors(self) -> tuple[type[Exception], ...]:
         from sqlalchemy.exc import SQLAlchemyError
 
-        return (self.dialect.dbapi.Error, SQLAlchemyError, OSError, ValueError)
+        return (self._dialect.dbapi.Error, SQLAlchemyError, OSError, ValueError)
 
-    def _error(self, error: Exception, lost: type[StoreError]) -> StoreError:
-        """Return the error for an operation that failed.
-
-        :param lost: what it is when the connection broke
-        """
-        dbapi = self.dialect.dbapi
-        kind = lost if isinstance(error, dbapi.OperationalError | dbapi.InterfaceError) else StoreError
-        return kind(f"{self.location}: {_first_line(error)}")
-
-    def _read(self, act: Callable[[_Session], T]) -> T:
-        """Run an operation, and once more where the server has closed the connection, or there was no table yet."""
-        try:
-            with self._session() as session:
-                return act(session)
-        except self._errors as error:
-            self.release()
-            if any(
-                code in f"{getattr(error, 'sqlstate', '')} {getattr(error, 'pgcode', '')} {error}"
-                for code in MISSING_TABLE_CODES
-            ):
-                self.create()
-        try:
-            with self._session() as session:
-                return act(session)
-        except self._errors as error:
-            raise self._error(error, UnreachableError) from error
+    def _run(self, act: Callable[[Any], T], *, writes: bool) -> T:
+        """Run an operation, and once more where there was no table, or where it only reads and a connection broke."""
+        for is_last in (False, True):
+            try:
+                with self._cursor() as cursor:
+                    return act(cursor)
+            except self._errors as error:
+                self.release()
+                if any(each in f"{type(error).__name__} {error}" for each in MISSING_TABLE):
+                    self.create()
+                elif writes or is_last:
+                    dbapi = self._dialect.dbapi
+                    is_broken = isinstance(error, dbapi.OperationalError | dbapi.InterfaceError)
+                    kind = StoreError if not is_broken else LostReplyError if writes else UnreachableError
+                    raise kind(f"{self.location}: {_first_line(error)}") from error
+        raise StoreError(f"{self.location}: the table {TABLE} was deleted")
 
     @contextlib.contextmanager
-    def _session(self, *, locks: bool = False) -> Iterator[_Session]:
+    def _cursor(self) -> Iterator[Any]:
         self.touch()
-        pool = self._pool()
-        with pool.places:
-            connection = pool.idle.pop() if pool.idle else self._connect()
-            completed = False
-            try:
-                yield _Session(self, connection, locks=locks)
-                completed = True
-            finally:
-                # Whatever interrupted it: a connection that is closed holds no lock.
-                (pool.idle.append if completed else _close)(connection)
+        connection = self._pool().connect()
+        try:
+            yield connection.cursor()
+        except BaseException:
+            # Whatever interrupted it: a connection that is closed holds no lock.
+            connection.invalidate()
+            raise
+        finally:
+            connection.close()
 
-    def _pool(self) -> _Pool:
-        if self._process_id != os.getpid():
-            self._pools.append(_Pool([], threading.BoundedSemaphore(MAX_CONNECTIONS)))
-            self._process_id = os.getpid()
-        return self._pools[-1]
+    def _pool(self) -> QueuePool:
+        from sqlalchemy.pool import QueuePool
+
+        if (pool := self._pools.get(os.getpid())) is None:
+            pool = QueuePool(self._connect, pool_size=MAX_CONNECTIONS, max_overflow=0, reset_on_return=None)
+        return self._pools.setdefault(os.getpid(), pool)
 
     def _connect(self) -> Any:
-        args, options = self.dialect.create_connect_args(self._url)
-        if self.dialect.driver == "psycopg":
-            # Others send several statements at once only to the server, not to PgBouncer.
-            options["cursor_factory"] = self.dialect.dbapi.ClientCursor
-        connection = self.dialect.dbapi.connect(*args, **{**self._options, **options})
-        self.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+        args, options = self._dialect.create_connect_args(self._url)
+        connection = self._dialect.dbapi.connect(*args, **{**self._options, **options})
+        self._dialect.set_isolation_level(connection, "AUTOCOMMIT")
         return connection
-
-    @functools.cached_property
-    def statements(self) -> Mapping[str, list[_Statement]]:
-        """What is sent for each operation."""
-        texts = {name: each.format(**self._terms) for name, each in STATEMENTS.items()}
-        lock = self.database.lock.format(**self._terms)
-        operations: dict[str, tuple[str, ...]] = {name: (each,) for name, each in texts.items()}
-        operations |= {"lock": (self.database.begin, lock), "commit": ("COMMIT",)}
-        for name in ("replace", "delete", "insert"):
-            for suffix, not_durable in (("", ""), (f" {BUDGET_NAME}", NOT_DURABLE)):
-                on_time = "" if name == "insert" else f" AND {self._terms['on_time']}"
-                returning = f" RETURNING {self._terms['clock']}{not_durable}" if self.database.is_postgresql else ""
-                operations[f"{name}{suffix}"] = (f"{texts[name]}{on_time}{returning}",)
-                operations[f"{name} and commit{suffix}"] = (texts[name], "COMMIT")
-        return {name: self._compile(each) for name, each in operations.items()}
-
-    def _compile(self, statements: Sequence[str]) -> list[_Statement]:
-        from sqlalchemy import text
-
-        sent = ("; ".join(statements),) if self.database.is_postgresql else statements
-        compiled = [text(each).compile(dialect=self.dialect) for each in sent]
-        return [_Statement(str(each), each.positiontup) for each in compiled]
-
-
-class _Session:
-    """A connection; with a lock, in a transaction that begins with the first fetch."""
-
-    def __init__(self, store: SqlStore, connection: Any, *, locks: bool) -> None:
-        self._store = store
-        self._cursor = connection.cursor()
-        self._locks = locks
-        self._sent_at = 0.0
-
-    def run(self, statement: str) -> None:
-        """Run a statement that has no parameters."""
-        self._cursor.execute(statement)
-
-    def fetch(self, namespace: str, name: str) -> Reply:
-        """Return what the table holds under a name, and lock it."""
-        rows = self._rows("lock", namespace=namespace, name=_fit(name)) if self._locks else []
-        if not rows:
-            rows = self._rows("fetch", namespace=namespace, name=_fit(name))
-            self._store.learn_clock(float(rows[0][0]), self._sent_at)
-        clock, *row = rows[0]
-        return Reply(_row(row), float(clock))
-
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        """Write a row if the table still holds what was found."""
-        operation = "delete" if following is None else "insert" if found is None else "replace"
-        suffix = f" {BUDGET_NAME}" if name == BUDGET_NAME else ""
-        parameters: dict[str, object] = {"namespace": namespace, "name": _fit(name), "now": now}
-        parameters |= {} if found is None else {"found": found.version}
-        parameters |= {} if following is None else following.to_dict()
-        if self._locks and found is not None:
-            # The row is locked, so it is still there.
-            self._execute(f"{operation} and commit{suffix}", parameters)
-            self._locks = False
-            return Reply(None, now, done=True)
-        with contextlib.suppress(self._store.dialect.dbapi.IntegrityError):
-            self._execute(f"{operation}{suffix}", parameters)
-            if self._cursor.rowcount == 1:
-                if self._store.database.is_postgresql:
-                    self._store.learn_clock(float(self._cursor.fetchone()[0]), self._sent_at)
-                return Reply(None, now, done=True)
-        return self.fetch(namespace, name)
-
-    def commit(self) -> None:
-        """End the transaction, unless a write has."""
-        if self._locks:
-            self._execute("commit", {})
-
-    def entries(self, namespace: str, prefix: str) -> list[Entry]:
-        """Return the entries whose names begin with a prefix, by name."""
-        end = prefix and prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        rows = self._rows("list", namespace=namespace, prefix=prefix, end=end)
-        found = [kept.entry(name, float(clock)) for clock, *row, name in rows if (kept := _row(row)) is not None]
-        return [entry for entry in found if entry is not None]
-
-    def purge(self, now: float) -> None:
-        """Delete what has expired."""
-        self._execute("purge", {"now": now})
-
-    def _rows(self, operation: str, **parameters: object) -> list[Any]:
-        self._execute(operation, parameters)
-        return list(self._cursor.fetchall())
-
-    def _execute(self, operation: str, parameters: Mapping[str, object]) -> None:
-        # Only tests set a clock.
-        values = {"clock": self._store.now(), **parameters}
-        for text, order in self._store.statements[operation]:
-            self._sent_at = time.monotonic()
-            self._cursor.execute(text, values if order is None else [values[each] for each in order])
-        if self._store.dialect.driver == "psycopg":
-            # It shows the result of the first of several statements, other drivers that of the last one.
-            while self._cursor.nextset():
-                pass
-
-
-def _row(fields: Sequence[Any]) -> Row | None:
-    value, version, written, expires = fields
-    return None if version is None else Row(value, version, float(written), float(expires))
 
 
 def _fit(name: str) -> str:
@@ -333,12 +248,6 @@ def _fit(name: str) -> str:
 def _first_line(error: Exception) -> str:
     """Return a driver's message without details, which may quote a row."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-
-
-def _close(connection: Any) -> None:
-    # It may be broken already, in whatever way its driver reports that.
-    with contextlib.suppress(Exception):
-        connection.close()
 
 
 def _parse(url: str) -> tuple[URL, Any]:

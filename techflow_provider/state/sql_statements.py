@@ -8,81 +8,75 @@ from typing import Any, NamedTuple
 from techflow_provider.state.optimistic import CLOCK_TOLERANCE_SECONDS
 
 # The parts of the statements in braces depend on the database, or are these.
-TERMS = {
+TERMS: Mapping[str, str] = {
     "row": "value, version, written_at, expires_at",
     "key": "namespace = :namespace AND name = :name",
     "one": "(SELECT 1 AS one) AS one",
     "times": "written_at DOUBLE PRECISION NOT NULL, expires_at DOUBLE PRECISION NOT NULL",
-    "on_time": f"ABS({{clock}} - :now) <= {CLOCK_TOLERANCE_SECONDS}",
+    "tolerance": f"{CLOCK_TOLERANCE_SECONDS}",
+    "on_conflict": " ON CONFLICT DO NOTHING",
 }
-STATEMENTS = {
+STATEMENTS: Mapping[str, str] = {
     "fetch": "SELECT {clock}, {row} FROM {one} LEFT JOIN {table} ON {key}",
-    "lock": "SELECT {clock}, {row} FROM {table} WHERE {key} FOR UPDATE",
     "list": """SELECT {clock}, {row}, name FROM {table}
         WHERE namespace = :namespace AND name >= :prefix AND (:end = '' OR name < :end) ORDER BY name""",
     "insert": """INSERT INTO {table} (namespace, name, {row})
-        SELECT :namespace, :name, :value, :version, :written, :expires FROM {one} WHERE {on_time}{on_conflict}""",
+        SELECT :namespace, :name, :value, :version, :written, :expires FROM {one}
+        WHERE ABS({clock} - :now) <= {tolerance}{on_conflict}""",
     "replace": """UPDATE {table} SET value = :value, version = :version, written_at = :written, expires_at = :expires
-        WHERE {key} AND version = :found""",
-    "delete": "DELETE FROM {table} WHERE {key} AND version = :found",
+        WHERE {key} AND version = :found AND ABS({clock} - :now) <= {tolerance}""",
+    "delete": "DELETE FROM {table} WHERE {key} AND version = :found AND ABS({clock} - :now) <= {tolerance}",
     "purge": "DELETE FROM {table} WHERE expires_at <= :now",
 }
-NOT_DURABLE = ", set_config('synchronous_commit', 'off', true)"
 INDEX = "CREATE INDEX IF NOT EXISTS techflow_state_expires_at ON {table} (expires_at)"
 
 
 class Database(NamedTuple):
     """How the kinds of databases differ.
 
-    :param clock: an expression for the seconds since 1970
-    :param begin: begins a transaction; another process that vanishes in one keeps no lock for long
-    :param lock_all: lets one process at a time create the table
+    :param terms: parts of the statements
     :param ddl: creates the table
-    :param on_conflict: lets an insert ignore that there is a row already
-    :param lock: locks a row and returns it
-    :param is_postgresql: whether it has all that makes PostgreSQL faster
+    :param lock_all: lets one process at a time create the table
+    :param begin: begins a transaction
+    :param lock: locks a row and returns it; another process that vanishes then keeps no lock for long
+    :param not_durable: follows a write whose commit need not wait for the disk
     """
 
-    clock: str
-    begin: str
-    lock_all: str
+    terms: Mapping[str, str]
     ddl: tuple[str, ...]
-    on_conflict: str = " ON CONFLICT DO NOTHING"
-    lock: str = STATEMENTS["lock"]
-    is_postgresql: bool = False
+    lock_all: str = "SELECT 1"
+    begin: str = "BEGIN"
+    lock: str = "SELECT {clock}, {row} FROM {table} WHERE {key} FOR UPDATE"
+    not_durable: str = ""
 
 
 POSTGRESQL = Database(
-    clock="CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)",
-    begin="BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'",
-    lock_all="SELECT pg_advisory_xact_lock(8390031)",
+    terms={"clock": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"},
     ddl=(
         """CREATE TABLE IF NOT EXISTS {table} (namespace TEXT COLLATE "C" NOT NULL, name TEXT COLLATE "C" NOT NULL,
         value TEXT NOT NULL, version TEXT NOT NULL, {times}, PRIMARY KEY (namespace, name)) WITH (fillfactor = 50)""",
         INDEX,
     ),
-    is_postgresql=True,
+    lock_all="SELECT pg_advisory_xact_lock(8390031)",
+    begin="BEGIN; SET LOCAL lock_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '5s'",
+    not_durable=" RETURNING set_config('synchronous_commit', 'off', true)",
 )
 MYSQL = Database(
-    clock="TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000e0",
-    begin="START TRANSACTION",
-    lock_all="SELECT GET_LOCK('techflow_state', 30)",
+    terms={"clock": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000e0", "on_conflict": ""},
     ddl=(
         """CREATE TABLE IF NOT EXISTS {table} (namespace VARCHAR(190) NOT NULL, name VARCHAR(500) NOT NULL,
         value MEDIUMTEXT NOT NULL, version VARCHAR(32) NOT NULL, {times}, PRIMARY KEY (namespace, name),
         INDEX techflow_state_expires_at (expires_at)) ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin""",
     ),
-    on_conflict="",
 )
 SQLITE = Database(
-    clock="((julianday('now') - 2440587.5) * 86400.0)",
-    begin="BEGIN IMMEDIATE",
-    lock_all="SELECT 1",
+    terms={"clock": "((julianday('now') - 2440587.5) * 86400.0)"},
     ddl=(
         """CREATE TABLE IF NOT EXISTS {table} (namespace TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
         version TEXT NOT NULL, {times}, PRIMARY KEY (namespace, name)) WITHOUT ROWID""",
         INDEX,
     ),
+    begin="BEGIN IMMEDIATE",
     lock=STATEMENTS["fetch"],
 )
 DATABASES = {"postgresql": POSTGRESQL, "mysql": MYSQL, "mariadb": MYSQL, "sqlite": SQLITE}

@@ -12,12 +12,12 @@ import logging
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from techflow_provider.state.state_file import StateFile
-from techflow_provider.state.store import BUDGET_NAME, Change, Entry, StoreError, read_only
+from techflow_provider.state.store import BUDGET_NAME, Change, Entry, StoreError, Update, read_only
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -84,20 +84,27 @@ class SqliteStore:
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
+        return cast("T", self.update_many([(namespace, name, change)])[0])
 
-        def act(connection: sqlite3.Connection) -> T:
-            now = self._clock()
-            row = connection.execute(READ, (now, namespace, name, now)).fetchone()
-            write, result = change(None if row is None else Entry(*row), now)
-            if write is not None and write.value is not None:
-                connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
-                written = (namespace, name, write.value, now, write.ttl_seconds, now + write.ttl_seconds)
-                connection.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", written)
-            elif write is not None:
-                connection.execute("DELETE FROM entries WHERE namespace = ? AND name = ?", (namespace, name))
-            return result
+    def update_many(self, updates: Sequence[Update]) -> list[Any]:
+        """Update several entries in one atomic step, and return the results."""
 
-        return self._file.run(act, self, "BEGIN" if change is read_only else "BEGIN IMMEDIATE")
+        def act(connection: sqlite3.Connection) -> list[Any]:
+            now, results = self._clock(), []
+            for namespace, name, change in updates:
+                row = connection.execute(READ, (now, namespace, name, now)).fetchone()
+                write, result = change(None if row is None else Entry(*row), now)
+                results.append(result)
+                if write is not None and write.value is not None:
+                    connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
+                    written = (namespace, name, write.value, now, write.ttl_seconds, now + write.ttl_seconds)
+                    connection.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", written)
+                elif write is not None:
+                    connection.execute("DELETE FROM entries WHERE namespace = ? AND name = ?", (namespace, name))
+            return results
+
+        only_reads = all(change is read_only for _, _, change in updates)
+        return self._file.run(act, self, "BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""

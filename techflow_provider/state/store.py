@@ -6,9 +6,9 @@ Everything else that is shared (the rate budget, records, the wake-up counter) i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 # How long a file's lock is waited for: on a busy host, those who hold it may wait for the processor.
@@ -73,6 +73,8 @@ class Write:
 # Takes the present entry and the store's clock, and returns what to write (None: nothing) and the update's result. It
 # is pure, since a store calls it again when another process was faster.
 Change = Callable[[Entry | None, float], tuple[Write | None, T]]
+# A namespace, a name in it, and the change of the entry there.
+Update = tuple[str, str, Change[Any]]
 
 
 def read_only(entry: Entry | None, now: float) -> tuple[None, tuple[Entry | None, float]]:
@@ -93,6 +95,12 @@ class Store(Protocol):
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
+
+    def update_many(self, updates: Sequence[Update]) -> list[Any]:
+        """Update several entries, each in one atomic step, and return the results; one round trip as `update` takes.
+
+        Where it fails, some may have been updated.
+        """
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""

@@ -13,8 +13,9 @@ import argparse
 import heapq
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from techflow_provider.client.client import Client
 from techflow_provider.client.settings import Settings
@@ -22,7 +23,7 @@ from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import LocalBudget, RequestClass, Reservation, SharedBudget
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.optimistic import IDLE_SECONDS
-from techflow_provider.state.store import Change, Entry
+from techflow_provider.state.store import Change, Entry, Update
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.reuse import resolve
@@ -54,6 +55,11 @@ class CountingStore:
         """Count an update."""
         self.operations += 1
         return self.store.update(namespace, name, change)
+
+    def update_many(self, updates: Sequence[Update]) -> list[Any]:
+        """Count updates that take one round trip as one."""
+        self.operations += 1
+        return self.store.update_many(updates)
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Count a listing."""

@@ -14,8 +14,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from techflow_provider.client.client import Client
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
@@ -26,7 +27,7 @@ from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import Change, Entry
+from techflow_provider.state.store import Change, Entry, Update
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.reuse import resolve
@@ -59,6 +60,11 @@ class CountingStore:
         """Count an update."""
         self.operations[namespace.partition("/")[2] or name] += 1
         return self.store.update(namespace, name, change)
+
+    def update_many(self, updates: Sequence[Update]) -> list[Any]:
+        """Count updates that take one round trip as one."""
+        self.operations[updates[0][0].partition("/")[2]] += 1
+        return self.store.update_many(updates)
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Count a listing."""

@@ -48,6 +48,15 @@ class TestRequests:
             store.update("a", f"{number}", write("1"))
         assert len(api.requests) - before == 5
 
+    def test_several_updates_take_one_request(self, api):
+        store = store_on(api)
+        store.update("a", "first", read_only)
+        before = len(api.requests)
+        store.update_many([("a", "claim", write("1")), ("a/attempts", "record", write("2"))])
+        assert len(api.requests) - before == 1
+        store.update_many([("a", "claim", read_only), ("a/attempts", "record", read_only)])
+        assert len(api.requests) - before == 2
+
     def test_a_request_for_a_slot_takes_one(self, api):
         budget = SharedBudget(store_on(api), "a")
         for number in range(1, 4):

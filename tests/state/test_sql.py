@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
 import pytest
 
 from techflow_provider.state import sql
 from techflow_provider.state.budget import RequestClass, SharedBudget
-from techflow_provider.state.optimistic import LostReplyError, Reply, Row
+from techflow_provider.state.optimistic import LostReplyError, Operation, PendingUpdate, Reply
 from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.store import BUDGET_NAME, Entry, StateUrlError, StoreError, Write, read_only
 from tests.servers import Postgres, Proxy
@@ -47,17 +47,13 @@ class CountingStore(SqlStore):
     round_trips = 0
     losses = 0
 
-    def fetch(self, namespace: str, name: str) -> Reply:
-        self.round_trips += 1
-        return super().fetch(namespace, name)
-
-    def swap(self, namespace: str, name: str, found: Row | None, following: Row | None, now: float) -> Reply:
-        self.round_trips += 1
-        reply = super().swap(namespace, name, found, following, now)
-        if self.losses:
+    def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
+        self.round_trips += len(operations)
+        replies = super().exchange(operations)
+        if self.losses and any(each.now is not None for each in operations):
             self.losses -= 1
             raise LostReplyError("the connection broke")
-        return reply
+        return replies
 
 
 class TestTheTable:
@@ -143,13 +139,11 @@ class TestALostReply:
         store, other = SqlStore(url), SqlStore(url)
         store.update("a", "count", increment)
 
-        def interrupt() -> None:
-            with store.locked("a", "count") as session:
-                session.fetch("a", "count")
-                raise KeyboardInterrupt
+        def interrupt(*_: object) -> tuple[None, None]:
+            raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            interrupt()
+            store.compete(PendingUpdate(store, "a", "count", interrupt))
         assert other.update("a", "count", increment) == 2
 
 
@@ -167,14 +161,16 @@ class TestCompetition:
     def test_another_waits_while_the_row_is_locked(self, url):
         store, other = SqlStore(url), SqlStore(url)
         store.update("a", "count", increment)
-        with store.locked("a", "count") as session:
-            reply = session.fetch("a", "count")
-            waiting = threading.Thread(target=lambda: other.update("a", "count", increment))
+        waiting = threading.Thread(target=lambda: other.update("a", "count", increment))
+
+        def begin_another(entry: Entry | None, now: float) -> tuple[Write, int]:
             waiting.start()
-            following = store.make_row("10", reply.now, reply.now + 60.0)
-            assert session.swap("a", "count", reply.row, following, reply.now).done
+            return increment(entry, now)
+
+        store.compete(update := PendingUpdate(store, "a", "count", begin_another))
         waiting.join()
-        assert value(store, "count") == "11"
+        assert (update.is_done, update.result) == (True, 2)
+        assert value(store, "count") == "3"
 
     def test_no_update_of_many_threads_is_lost(self, url):
         stores = [SqlStore(url) for _ in range(4)]
@@ -186,10 +182,10 @@ class TestCompetition:
 
 
 def test_a_budgets_commit_does_not_wait_for_the_disk_and_all_others_do(url):
-    statements = SqlStore(url).statements
+    statements = SqlStore(url)._statements
     for operation in ("insert", "replace", "delete"):
-        assert all("synchronous_commit" not in each.text for each in statements[operation])
-        assert any("synchronous_commit" in each.text for each in statements[f"{operation} {BUDGET_NAME}"])
+        assert "synchronous_commit" not in statements[operation][0]
+        assert "synchronous_commit" in statements[f"{operation} {BUDGET_NAME}"][0]
 
 
 def test_a_name_that_is_too_long_for_an_index_is_kept_and_found(url):

@@ -89,6 +89,25 @@ class TestUpdate:
         assert read(each_store, key, "count") == Entry("count", "40", 0.0)
 
 
+class TestSeveralUpdates:
+    """Several entries are updated in one round trip, each in one step."""
+
+    def test_each_returns_its_result_and_sees_what_others_wrote(self, each_store, key, clock):
+        write(each_store, key, "kept", "1")
+        write(each_store, f"{key}/deep", "deleted", "2")
+        clock.advance(1)
+        updates = (
+            (key, "kept", read_only),
+            (f"{key}/deep", "deleted", lambda entry, _: (Write(None), entry.value)),
+            (f"{key}/deep", "new", lambda entry, _: (Write("3", 10.0), entry)),
+            (key, "absent", lambda entry, _: (None, entry)),
+        )
+        results = each_store.update_many(updates)
+        assert results == [(Entry("kept", "1", 1.0), clock.now), "2", None, None]
+        assert [each.name for each in each_store.entries(f"{key}/deep")] == ["new"]
+        assert each_store.update_many([]) == []
+
+
 def test_entries_are_listed_by_name_with_a_prefix_and_a_namespace(each_store, key):
     for name in ("b/2", "a/1", "b/1", "%/1", "B/1"):
         write(each_store, key, name, name)
