@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from hashlib import blake2b
@@ -23,8 +23,6 @@ BOARD_TTL_SECONDS = 24 * 3600.0
 MOST_IDS = 200
 # The rows of one reader fill no more than this; beyond, it polls itself.
 LARGEST_ROWS = 64 * 1024
-# So many readers whose rows changed last are remembered.
-MOST_CHANGED = 64
 # A poll may take this long, or twice as long as the last one, before another reader polls.
 SHORTEST_LEASE_SECONDS = 4.0
 LONGEST_LEASE_SECONDS = 60.0
@@ -35,33 +33,29 @@ class Board:
     """The shared poll of one API key.
 
     :param holder: the reader that polls, or polled last
-    :param lease: seconds for which nobody else polls
     :param is_polling: whether the holder has not reported its last attempt
     :param lasting: whether the holder will poll again
     :param interval: the time between two polls
     :param attempt: seconds since the last attempt began
-    :param number: counts the polls that succeeded
-    :param began: seconds since the last one of them began
+    :param began: seconds since the last one that succeeded began
     :param seconds: how long it took
     :param at: the server's clock then
+    :param unreadable: how many of the rows and pages can't be read, or aren't read yet
     :param error: class and arguments of the server's error since then
     :param following: URL of the page at which the next poll continues
-    :param changed: the readers whose rows changed, each with the number of the poll
     """
 
     holder: str = ""
-    lease: float = 0.0
     is_polling: bool = False
     lasting: bool = False
     interval: float = 0.0
     attempt: float = math.inf
-    number: int = 0
     began: float = math.inf
     seconds: float = 0.0
     at: str = ""
+    unreadable: int = 0
     error: tuple[str, list[Any]] | None = None
     following: str | None = None
-    changed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, entry: Entry | None) -> Board:
@@ -70,15 +64,19 @@ class Board:
             return cls()
         try:
             kept = cls(**json.loads(entry.value))
-            age = entry.age_seconds
-            lease = max(0.0, kept.lease - age)
-            return replace(kept, lease=lease, attempt=kept.attempt + age, began=kept.began + age)
+            return replace(kept, attempt=kept.attempt + entry.age_seconds, began=kept.began + entry.age_seconds)
         except (TypeError, ValueError):
             return cls()
 
     def write(self) -> Write:
         """Return what stores the board."""
         return Write(json.dumps(asdict(self)), BOARD_TTL_SECONDS)
+
+    @property
+    def lease(self) -> float:
+        """Seconds for which nobody else polls."""
+        longest = min(max(SHORTEST_LEASE_SECONDS, 2 * self.seconds), LONGEST_LEASE_SECONDS)
+        return max(0.0, longest - self.attempt) if self.is_polling else 0.0
 
     def may_poll(self, reader: str, interval_seconds: float) -> bool:
         """Whether a reader may poll now: it is due, and nobody else does."""
@@ -94,60 +92,35 @@ class Board:
 
     def next_seconds(self) -> float:
         """Return when the result of the holder's poll is expected."""
-        begins = 0.0 if self.lease > 0 else max(0.0, self.interval - self.attempt)
-        return begins + max(0.0, self.seconds - (self.attempt if self.lease > 0 else 0.0))
-
-    def has_changed(self, reader: str, since: int) -> bool:
-        """Whether the rows of a reader may have changed since a poll."""
-        is_complete = len(self.changed) < MOST_CHANGED or min(self.changed.values()) <= since
-        return self.changed.get(reader, 0) > since or not is_complete
+        return max(0.0, (0.0 if self.lease > 0 else self.interval) + self.seconds - self.attempt)
 
 
-def begin(reader: str, interval_seconds: float, *, lasting: bool) -> Change[tuple[bool, Board]]:
-    """Return the change with which a reader begins to poll, if it may; its result is whether it may, and the board."""
+def begin(reader: str, interval_seconds: float, *, lasting: bool) -> Change[Board | None]:
+    """Return the change with which a reader begins to poll; its result is the board before, None if it may not."""
 
-    def change(entry: Entry | None, _: float) -> tuple[Write | None, tuple[bool, Board]]:
+    def change(entry: Entry | None, _: float) -> tuple[Write | None, Board | None]:
         board = Board.of(entry)
         if not board.may_poll(reader, interval_seconds):
-            return None, (False, board)
-        lease = min(max(SHORTEST_LEASE_SECONDS, 2 * board.seconds), LONGEST_LEASE_SECONDS)
-        taken = replace(
-            board,
-            holder=reader,
-            lease=lease,
-            is_polling=True,
-            lasting=lasting,
-            interval=interval_seconds,
-            attempt=0.0,
-        )
-        return taken.write(), (True, taken)
+            return None, None
+        taken = replace(board, holder=reader, is_polling=True, lasting=lasting, interval=interval_seconds, attempt=0.0)
+        return taken.write(), board
 
     return change
 
 
-def finish(reader: str, age_seconds: float, result: Mapping[str, Any], changed: Collection[str]) -> Change[Board]:
-    """Return the change with which a reader reports its poll; its result is the board.
+def finish(reader: str, age_seconds: float, result: Mapping[str, Any]) -> Change[None]:
+    """Return the change with which a reader reports its poll, unless a later one has been reported.
 
     :param age_seconds: since the poll began
     :param result: the fields that the poll sets
-    :param changed: the readers whose rows it changed
     """
 
-    def change(entry: Entry | None, _: float) -> tuple[Write | None, Board]:
+    def change(entry: Entry | None, _: float) -> tuple[Write | None, None]:
         board = Board.of(entry)
         if board.began <= age_seconds:
-            return None, board
-        is_own = board.holder == reader
-        lease = 0.0 if is_own else board.lease
-        number = board.number + ("began" in result)
-        marks = {
-            **{each: at for each, at in board.changed.items() if each not in changed},
-            **dict.fromkeys(changed, number),
-        }
-        marks = dict(sorted(marks.items(), key=lambda mark: mark[1])[-MOST_CHANGED:])
-        is_polling = board.is_polling and not is_own
-        done = replace(board, lease=lease, is_polling=is_polling, number=number, changed=marks, **result)
-        return done.write(), done
+            return None, None
+        is_polling = board.is_polling and board.holder != reader
+        return replace(board, is_polling=is_polling, **result).write(), None
 
     return change
 
@@ -156,59 +129,64 @@ def finish(reader: str, age_seconds: float, result: Mapping[str, Any], changed: 
 class Want:
     """What a reader wants to know.
 
-    :param ids: executions; beside a stream, those that haven't been seen
+    :param ids: executions; beside everything, those that haven't been seen
     :param workflows: workflows, each with the time from which its executions are wanted; empty for all
-    :param stream: whether it wants every row that changes, from now on
+    :param everything: whether it wants every row that changes, from now on
     """
 
     ids: frozenset[str] = frozenset()
-    workflows: Mapping[str, str] = field(default_factory=dict)
-    stream: bool = False
+    workflows: frozenset[tuple[str, str]] = frozenset()
+    everything: bool = False
 
     @classmethod
     def of(cls, history_filter: HistoryFilter) -> Want:
         """Return what a filter lets through."""
-        if history_filter.everything or len(history_filter.known_statuses) > MOST_IDS:
-            unseen = (each for each, status in history_filter.known_statuses.items() if status is None)
-            return cls(frozenset(unseen), stream=True)
-        since = {each: at.isoformat() if at else "" for each, at in history_filter.workflow_ids.items()}
-        return cls(frozenset(history_filter.known_statuses), since)
+        known = history_filter.known_statuses
+        if history_filter.everything or len(known) > MOST_IDS:
+            return cls(frozenset(each for each, status in known.items() if status is None), everything=True)
+        since = {(each, at.isoformat() if at else "") for each, at in history_filter.workflow_ids.items()}
+        return cls(frozenset(known), frozenset(since))
 
     def add_to(self, history_filter: HistoryFilter, rows: Mapping[str, Json]) -> None:
         """Add what is wanted to a filter.
 
         :param rows: what the reader has received
         """
-        history_filter.everything |= self.stream
+        history_filter.everything |= self.everything
         for execution_id in self.ids:
             row = rows.get(execution_id)
             status = row.get("status") if isinstance(row, dict) else None
             history_filter.add_execution(execution_id, status if isinstance(status, str) else None)
-        for workflow_id, since in self.workflows.items():
-            history_filter.add_workflow(workflow_id, datetime.fromisoformat(since) if since else None)
+        for workflow_id, since in self.workflows:
+            history_filter.add_workflow(workflow_id, _instant(since))
 
     @property
     def name(self) -> str:
         """The same for all readers that want the same."""
-        text = json.dumps([sorted(self.ids), sorted(self.workflows.items()), self.stream])
-        return blake2b(text.encode(), digest_size=12).hexdigest()
+        return blake2b(json.dumps(self.to_json()).encode(), digest_size=12).hexdigest()
 
-    def has(self, other: Want) -> bool:
-        """Whether a registration for this serves another reader as well, or the same one later."""
-        return self == other if self.stream else self.includes(other)
+    def to_json(self) -> list[Any]:
+        """Return the stored form."""
+        return [sorted(self.ids), sorted(self.workflows), self.everything]
+
+    def parts(self, name: str) -> set[tuple[str, object]]:
+        """Return each thing that is wanted, with the reader's name."""
+        return {(name, each) for each in (*self.ids, *self.workflows, self.everything)}
 
     def includes(self, other: Want) -> bool:
         """Whether everything that another reader wants is wanted."""
-        workflows = other.workflows.items() <= self.workflows.items()
-        return self.stream == other.stream and other.ids <= self.ids and workflows
+        return other.parts("") <= self.parts("")
 
     def rows(self, history: History) -> dict[str, Json]:
         """Return the wanted rows that a poll shows; None for an execution that isn't listed."""
-        found = [] if not self.stream else list(history)
-        found += [execution for each in self.ids if (execution := history.get(each)) is not None]
-        for workflow_id, since in self.workflows.items():
-            found += history.possible(workflow_id, datetime.fromisoformat(since) if since else None)
+        found = list(history) if self.everything else [each for each in map(history.get, self.ids) if each is not None]
+        for workflow_id, since in self.workflows:
+            found += history.possible(workflow_id, _instant(since))
         return {each.id: dict(each.raw) for each in found} | dict.fromkeys(self.ids & history.unlisted)
+
+
+def _instant(text: str) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,74 +197,74 @@ class Registration:
     :param keep: how long it is polled for
     :param age: seconds since it said so last
     :param since: seconds since it has wanted exactly this
-    :param rows: the executions as received; None for one that isn't listed
-    :param overflow: whether rows are missing, so that it has to poll itself
+    :param rows: the executions as received, None for one that isn't listed; None where some are missing, so that the
+        reader has to poll itself
     """
 
     want: Want
     keep: float
     age: float = 0.0
     since: float = 0.0
-    rows: dict[str, Json] = field(default_factory=dict)
-    overflow: bool = False
+    rows: dict[str, Json] | None = field(default_factory=dict)
 
     @classmethod
-    def of(cls, entry: Entry | None) -> Registration | None:
+    def of(cls, entry: Entry) -> Registration | None:
         """Return a registration as it is now; one that can't be read counts as none."""
         try:
-            fields = json.loads(entry.value) if entry is not None else {}
-            ids, workflows, stream = fields.pop("want")
-            kept = cls(Want(frozenset(ids), dict(workflows), bool(stream)), **fields)
-            past = entry.age_seconds if entry is not None else 0.0
-            return replace(kept, age=kept.age + past, since=kept.since + past)
+            fields = json.loads(entry.value)
+            ids, workflows, everything = fields.pop("want")
+            kept = cls(Want(frozenset(ids), frozenset(map(tuple, workflows)), bool(everything)), **fields)
+            return replace(kept, age=kept.age + entry.age_seconds, since=kept.since + entry.age_seconds)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
     def write(self) -> Write:
         """Return what stores the registration."""
-        want = [sorted(self.want.ids), dict(self.want.workflows), self.want.stream]
-        fields = {name: getattr(self, name) for name in ("keep", "age", "since", "rows", "overflow")}
-        return Write(json.dumps({"want": want, **fields}), max(1.0, self.keep - self.age))
+        return Write(json.dumps({**asdict(self), "want": self.want.to_json()}), max(1.0, self.keep - self.age))
 
     def changes(self, history: History) -> dict[str, Json]:
         """Return what a poll shows that the reader hasn't received yet."""
+        known = self.rows or {}
         rows = self.want.rows(history)
-        return {each: row for each, row in rows.items() if each not in self.rows or self.rows[each] != row}
-
-    def with_rows(self, rows: Mapping[str, Json]) -> Registration:
-        """Add what a poll has shown."""
-        merged = {**self.rows, **rows}
-        if len(json.dumps(merged)) > LARGEST_ROWS:
-            return replace(self, rows={}, overflow=True)
-        return replace(self, rows=merged)
+        return {each: row for each, row in rows.items() if each not in known or known[each] != row}
 
 
 def register(want: Want, keep_seconds: float) -> Change[Registration]:
-    """Return the change with which a reader says what it wants; its result has what the polls have shown so far."""
+    """Return the change with which a reader says what it wants; its result has what the polls have shown so far.
 
-    def change(entry: Entry | None, _: float) -> tuple[Write, Registration]:
-        kept = Registration.of(entry)
-        if kept is None or kept.want.stream != want.stream:
+    Where everything is wanted, each row is received once. Rows that are missing are missing from the result alone.
+    """
+
+    def change(entry: Entry | None, _: float) -> tuple[Write | None, Registration]:
+        kept = Registration.of(entry) if entry is not None else None
+        if kept is None or kept.want.everything != want.everything:
+            # The reader begins with all that it reads itself.
             new = Registration(want, keep_seconds)
-            # A stream begins with what its reader reads itself.
-            return new.write(), replace(new, overflow=want.stream)
-        is_same = kept.want.includes(want)
-        rows = {each: row for each, row in kept.rows.items() if want.workflows or want.stream or each in want.ids}
-        since = kept.since if is_same else 0.0
-        renewed = replace(kept, want=want, keep=keep_seconds, age=0.0, since=since, rows=rows, overflow=False)
-        # The rows of a stream are received once.
-        return (replace(renewed, rows={}) if want.stream else renewed).write(), replace(renewed, overflow=kept.overflow)
+            return new.write(), replace(new, rows=None if want.everything else {})
+        is_same, rows = kept.want.includes(want), kept.rows
+        is_taken = rows is None or (want.everything and rows)
+        if is_same and not is_taken and kept.age < keep_seconds / 2:
+            return None, kept
+        left = {} if rows is None or want.everything else rows
+        left = {each: row for each, row in left.items() if want.workflows or each in want.ids}
+        renewed = Registration(want, keep_seconds, since=kept.since if is_same else 0.0, rows=left)
+        return renewed.write(), replace(renewed, rows=rows)
 
     return change
 
 
-def deliver(rows: Mapping[str, Json], *, overflow: bool) -> Change[bool]:
-    """Return the change with which a poll's rows reach a reader; its result is whether it is still there."""
+def deliver(rows: Mapping[str, Json] | None) -> Change[None]:
+    """Return the change with which a poll's rows reach a reader.
 
-    def change(entry: Entry | None, _: float) -> tuple[Write | None, bool]:
-        kept = Registration.of(entry)
+    :param rows: None where they can't be delivered
+    """
+
+    def change(entry: Entry | None, _: float) -> tuple[Write | None, None]:
+        kept = Registration.of(entry) if entry is not None else None
         if kept is None:
-            return None, False
-        return (replace(kept, rows={}, overflow=True) if overflow else kept.with_rows(rows)).write(), True
+            return None, None
+        merged = None if rows is None or kept.rows is None else {**kept.rows, **rows}
+        fits = merged is not None and len(json.dumps(merged)) <= LARGEST_ROWS
+        return replace(kept, rows=merged if fits else None).write(), None
 
     return change

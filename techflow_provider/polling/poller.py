@@ -17,29 +17,21 @@ import httpx
 
 from techflow_provider.client import AsyncClient, Execution, RetryPolicy, Settings, TechFlowError, UnauthorizedError
 from techflow_provider.client.calls import list_workflows
+from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import ExecutionTracker, History, HistoryFilter
 from techflow_provider.client.paging import collect
-from techflow_provider.client.reading import (
-    SHORTEST_INTERVAL_SECONDS,
-    HistoryReader,
-    PollMemory,
-    ReadTerms,
-    read_history,
-)
+from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, ReadTerms
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
 from techflow_provider.polling.schedule import PollSchedule
+from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import Budget, RequestClass
-from techflow_provider.state.store import StoreError
+from techflow_provider.state.memory import MemoryStore
 
 log: logging.Logger = get_logger(__name__)
 
 # One poll may wait for slots and cool-downs, within this bound.
 POLL_DEADLINE_SECONDS = 120.0
-# Time between two reads of the wake-up counter.
-WAKEUP_CHECK_SECONDS = 0.5
-# The poller itself polls again after a 5xx or a broken connection, each time later.
-SEND_ONCE = RetryPolicy(max_attempts=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +40,13 @@ class Access:
 
     :param settings: key, base URL and bounds
     :param budget: the rate budget of the key
-    :param wakeups: returns the wake-up counter, which each webhook increments; called in a thread, and may raise
-        `StoreError`; None where no webhook can arrive
     :param reader: reads the history together with the key's other readers; None where there can't be any
     :param transport: an httpx transport, such as the sandbox's; None takes the network
     """
 
     settings: Settings
     budget: Budget
-    wakeups: Callable[[], int] | None = None
-    reader: HistoryReader | None = None
+    reader: SharedReader | None = None
     transport: httpx.AsyncBaseTransport | None = None
 
 
@@ -123,19 +112,18 @@ class Poller:
 
     async def _poll(self) -> None:
         """Poll while there are observers; a refused key is looked up once more, since there may be a new one."""
+        clock = asyncio.get_running_loop().time
         while self._observers:
             access = self._access
             settings = replace(access.settings, deadline_seconds=POLL_DEADLINE_SECONDS)
+            reader = access.reader or SharedReader(MemoryStore(clock), settings.account, "the only one")
+            # The poller itself polls again after a 5xx or a broken connection, each time later.
+            once = RetryPolicy(max_attempts=1)
             async with AsyncClient(
-                settings=settings,
-                budget=access.budget,
-                retry=SEND_ONCE,
-                transport=access.transport,
-                clock=asyncio.get_running_loop().time,
-                reader=access.reader,
+                settings=settings, budget=access.budget, retry=once, transport=access.transport, clock=clock
             ) as client:
                 try:
-                    await _PollLoop(client, access, self._observers).run()
+                    await _PollLoop(client.context, reader, self._observers, PollSchedule()).run()
                 except UnauthorizedError:
                     self._access = await self._connect()
                     if self._access.settings == access.settings:
@@ -143,27 +131,28 @@ class Poller:
                     log.info("The API key was refused, and the connection has a new one: polling continues with that")
 
 
+@dataclass(slots=True)
 class _PollLoop:
-    """The polls of a poller through one client.
+    """The polls of a poller with one key.
 
-    :param client: reads the history
-    :param access: how it reaches TechFlow
-    :param observer_set: what receives the result of each poll
+    :param context: what they run with
+    :param reader: reads the history
+    :param observers: what receives the result of each poll
+    :param schedule: decides when to poll
+    :param added: how many observers had been added before the last poll
+    :param interval: the time between two polls
+    :param next_seconds: when the result of another process's poll is expected
+    :param last_failure: what was reported last
     """
 
-    def __init__(self, client: AsyncClient, access: Access, observer_set: ObserverSet) -> None:
-        self._client = client
-        self._wakeups = access.wakeups
-        self._observers = observer_set
-        self._clock = client.context.clock
-        self._memory = PollMemory(self._clock)
-        self._schedule = PollSchedule()
-        self._added = 0
-        self._wakeup_count = 0
-        self._wakeups_failed = False
-        self._interval = 0.0
-        self._next: float | None = None
-        self._last_failure = ""
+    context: FlowContext
+    reader: SharedReader
+    observers: ObserverSet
+    schedule: PollSchedule
+    added: int = 0
+    interval: float = 0.0
+    next_seconds: float | None = None
+    last_failure: str = ""
 
     async def run(self) -> None:
         """Poll while there are observers.
@@ -171,81 +160,65 @@ class _PollLoop:
         :raises TechFlowError: no further poll can succeed
         """
         woken = False
-        while self._observers:
-            began = self._clock()
+        while self.observers:
+            began = self.context.clock()
             # This poll serves a wake-up from before it, but not one that comes during it.
-            await self._was_woken()
+            await self.reader.is_woken(self.context)
             await self._poll(woken=woken)
             woken = await self._wait_until_due(began)
 
     async def _poll(self, *, woken: bool) -> None:
-        history_filter = self._observers.history_filter()
+        wanted = self.observers.history_filter()
         # Observers added since the last poll began haven't received what is unchanged since then.
-        history_filter.has_new = self._added != self._observers.added
-        self._added = self._observers.added
+        wanted.has_new, self.added = self.added != self.observers.added, self.observers.added
+        self.next_seconds = None
         try:
-            history = await self._read(history_filter, woken=woken)
+            history = await self._read(wanted, woken=woken)
         except TechFlowError as error:
             if not error.is_transient:
                 raise
-            self._schedule.failed(self._clock())
+            self.schedule.failed()
             await self._report(error)
             return
-        now = self._clock()
-        found = await self._observers.update(history, now)
-        if history.failure is None:
-            self._last_failure = ""
-        else:
-            await self._report(history.failure)
-        self._schedule.polled(now, woken=woken, found=found)
+        self.next_seconds = history.next_seconds
+        found = await self.observers.update(history, self.context.clock())
+        await self._report(history.failure)
+        self.schedule.polled(woken=woken, found=found)
 
-    async def _report(self, error: TechFlowError) -> None:
+    async def _report(self, error: TechFlowError | None) -> None:
         # Once per kind of failure: the server may be away for hours, and there may be many waits.
-        if str(error) != self._last_failure:
-            self._last_failure = str(error)
-            await for_each(self._observers.present(), lambda observer: observer.report(error))
+        before, self.last_failure = self.last_failure, "" if error is None else str(error)
+        if error is not None and self.last_failure != before:
+            await for_each(self.observers.present(), lambda observer: observer.report(error))
 
-    async def _read(self, history_filter: HistoryFilter, *, woken: bool) -> History:
+    async def _read(self, wanted: HistoryFilter, *, woken: bool) -> History:
         # The workflows first: when they can't be read, no part of the history may count as received.
         workflows = None
-        if history_filter.wants_workflows:
-            workflows = tuple(await collect(list_workflows(RequestClass.POLL), self._client.context))
-        if not history_filter.wants_executions:
+        if wanted.wants_workflows:
+            workflows = tuple(await collect(list_workflows(RequestClass.POLL), self.context))
+        if not wanted.wants_executions:
             return History((), workflows)
-        interval = self._interval or max(self._observers.interval_seconds, SHORTEST_INTERVAL_SECONDS)
+        interval = self.interval or max(self.observers.interval_seconds, SHORTEST_INTERVAL_SECONDS)
         terms = ReadTerms.every(interval, POLL_DEADLINE_SECONDS, is_woken=woken)
-        history = await read_history(self._client.context, history_filter, terms, self._memory)
-        self._next, history.workflows = history.next_seconds, workflows
+        history = await self.reader.read(self.context, wanted, terms)
+        history.workflows = workflows
         return history
 
     async def _wait_until_due(self, began: float) -> bool:
         """Wait for the next poll while there are observers, and return whether a webhook asks for it."""
-        ended, budget = self._clock(), await self._client.use_state(self._client.budget.snapshot)
-        while self._observers:
-            self._interval = self._schedule.interval(self._observers.interval_seconds, budget)
-            due = self._schedule.due(began, ended, self._interval)
-            if self._next is not None:
+        clock = self.context.clock
+        ended, budget = clock(), await self.context.io.use_state(self.context.budget.snapshot)
+        while self.observers:
+            self.interval = self.schedule.interval(self.observers.interval_seconds, budget)
+            due = self.schedule.due(began, ended, self.interval)
+            if self.next_seconds is not None:
                 # Another process polls, and its next result comes then.
-                due = max(ended + self._next, due - self._interval / 2)
-            left = due - self._clock()
+                due = max(ended + self.next_seconds, due - self.interval / 2)
+            left = due - clock()
             if left <= 0:
                 break
-            if await self._was_woken():
-                await asyncio.sleep(max(0.0, self._schedule.woken_due(began) - self._clock()))
+            if await self.reader.is_woken(self.context):
+                await asyncio.sleep(max(0.0, self.schedule.wake(began) - clock()))
                 return True
-            await self._observers.wait_for_change(left if self._wakeups is None else min(left, WAKEUP_CHECK_SECONDS))
+            await self.observers.wait_for_change(min(left, self.reader.check_seconds))
         return False
-
-    async def _was_woken(self) -> bool:
-        """Return whether a webhook arrived since the last call."""
-        if self._wakeups is None:
-            return False
-        try:
-            count = await self._client.use_state(self._wakeups)
-        except StoreError as error:
-            if not self._wakeups_failed:
-                log.warning("Polling continues without webhooks: the wake-up counter can't be read (%s)", error)
-            self._wakeups_failed, self._schedule.webhook_streak = True, 0
-            return False
-        woken, self._wakeup_count, self._wakeups_failed = count != self._wakeup_count, count, False
-        return woken

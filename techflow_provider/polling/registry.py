@@ -34,7 +34,7 @@ async def look_up(conn_id: str) -> Access:
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
     # The host and the process are there for people: hosts may have the same name.
     reader = open_reader(connection, f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex}")
-    return Access(connection.settings, open_budget(connection), reader.wakeups, reader)
+    return Access(connection.settings, open_budget(connection), reader)
 
 
 class PollerRegistry:

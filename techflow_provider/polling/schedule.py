@@ -6,57 +6,50 @@ rarer while commands queue for the budget, and while webhooks announce what the 
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 
 from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, WOKEN_INTERVAL_SECONDS
-from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.state.gcra import MINUTE_SECONDS, POLL_SHARE
 from techflow_provider.state.snapshot import Snapshot
 
-# A webhook's poll comes soon after the last one, or after the shortest interval once there are many in a minute.
-SOON_POLLS_PER_MINUTE = 12
+# A webhook's poll comes soon after the last one, unless another webhook's poll has come so shortly before.
+SOON_SECONDS = 5.0
 # While webhooks announce every completion, polls without one become this rare; they find what a webhook missed.
 LONGEST_STREAK_SECONDS = 30.0
-# Failures in a row stretch the interval by no more than this, so that waits see soon that the server is back.
-LONGEST_BACKOFF = 2.0
+# Failures stretch the interval by no more than this, so that waits see soon that the server is back.
+FAILURE_FACTOR = 2.0
 
 
 @dataclass(slots=True)
 class PollSchedule:
     """What one poller knows that decides when it polls next.
 
-    :param failures: polls in a row that failed
+    :param has_failed: whether the last poll failed
     :param webhook_streak: polls in a row that found something, each after a webhook
     :param expecting: whether what a webhook announced isn't found yet, since the history may lag behind
+    :param woken_at: when the last poll that a webhook asked for was due
     """
 
-    failures: int = 0
+    has_failed: bool = False
     webhook_streak: int = 0
     expecting: bool = False
-    _polls: deque[float] = field(default_factory=deque, repr=False)
+    woken_at: float = -math.inf
 
-    def failed(self, now: float) -> None:
+    def failed(self) -> None:
         """Record a poll that failed."""
-        self._record(now)
-        self.failures += 1
+        self.has_failed = True
 
-    def polled(self, now: float, *, woken: bool, found: bool) -> None:
+    def polled(self, *, woken: bool, found: bool) -> None:
         """Record a poll.
 
         :param woken: whether a webhook asked for it
         :param found: whether it held what an observer waited for
         """
-        self._record(now)
-        self.failures = 0
+        self.has_failed = False
         self.expecting = woken and not found
         if found:
             self.webhook_streak = self.webhook_streak + 1 if woken else 0
-
-    def _record(self, now: float) -> None:
-        self._polls.append(now)
-        while self._polls[0] <= now - MINUTE_SECONDS:
-            self._polls.popleft()
 
     def due(self, began: float, ended: float, interval: float) -> float:
         """Return when the next poll is due.
@@ -80,12 +73,13 @@ class PollSchedule:
         if not self.expecting:
             stretched = interval * 2.0 ** min(self.webhook_streak, 30)
             interval = max(interval, min(stretched, LONGEST_STREAK_SECONDS))
-        return backoff_seconds(interval, self.failures, interval * LONGEST_BACKOFF)
+        return interval * FAILURE_FACTOR if self.has_failed else interval
 
-    def woken_due(self, began: float) -> float:
-        """Return when a poll that a webhook asks for is due.
+    def wake(self, began: float) -> float:
+        """Record that a webhook asks for a poll, and return when that is due.
 
         :param began: when the last poll began
         """
-        soon = len(self._polls) < SOON_POLLS_PER_MINUTE
-        return began + (WOKEN_INTERVAL_SECONDS if soon else SHORTEST_INTERVAL_SECONDS)
+        is_soon = began >= self.woken_at + SOON_SECONDS
+        self.woken_at = began + (WOKEN_INTERVAL_SECONDS if is_soon else SHORTEST_INTERVAL_SECONDS)
+        return self.woken_at

@@ -65,7 +65,7 @@ async def wait(base_url: str, state: str, ids: list[str], seconds: float, pipe: 
     """Wait for some executions as a triggerer does, and report each detection."""
     settings, store = Settings(KEY, base_url), open_store(state)
     reader = SharedReader(store, settings.account, f"home/{os.getpid()}")
-    access = Access(settings, SharedBudget(store, settings.account), None, reader, Partitioned(seconds))
+    access = Access(settings, SharedBudget(store, settings.account), reader, Partitioned(seconds))
 
     async def connect() -> Access:
         return access

@@ -99,7 +99,7 @@ class Deployment:
         clock = asyncio.get_running_loop().time
         budget = SharedBudget(self.store, settings.account, clock=clock)
         reader = SharedReader(self.store, settings.account, name) if self.shares else None
-        return Access(settings, budget, None, reader, self.sandbox.transport())
+        return Access(settings, budget, reader, self.sandbox.transport())
 
     def client(self) -> AsyncClient:
         """Return the client of another process."""

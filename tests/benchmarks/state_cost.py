@@ -92,7 +92,7 @@ async def run(base_url: str, ids: list[str], starts: int, seconds: float) -> tup
     settings = Settings(KEY, base_url)
     records = Records(waits, settings.account)
     reader = SharedReader(waits, settings.account, "triggerer", records.wakeups)
-    access = Access(settings, SharedBudget(waits, settings.account, LIMIT), records.wakeups, reader)
+    access = Access(settings, SharedBudget(waits, settings.account, LIMIT), reader)
 
     async def connect() -> Access:
         return access

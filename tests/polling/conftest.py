@@ -14,6 +14,7 @@ from techflow_provider.polling.poller import Access, Poller
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import LocalBudget
+from techflow_provider.state.memory import MemoryStore
 
 KEY = "key-of-the-poller-tests"
 INTERVAL = 5.0
@@ -59,7 +60,9 @@ class Connection:
         key = self.keys[min(self.looked_up, len(self.keys) - 1)]
         # Nothing here speaks TLS, and loading the certificates takes longer than a test.
         settings = Settings(key, self.sandbox.base_url, verify=False)
-        return Access(settings, self.budget, self.wakeups, self.reader, self.sandbox.transport())
+        clock = asyncio.get_running_loop().time
+        reader = self.reader or SharedReader(MemoryStore(clock), "account", "poller", self.wakeups)
+        return Access(settings, self.budget, reader, self.sandbox.transport())
 
     async def __call__(self) -> Access:
         self.looked_up += 1

@@ -28,21 +28,21 @@ class RecordingSchedule(PollSchedule):
     began: list[float] = field(default_factory=list)
     woken_dues: list[float] = field(default_factory=list)
 
-    def failed(self, now: float) -> None:
+    def failed(self) -> None:
         self.recorded.append("failed")
-        super().failed(now)
+        super().failed()
 
-    def polled(self, now: float, *, woken: bool, found: bool) -> None:
+    def polled(self, *, woken: bool, found: bool) -> None:
         self.recorded.append((woken, found))
-        super().polled(now, woken=woken, found=found)
+        super().polled(woken=woken, found=found)
 
     def due(self, began: float, ended: float, interval: float) -> float:
         if began not in self.began:
             self.began.append(began)
         return super().due(began, ended, interval)
 
-    def woken_due(self, began: float) -> float:
-        self.woken_dues.append(super().woken_due(began))
+    def wake(self, began: float) -> float:
+        self.woken_dues.append(super().wake(began))
         return self.woken_dues[-1]
 
 
@@ -122,17 +122,16 @@ async def test_polls_that_webhooks_ask_for_are_spaced(sandbox: Sandbox, schedule
 
 
 @virtual_time
-async def test_a_broken_wakeup_counter_causes_no_poll_and_ends_the_webhook_streak(
+async def test_a_broken_wakeup_counter_causes_no_poll(
     sandbox: Sandbox, schedule: RecordingSchedule, caplog: pytest.LogCaptureFixture
 ) -> None:
     wakeups = Wakeups()
     wait(Connection(sandbox, wakeups=wakeups).poller(), sandbox.start("wf_1").id, RARELY)
     await until(lambda: schedule.recorded)
-    schedule.webhook_streak = 3
     for broken in (True, False, True):
         wakeups.broken = broken
         await wakeups.read_again()
-    assert (schedule.recorded, schedule.webhook_streak) == ([(False, False)], 0)
+    assert schedule.recorded == [(False, False)]
     warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
     assert ["Polling continues without webhooks" in each.getMessage() for each in warnings] == [True, True]
 
