@@ -31,18 +31,10 @@ __all__ = [
     "Webhooks",
 ]
 
-MODULES: dict[str, tuple[str, ...]] = {
-    "faults": ("Fault", "Faults"),
-    "sandbox": ("Record", "Sandbox"),
-    "settings": ("Clock", "ManualClock", "SettingError"),
-    "state": ("Event", "Execution", "Plan"),
-    "webhooks": ("WebhookDelivery", "Webhooks"),
-}
-
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: every pytest run imports this package for its fixtures."""
-    for module, names in MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if name in __all__:
+        module = "settings" if "Clock" in name else "sandbox"
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import Any
 from urllib.parse import quote
 
 from techflow_provider.sandbox.messages import (
@@ -19,11 +19,13 @@ from techflow_provider.sandbox.messages import (
     json_response,
     read_body,
 )
-from techflow_provider.sandbox.settings import SettingError, Settings
+from techflow_provider.sandbox.settings import Settings, Text, check, from_json
 from techflow_provider.sandbox.state import Execution, Plan, State
 
 # The fields of a workflow that List Workflows shows in the reference.
 LISTED_FIELDS = ("id", "name", "status")
+# The documented fields of a workflow, and their types.
+WORKFLOW_FIELDS: dict[str, Any] = {"name": Text, "description": str | None, "status": str, "triggers": list}
 
 
 class App:
@@ -38,13 +40,13 @@ class App:
         self._settings = settings
 
     def respond(self, request: Request) -> Response:
-        """Act on a request and return the response."""
-        try:
-            response = self._route(request)
-        except ApiError as error:
-            return error.response()
-        except KeyError as error:
-            return ApiError(404, f"workflow {error.args[0]!r} doesn't exist").response()
+        """Act on a request and return the response.
+
+        :raises ApiError: the request is rejected
+        :raises SettingError: a part of its body is invalid
+        :raises KeyError: what it names doesn't exist
+        """
+        response = self._route(request)
         return self._with_etag(request, response) if self._settings.etags and request.method == "GET" else response
 
     def _route(self, request: Request) -> Response:  # noqa: PLR0911  # one return per call
@@ -87,10 +89,7 @@ class App:
     def _execute(self, request: Request, workflow_id: str) -> Response:
         self._state.workflow(workflow_id)
         payload = read_body(request)
-        try:
-            plan = Plan.read(payload["sandbox"]) if payload and "sandbox" in payload else None
-        except SettingError as error:
-            raise ApiError(400, str(error)) from error
+        plan = from_json(Plan, payload["sandbox"]) if payload and "sandbox" in payload else None
         execution = self._state.start(workflow_id, payload, plan)
         match self._settings.execute_response:
             case "execution":
@@ -103,16 +102,14 @@ class App:
                 return Response(200)
 
     def _history(self, request: Request) -> Response:
-        cursor = request.query.get("after")
-        page, next_cursor = self._page(self._filtered(request.query), cursor)
-        rendered: list[Json] = [self.render(each) for each in page]
-        link = f"{PREFIX}/executions?after={quote(next_cursor)}" if next_cursor else None
-        if self._settings.history_response == "list":
-            return json_response(rendered, headers=_link(link))
-        body: Object = {self._settings.history_response: rendered}
-        if link and self._settings.next_page == "body":
+        page, cursor = self._page(self._filtered(request.query), request.query.get("after"))
+        body: Object = {"executions": [self.render(each) for each in page]}
+        if cursor is None:
+            return json_response(body)
+        link = f"{PREFIX}/executions?after={quote(cursor)}"
+        if self._settings.next_page == "body":
             return json_response({**body, "next": link})
-        return json_response(body, headers=_link(link))
+        return json_response(body, headers={"link": f'<{link}>; rel="next"'})
 
     def _visible(self) -> list[Execution]:
         """Return the executions that the history shows, newest first."""
@@ -175,25 +172,14 @@ class App:
         return replace(response, headers={**response.headers, "etag": tag})
 
 
-def _link(url: str | None) -> dict[str, str]:
-    return {} if url is None else {"link": f'<{url}>; rel="next"'}
-
-
 def check_workflow(fields: Object) -> None:
     """Check the documented fields of a workflow.
 
-    :raises ApiError: the name is missing or empty, or a field has the wrong type
+    :raises SettingError: the name is missing or empty, or a field has the wrong type
     """
-    if not isinstance(fields.get("name"), str) or not fields["name"]:
-        _refuse("name", "a non-empty string")
-    if "description" in fields and not isinstance(fields["description"], str | None):
-        _refuse("description", "a string or null")
-    if "status" in fields and not isinstance(fields["status"], str):
-        _refuse("status", "a string")
-    triggers = fields.get("triggers", [])
-    if not isinstance(triggers, list) or not all(isinstance(each, str | dict) for each in triggers):
-        _refuse("triggers", "a list of strings or objects")
-
-
-def _refuse(name: str, expected: str) -> NoReturn:
-    raise ApiError(400, f"{name} must be {expected}")
+    for name, hint in WORKFLOW_FIELDS.items():
+        if name in fields or name == "name":
+            check(name, fields.get(name), hint)
+    triggers: Any = fields.get("triggers", [])
+    for trigger in triggers:
+        check("triggers", trigger, str | dict)

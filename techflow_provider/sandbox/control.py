@@ -13,17 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from techflow_provider import __version__
 from techflow_provider.sandbox.faults import Fault
-from techflow_provider.sandbox.messages import (
-    PREFIX,
-    ApiError,
-    Json,
-    Object,
-    Request,
-    Response,
-    json_response,
-    read_body,
-)
-from techflow_provider.sandbox.settings import SettingError
+from techflow_provider.sandbox.messages import PREFIX, ApiError, Json, Object, Request, read_body
+from techflow_provider.sandbox.settings import check, from_json
 from techflow_provider.sandbox.state import Plan
 from techflow_provider.sandbox.webhooks import Webhooks
 
@@ -43,21 +34,20 @@ def document() -> Object:
     return {**parts, "info": {**parts["info"], "version": __version__}, "servers": [{"url": PREFIX}]}
 
 
-def respond(sandbox: Sandbox, request: Request) -> Response | None:
-    """Return the response to a request outside the base URL, or None if the request isn't for this module."""
-    if request.target == f"/{DOCUMENT}" and request.method == "GET":
-        return json_response(document())
+def is_special(request: Request) -> bool:
+    """Whether a request is for this module."""
+    return request.target.startswith(CONTROL_PREFIX) or (request.method, request.target) == ("GET", f"/{DOCUMENT}")
+
+
+def respond(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911, PLR0912  # one case per call
+    """Act on a request and return the response.
+
+    :raises ApiError: the request is rejected
+    :raises SettingError: a part of its body is invalid
+    :raises KeyError: what it names doesn't exist
+    """
     if not request.target.startswith(CONTROL_PREFIX):
-        return None
-    try:
-        return json_response(_route(sandbox, request))
-    except ApiError as error:
-        return error.response()
-    except SettingError as error:
-        return ApiError(400, str(error)).response()
-
-
-def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  # one case per call
+        return document()
     if not request.local:
         raise ApiError(403, "the control API is only available on this machine, as localhost, and not to web pages")
     parts = request.target.partition("?")[0].removeprefix(CONTROL_PREFIX).split("/")
@@ -69,12 +59,12 @@ def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  
         case "GET", ["stats"]:
             return _stats(sandbox)
         case "POST", ["faults"]:
-            return {"fault": sandbox.faults.add(Fault.read(_fields(request))).to_dict()}
+            return {"fault": _plain(sandbox.faults.add(from_json(Fault, _fields(request))))}
         case "DELETE", ["faults"]:
             sandbox.faults.clear()
             return {"faults": []}
         case "POST", ["webhooks"]:
-            sandbox.webhooks = Webhooks.read(_fields(request))
+            sandbox.webhooks = from_json(Webhooks, _fields(request))
             return {"events": list(sandbox.webhooks.events)}
         case "DELETE", ["webhooks"]:
             sandbox.webhooks = None
@@ -84,7 +74,8 @@ def _route(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911  
         case "POST", ["plan"]:
             return _plan(sandbox, _fields(request))
         case "POST", ["executions", execution_id, "finish"]:
-            return _finish(sandbox, execution_id, _fields(request))
+            plan = from_json(Plan, _fields(request))
+            return {"execution": _plain(sandbox.finish(execution_id, outcome=plan.outcome, error=plan.error))}
         case "POST", ["reset"]:
             sandbox.reset()
             return _state(sandbox)
@@ -101,7 +92,7 @@ def _state(sandbox: Sandbox) -> Json:
         "workflows": list(sandbox.workflows),
         "executions": [_plain(execution) for execution in sandbox.executions],
         "events": [_plain(event) for event in sandbox.events],
-        "faults": [fault.to_dict() for fault in sandbox.faults.active()],
+        "faults": [_plain(fault) for fault in sandbox.faults.active()],
     }
 
 
@@ -112,20 +103,11 @@ def _stats(sandbox: Sandbox) -> Json:
 
 
 def _plan(sandbox: Sandbox, fields: Object) -> Json:
-    workflow_id = fields.pop("workflow_id", None)
-    if not isinstance(workflow_id, str):
-        raise SettingError("workflow_id", workflow_id, "a string")
-    plan = Plan.read(fields)
-    sandbox.plan(workflow_id, seconds=plan.seconds, outcome=plan.outcome, error=plan.error)
+    workflow_id: Any = fields.pop("workflow_id", None)
+    check("workflow_id", workflow_id, str)
+    plan = from_json(Plan, fields)
+    sandbox.plan(workflow_id, **asdict(plan))
     return {"workflow_id": workflow_id, "plan": _plain(plan)}
-
-
-def _finish(sandbox: Sandbox, execution_id: str, fields: Object) -> Json:
-    plan = Plan.read(fields)
-    try:
-        return {"execution": _plain(sandbox.finish(execution_id, outcome=plan.outcome, error=plan.error))}
-    except KeyError as error:
-        raise ApiError(404, f"execution {execution_id!r} doesn't exist") from error
 
 
 def _plain(value: Any) -> Object:

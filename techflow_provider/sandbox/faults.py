@@ -5,24 +5,25 @@ Faults apply to requests that have passed authentication and the rate limit. The
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, get_args
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeAlias
 
-from techflow_provider.sandbox.messages import ApiError, Delivery, Json, Object, Response, matches
-from techflow_provider.sandbox.settings import (
-    SettingError,
-    check_choice,
-    check_count,
-    check_probability,
-    check_seconds,
-    check_text,
-    from_json,
-)
+from techflow_provider.sandbox.messages import ApiError, Response, matches
+from techflow_provider.sandbox.settings import Count, Probability, Rule, Seconds, SettingError, check_fields
 
+
+def _is_status(value: Any) -> bool:
+    return type(value) is int and 200 <= value <= 599  # noqa: PLR2004  # those that HTTP has
+
+
+def _is_header(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and value.isascii()
+
+
+Status: TypeAlias = Annotated[int, Rule("a status code from 200 to 599", _is_status)]
+Header: TypeAlias = Annotated[str, Rule("printable ASCII characters", _is_header)]
 Kind = Literal[
     "status", "hang", "reset", "drop", "lost_response", "truncated", "html", "garbage", "slow", "huge", "wrong_length"
 ]
@@ -61,53 +62,25 @@ class Fault:
 
     kind: Kind | OldKind = "status"
     _: KW_ONLY
-    status: int = 500
+    status: Status = 500
     body: str | None = field(default=None, repr=False)
-    retry_after: str | None = None
+    retry_after: Header | None = None
     method: str | None = None
     path: str | None = None
-    times: int | None = None
-    probability: float = 1.0
+    times: Count | None = None
+    probability: Probability = 1.0
     when: When | None = None
-    seconds: float | None = None
-    size: int = 64 * 1024 * 1024
+    seconds: Seconds | None = None
+    size: Count = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         if self.kind == "lost_answer":
             object.__setattr__(self, "kind", "lost_response")
-        check_choice("kind", self.kind, get_args(Kind))
-        check_choice("when", self.when, (None, *get_args(When)))
+        check_fields(self)
         if self.kind in AFTER_ONLY and self.when == "before":
             raise SettingError("when", self.when, f"'after' or nothing with kind {self.kind}")
-        if self.kind == "slow" and self.seconds is None:
-            raise SettingError("seconds", None, "a duration with kind slow")
-        if self.seconds is not None:
-            check_seconds("seconds", self.seconds, above_zero=self.kind == "slow")
-        if self.times is not None:
-            check_count("times", self.times)
-        check_count("size", self.size)
-        check_probability("probability", self.probability)
-        self._check_response()
-
-    def _check_response(self) -> None:
-        if isinstance(self.status, bool) or not isinstance(self.status, int) or not 200 <= self.status <= 599:  # noqa: PLR2004
-            raise SettingError("status", self.status, "a status code from 200 to 599")
-        for name in ("body", "retry_after", "method", "path"):
-            check_text(name, getattr(self, name))
-        if self.retry_after is not None and not (self.retry_after.isprintable() and self.retry_after.isascii()):
-            raise SettingError("retry_after", self.retry_after, "printable ASCII characters")
-
-    @classmethod
-    def read(cls, value: Mapping[str, Json]) -> Fault:
-        """Read a fault from JSON.
-
-        :raises SettingError: it has an unknown field, or a value is invalid
-        """
-        return from_json(cls, "fault", value)
-
-    def to_dict(self) -> Object:
-        """Return the fault as JSON."""
-        return dataclasses.asdict(self)
+        if self.kind == "slow" and not 0 < (self.seconds or 0) < math.inf:
+            raise SettingError("seconds", self.seconds, "a duration above 0 with kind slow")
 
     @property
     def acts(self) -> bool:
@@ -123,34 +96,31 @@ class Fault:
         """Whether the fault is meant for a request."""
         return matches(self.method, self.path, method, path)
 
-    def deliver(self, response: Response) -> Delivery:
+    def apply(self, response: Response) -> Response:
         """Return what the client gets.
 
         :param response: the real response; ignored if the fault doesn't act
         """
-        if self.kind in BROKEN:
-            return Delivery(broken=BROKEN[self.kind])
         match self.kind:
             case "status":
-                return Delivery(self._status_response())
+                return self._status_response()
             case "html":
-                return Delivery(Response(200, HTML, {"content-type": "text/html; charset=utf-8"}))
+                return Response(200, HTML, {"content-type": "text/html; charset=utf-8"})
             case "slow":
-                return Delivery(response, drip_seconds=self.seconds or 0)
+                return replace(response, drip_seconds=self.seconds or 0)
             case "huge":
-                return Delivery(response, padding_bytes=self.size)
-        return self._cut(response)
+                return replace(response, padding_bytes=self.size)
+            case "truncated" | "wrong_length":
+                half = response.body[: len(response.body) // 2]
+                missing = len(response.body) - len(half) if self.kind == "wrong_length" else 0
+                return replace(response, body=half, missing_bytes=missing)
+        return Response(None, broken=BROKEN[self.kind])
 
     def _status_response(self) -> Response:
         retry_after = {} if self.retry_after is None else {"retry-after": self.retry_after}
         if self.body is not None:
             return Response(self.status, self.body.encode(), {"content-type": "application/json", **retry_after})
         return ApiError(self.status, "the sandbox has a fault that sends this status", retry_after).response()
-
-    def _cut(self, response: Response) -> Delivery:
-        half = dataclasses.replace(response, body=response.body[: len(response.body) // 2])
-        missing = len(response.body) - len(half.body) if self.kind == "wrong_length" else 0
-        return Delivery(half, missing_bytes=missing)
 
 
 class Faults:

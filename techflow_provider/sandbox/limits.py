@@ -1,4 +1,4 @@
-"""Five algorithms with which a server may enforce "requests per period". They neither wait nor read a clock.
+"""The algorithms with which a server may enforce "requests per period". They neither wait nor read a clock.
 
 The reference gives a number and no algorithm. None of them counts a rejected request.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from techflow_provider.sandbox.settings import Algorithm
@@ -23,112 +23,82 @@ class Window(Protocol):
         """Admit a request and return 0, or return the seconds until the next one would be admitted."""
 
 
-class FixedWindow:
-    """Consecutive periods from the sandbox's start; each admits the limit, however close to its boundaries."""
-
-    def __init__(self, limit: int, period: float, origin: float) -> None:
-        self._limit = limit
-        self._period = period
-        self._origin = origin
-        self._index = 0
-        self._count = 0
-
-    def admit(self, now: float) -> float:
-        """Admit a request and return 0, or return the seconds until the next one would be admitted."""
-        index = math.floor((now - self._origin) / self._period)
-        if index != self._index:
-            self._index, self._count = index, 0
-        if self._count >= self._limit:
-            return self._origin + (index + 1) * self._period - now
-        self._count += 1
-        return 0.0
-
-
+@dataclass
 class SlidingLog:
     """No interval as long as the period contains more requests than the limit."""
 
-    def __init__(self, limit: int, period: float) -> None:
-        self._limit = limit
-        self._period = period
-        self._times: deque[float] = deque()
+    limit: int
+    period: float
+    times: deque[float] = field(default_factory=deque)
 
     def admit(self, now: float) -> float:
         """Admit a request and return 0, or return the seconds until the next one would be admitted."""
-        while self._times and self._times[0] + self._period <= now:
-            self._times.popleft()
-        if len(self._times) >= self._limit:
-            return self._times[0] + self._period - now
-        self._times.append(now)
+        while self.times and self.times[0] + self.period <= now:
+            self.times.popleft()
+        if len(self.times) >= self.limit:
+            return self.times[0] + self.period - now
+        self.times.append(now)
         return 0.0
 
 
-class SlidingCounter:
-    """The count of the current period, plus the previous one's weighted by how much of it a sliding period covers."""
+@dataclass
+class PeriodCounter:
+    """The count of the current one of consecutive periods, and that of the previous one by its weight.
 
-    def __init__(self, limit: int, period: float, origin: float) -> None:
-        self._limit = limit
-        self._period = period
-        self._origin = origin
-        self._index = 0
-        self._previous = 0
-        self._count = 0
+    :param origin: start of the first period
+    :param weight: 1 for a sliding counter, which counts the previous period by how much of it a sliding period covers;
+        0 for a fixed window, which forgets it
+    """
+
+    limit: int
+    period: float
+    origin: float
+    weight: int
+    index: int = 0
+    previous: int = 0
+    count: int = 0
 
     def admit(self, now: float) -> float:
         """Admit a request and return 0, or return the seconds until the next one would be admitted."""
-        position = (now - self._origin) / self._period
+        position = (now - self.origin) / self.period
         self._advance(math.floor(position))
-        elapsed = position - self._index
-        if self._previous * (1 - elapsed) + self._count + 1 <= self._limit + ROUNDING:
-            self._count += 1
+        elapsed = position - self.index
+        if self.previous * (1 - elapsed) + self.count + 1 <= self.limit + ROUNDING:
+            self.count += 1
             return 0.0
-        return (self._next_slot() - elapsed) * self._period
+        return (self._next_slot() - elapsed) * self.period
 
     def _advance(self, index: int) -> None:
-        if index != self._index:
-            self._previous = self._count if index == self._index + 1 else 0
-            self._index, self._count = index, 0
+        if index != self.index:
+            self.previous = self.count * self.weight if index == self.index + 1 else 0
+            self.index, self.count = index, 0
 
     def _next_slot(self) -> float:
         """Return when the next request is admitted, in periods from the start of the current one."""
-        if self._count < self._limit:
-            return 1 - (self._limit - 1 - self._count) / self._previous
-        return 2 - (self._limit - 1) / self._count
+        if self.count < self.limit:
+            return 1 - (self.limit - 1 - self.count) / self.previous
+        return 2 - (self.limit - 1) / self.count if self.weight else 1
 
 
-class TokenBucket:
-    """A bucket of `burst` tokens, refilled at a constant rate of the limit per period."""
-
-    def __init__(self, limit: int, period: float, burst: int) -> None:
-        self._interval = period / limit
-        self._burst = burst
-        self._tokens = float(burst)
-        self._filled_at: float | None = None
-
-    def admit(self, now: float) -> float:
-        """Admit a request and return 0, or return the seconds until the next one would be admitted."""
-        if self._filled_at is not None:
-            self._tokens = min(self._burst, self._tokens + (now - self._filled_at) / self._interval)
-        self._filled_at = now
-        if self._tokens + ROUNDING < 1:
-            return (1 - self._tokens) * self._interval
-        self._tokens -= 1
-        return 0.0
-
-
+@dataclass
 class Gcra:
-    """The generic cell rate algorithm: requests are due at equal intervals, and may be early by a burst."""
+    """The generic cell rate algorithm: requests are due at equal intervals, and may be early by a burst.
 
-    def __init__(self, limit: int, period: float, burst: int) -> None:
-        self._interval = period / limit
-        self._tolerance = (burst - 1) * self._interval
-        self._tat = -math.inf
+    A bucket of as many tokens as the burst, refilled at the same rate, admits exactly the same requests.
+    """
+
+    limit: int
+    period: float
+    burst: int
+    tat: float = -math.inf
 
     def admit(self, now: float) -> float:
         """Admit a request and return 0, or return the seconds until the next one would be admitted."""
-        early = self._tat - self._tolerance - now
+        interval = self.period / self.limit
+        early = self.tat - (self.burst - 1) * interval - now
         if early > ROUNDING:
             return early
-        self._tat = max(self._tat, now) + self._interval
+        self.tat = max(self.tat, now) + interval
         return 0.0
 
 
@@ -140,12 +110,12 @@ def window(algorithm: Algorithm, limit: int, period: float, burst: int | None, o
     :param burst: requests that a token bucket or GCRA admits at once; None uses the limit
     :param origin: start of the first period, on the clock whose time `admit` receives
     """
-    capacity = limit if burst is None else burst
-    makers: dict[Algorithm, Callable[[], Window]] = {
-        "fixed_window": lambda: FixedWindow(limit, period, origin),
-        "sliding_log": lambda: SlidingLog(limit, period),
-        "sliding_counter": lambda: SlidingCounter(limit, period, origin),
-        "token_bucket": lambda: TokenBucket(limit, period, capacity),
-        "gcra": lambda: Gcra(limit, period, capacity),
-    }
-    return makers[algorithm]()
+    match algorithm:
+        case "fixed_window":
+            return PeriodCounter(limit, period, origin, weight=0)
+        case "sliding_counter":
+            return PeriodCounter(limit, period, origin, weight=1)
+        case "sliding_log":
+            return SlidingLog(limit, period)
+        case "token_bucket" | "gcra":
+            return Gcra(limit, period, burst or limit)

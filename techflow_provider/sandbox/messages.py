@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import NoReturn, TypeAlias
-from urllib.parse import parse_qs, unquote
+from typing import TypeAlias
+from urllib.parse import parse_qsl, unquote
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Object: TypeAlias = "dict[str, Json]"
@@ -26,7 +25,7 @@ class Request:
 
     :param method: HTTP method
     :param target: path and query, still percent-encoded
-    :param headers: header fields with lower-case names
+    :param headers: header fields by their names in any case
     :param body: the body's bytes
     :param local: whether it came from this machine
     """
@@ -53,17 +52,7 @@ class Request:
     @property
     def query(self) -> dict[str, str]:
         """The query parameters; a repeated one has its last value."""
-        pairs = parse_qs(self.target.partition("?")[2], keep_blank_values=True)
-        return {name: values[-1] for name, values in pairs.items()}
-
-
-def join_headers(items: Iterator[tuple[str, str]]) -> dict[str, str]:
-    """Return header fields with lower-case names; the values of repeated fields are joined with commas."""
-    headers: dict[str, str] = {}
-    for name, value in items:
-        key = name.lower()
-        headers[key] = f"{headers[key]}, {value}" if key in headers else value
-    return headers
+        return dict(parse_qsl(self.target.partition("?")[2], keep_blank_values=True))
 
 
 @lru_cache(maxsize=256)
@@ -81,23 +70,11 @@ def matches(method: str | None, glob: str | None, request_method: str, request_p
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete response.
-
-    :param status: HTTP status code
-    :param body: the body's bytes
-    :param headers: header fields
-    """
-
-    status: int
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
     """A response and how it is sent.
 
-    :param response: what is sent, or None if there is no response
+    :param status: HTTP status code; None if there is no response
+    :param body: the body's bytes
+    :param headers: header fields
     :param broken: how the connection breaks without a response: `reset`, `drop` (it is closed) or `garbage` (bytes
         that aren't HTTP)
     :param drip_seconds: time over which the body is spread, byte by byte
@@ -105,21 +82,13 @@ class Delivery:
     :param padding_bytes: white space after the body
     """
 
-    response: Response | None = None
+    status: int | None
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
     broken: str = ""
     drip_seconds: float = 0.0
     missing_bytes: int = 0
     padding_bytes: int = 0
-
-    @property
-    def status(self) -> int | None:
-        """The status code that is sent, or None."""
-        return self.response.status if self.response else None
-
-    @property
-    def body(self) -> bytes:
-        """The body without padding."""
-        return self.response.body if self.response else b""
 
     @property
     def length(self) -> int:
@@ -175,33 +144,18 @@ def read_body(request: Request) -> Object | None:
     if content_type != "application/json":
         raise ApiError(400, f"the body must be application/json, not {content_type or 'of unknown type'}")
     try:
-        value: Json = json.loads(request.body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        value: Json = json.loads(request.body.decode("utf-8"))
+        # Python also reads NaN and numbers that become infinite.
+        json.dumps(value, allow_nan=False)
+        depth = _depth(value)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body isn't valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ApiError(400, "the body must be a JSON object")
-    if _depth(value) > MAX_NESTING:
-        raise ApiError(400, f"the body is nested more than {MAX_NESTING} levels deep")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} isn't JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text} is too large")
+    if not isinstance(value, dict) or depth > MAX_NESTING:
+        raise ApiError(400, f"the body must be a JSON object, nested at most {MAX_NESTING} levels deep")
     return value
 
 
 def _depth(value: Json) -> int:
     """Return the number of nested levels."""
-    depth = 0
-    level: list[Json] = [value]
-    while level:
-        depth += 1
-        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
-        level = [each for values in inner for each in values]
-    return depth
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,8 +18,8 @@ from techflow_provider.sandbox import control
 from techflow_provider.sandbox.app import App, check_workflow
 from techflow_provider.sandbox.faults import Fault, Faults
 from techflow_provider.sandbox.limits import Window, window
-from techflow_provider.sandbox.messages import ApiError, Delivery, Json, Object, Request, Response, matches
-from techflow_provider.sandbox.settings import Outcome, Settings
+from techflow_provider.sandbox.messages import ApiError, Json, Object, Request, Response, json_response, matches
+from techflow_provider.sandbox.settings import Outcome, SettingError, Settings
 from techflow_provider.sandbox.sockets import serve
 from techflow_provider.sandbox.state import Event, Execution, Plan, State
 from techflow_provider.sandbox.transport import SandboxTransport
@@ -30,7 +30,7 @@ DOCUMENTED_BASE_URL = "https://api.techflow.com/v2"
 MAX_RECORDS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Record:
     """One request that arrived; contains no key, header or body.
 
@@ -48,49 +48,20 @@ class Record:
     status: int | None = None
 
 
-class RequestLog:
-    """The latest requests, and counters of all requests. Not thread-safe by itself."""
-
-    def __init__(self) -> None:
-        self._records: OrderedDict[int, Record] = OrderedDict()
-        self._counts: Counter[tuple[str, str, int | None]] = Counter()
-        self._last = 0
-
-    def add(self, record: Record) -> int:
-        """Add a request that has arrived, and return its number."""
-        self._last += 1
-        self._records[self._last] = record
-        self._counts[record.method, record.path, None] += 1
-        if len(self._records) > MAX_RECORDS:
-            self._records.popitem(last=False)
-        return self._last
-
-    def complete(self, number: int, record: Record) -> None:
-        """Replace the record of a request, now that its status is known."""
-        if number in self._records:
-            self._records[number] = record
-        self._counts[record.method, record.path, None] -= 1
-        self._counts[record.method, record.path, record.status] += 1
-
-    def records(self) -> tuple[Record, ...]:
-        """Return the latest records, oldest first."""
-        return tuple(self._records.values())
-
-    def counts(self) -> Iterator[tuple[str, str, int | None, int]]:
-        """Yield each method, path and status that occurred, with the number of requests."""
-        return ((*kind, number) for kind, number in sorted(self._counts.items(), key=str) if number)
-
-
 @dataclass(kw_only=True, eq=False)
 class Sandbox(Settings):
-    """A local TechFlow; its parameters are those of `Settings`. Safe to use from many threads.
+    """A local TechFlow; its further parameters are those of `Settings`. Safe to use from many threads.
 
     `sandbox.transport()` serves httpx clients in-process, `sandbox.serve()` over a socket.
 
     >>> sandbox = Sandbox(api_keys=("key",))
     >>> workflow_id = sandbox.add_workflow("Nightly report")
     >>> client = Client("key", base_url=sandbox.base_url, transport=sandbox.transport())
+
+    :param webhooks: where webhooks are sent while the sandbox is served; can be changed at any time
     """
+
+    webhooks: Webhooks | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +74,8 @@ class Sandbox(Settings):
 
     def _start_over(self) -> None:
         self.faults: Faults = Faults(self.seed)
-        self._log = RequestLog()
+        self._records: deque[Record] = deque(maxlen=MAX_RECORDS)
+        self._counts: Counter[tuple[str, str, int | None]] = Counter()
         self._webhook_queue = WebhookQueue(self.seed)
         self._queued_events = 0
         self._windows: dict[str, Window] = {}
@@ -143,7 +115,7 @@ class Sandbox(Settings):
     def deliveries(self) -> tuple[WebhookDelivery, ...]:
         """The latest webhooks that were sent or lost, in the order in which they were completed."""
         with self._lock:
-            return self._webhook_queue.completed()
+            return tuple(self._webhook_queue.completed)
 
     def due_webhooks(self) -> list[tuple[Webhooks, WebhookDelivery]]:
         """Remove and return the webhooks that are due, for the sender."""
@@ -159,12 +131,12 @@ class Sandbox(Settings):
     def complete_webhook(self, delivery: WebhookDelivery) -> None:
         """Keep the result of a webhook, for the sender."""
         with self._lock:
-            self._webhook_queue.complete(delivery)
+            self._webhook_queue.completed.append(delivery)
 
     def add_workflow(self, name: str, *, id: str | None = None, **fields: Json) -> str:  # noqa: A002  # the field's name
         """Create a workflow without a request and return its id.
 
-        :raises ApiError: a field has the wrong type
+        :raises SettingError: a field has the wrong type
         """
         workflow: Object = {"status": self.status_words.get("active", "active"), **fields, "name": name}
         check_workflow(workflow)
@@ -208,7 +180,7 @@ class Sandbox(Settings):
     def requests(self) -> tuple[Record, ...]:
         """The latest requests below the base URL, in the order of arrival."""
         with self._lock:
-            return self._log.records()
+            return tuple(self._records)
 
     def count(self, method: str | None = None, path: str | None = None, status: int | None = None) -> int:
         """Return the number of requests with a method, a path and a status; None matches all.
@@ -224,7 +196,7 @@ class Sandbox(Settings):
     def counts(self) -> tuple[tuple[str, str, int | None, int], ...]:
         """Return each method, path and status that occurred, with the number of requests."""
         with self._lock:
-            return tuple(self._log.counts())
+            return tuple((*kind, number) for kind, number in sorted(self._counts.items(), key=str) if number)
 
     def transport(self) -> httpx.MockTransport:
         """Return a transport for `httpx.Client` and `httpx.AsyncClient` that reaches the sandbox in-process."""
@@ -238,23 +210,24 @@ class Sandbox(Settings):
         """
         return serve(self, host, port)
 
-    def handle(self, request: Request) -> Generator[float, None, Delivery]:
+    def handle(self, request: Request) -> Generator[float, None, Response]:
         """Handle one request; each number it yields is a time in seconds for which the transport has to wait."""
-        special = control.respond(self, request)
-        if special is not None:
-            return self.with_date(Delivery(special))
+        if control.is_special(request):
+            return self.dated(_respond(lambda: json_response(control.respond(self, request))))
         key = self._accepted_key(request)
         with self._lock:
             record = Record(self.clock.now(), request.method, request.path, key is not None)
-            number = self._log.add(record)
+            self._records.append(record)
+            self._counts[record.method, record.path, None] += 1
             rejection = self._rejection(key)
             fault = None if rejection else self.faults.draw(request.method, request.path)
-        delivery = Delivery(rejection) if rejection else (yield from self._act_with(fault, request))
-        record = replace(record, status=delivery.status)
+        response = rejection or (yield from self._act_with(fault, request))
         with self._lock:
-            self._log.complete(number, record)
+            record.status = response.status
+            self._counts[record.method, record.path, None] -= 1
+            self._counts[record.method, record.path, record.status] += 1
         self.on_request(record)
-        return self.with_date(delivery)
+        return self.dated(response)
 
     def _accepted_key(self, request: Request) -> str | None:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -278,25 +251,34 @@ class Sandbox(Settings):
         message = f"more than {self.limit} requests in {self.period_seconds:g} seconds"
         return ApiError(429, message, headers if self.retry_after else None).response()
 
-    def _act_with(self, fault: Fault | None, request: Request) -> Generator[float, None, Delivery]:
+    def _act_with(self, fault: Fault | None, request: Request) -> Generator[float, None, Response]:
         if fault is None:
-            return Delivery(self._act(request))
+            return self._act(request)
         if fault.kind != "hang":
-            return fault.deliver(self._act(request) if fault.acts else Response(200))
+            return fault.apply(self._act(request) if fault.acts else Response(200))
         if not fault.acts:
             yield fault.hang_seconds
         response = self._act(request)
         if fault.acts:
             yield fault.hang_seconds
-        return Delivery(response)
+        return response
 
     def _act(self, request: Request) -> Response:
         with self._lock:
-            return self._app.respond(request)
+            return _respond(lambda: self._app.respond(request))
 
-    def with_date(self, delivery: Delivery) -> Delivery:
-        """Return a delivery with the Date header that every response has."""
-        if delivery.response is None:
-            return delivery
-        headers = {**delivery.response.headers, "date": format_datetime(self.clock.now(), usegmt=True)}
-        return replace(delivery, response=replace(delivery.response, headers=headers))
+    def dated(self, response: Response) -> Response:
+        """Return a response with the Date header that every response has."""
+        return replace(response, headers={**response.headers, "date": format_datetime(self.clock.now(), usegmt=True)})
+
+
+def _respond(act: Callable[[], Response]) -> Response:
+    """Return what an action returns, or the response to a request that it rejects."""
+    try:
+        return act()
+    except ApiError as error:
+        return error.response()
+    except SettingError as error:
+        return ApiError(400, str(error)).response()
+    except KeyError as error:
+        return ApiError(404, f"{error.args[0]!r} doesn't exist").response()

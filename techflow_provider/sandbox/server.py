@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import math
 import signal
 import sys
 import threading
@@ -15,14 +14,13 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from techflow_provider.sandbox.sandbox import Record, Sandbox
-from techflow_provider.sandbox.settings import Algorithm, ExecuteResponse, Outcome, RetryAfter, SettingError, Settings
+from techflow_provider.sandbox.settings import Algorithm, ExecuteResponse, Outcome, SettingError, Settings
 from techflow_provider.sandbox.sockets import names_this_machine
 from techflow_provider.sandbox.webhooks import Proof, Webhooks
 
 DEFAULT_PORT = 8765
 DEFAULT_KEY = "sandbox-key"
 EXPOSED = "Warning: anyone who can reach this address can use the default API key; choose another one with --key."
-MAX_PORT = 65535
 # The workflow in the reference's examples.
 DEFAULT_WORKFLOW = "wf_123=My Workflow"
 WORKFLOW_HELP = f"initial workflow, repeatable (default: {DEFAULT_WORKFLOW})"
@@ -52,14 +50,14 @@ def build_sandbox(options: argparse.Namespace) -> Sandbox:
 
     :raises SettingError: an option has an invalid value
     """
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    workflows = [text.partition("=") for text in given.pop("workflows_at_start", [DEFAULT_WORKFLOW])]
-    webhooks = Webhooks(**_select(Webhooks, given)) if "url" in given else None
-    return Sandbox(
-        **_select(Settings, given),
-        workflows_at_start={id_: name or id_ for id_, _, name in workflows if id_},
-        webhooks=webhooks,
-    )
+    given = vars(options)
+    workflows = [text.partition("=") for text in given.get("workflows_at_start", [DEFAULT_WORKFLOW])]
+    settings = _select(Settings, given) | {
+        "workflows_at_start": {id_: name or id_ for id_, _, name in workflows if id_}
+    }
+    if settings.get("retry_after") == "none":
+        settings["retry_after"] = False
+    return Sandbox(**settings, webhooks=Webhooks(**_select(Webhooks, given)) if "url" in given else None)
 
 
 def _select(settings: type[Settings | Webhooks], given: dict[str, Any]) -> dict[str, Any]:
@@ -77,17 +75,13 @@ def _run(sandbox: Sandbox, options: argparse.Namespace) -> int:
                 sandbox.on_request = _print_request
             _print(greeting(sandbox, url))
             done.wait()
-    except OSError as error:
-        sys.stderr.write(f"techflow-sandbox: {_explain(error, options)}\n")
+    except (OSError, OverflowError) as error:
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "it is in use; choose another with --port, or 0 for a free one" if in_use else error
+        sys.stderr.write(f"techflow-sandbox: cannot listen on port {options.port} of {options.host}: {reason}\n")
         return 1
     _print(f"Stopped after {sandbox.count()} requests.")
     return 0
-
-
-def _explain(error: OSError, options: argparse.Namespace) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {options.port} on {options.host} is in use; choose another with --port, or 0 for a free one"
-    return f"cannot listen on port {options.port} of {options.host}: {error.strerror or error}"
 
 
 def _print(text: str) -> None:
@@ -126,53 +120,23 @@ def greeting(sandbox: Sandbox, url: str) -> str:
     )
 
 
-def _number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if math.isnan(number):
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected a number")
-    return number
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected an integer") from error
-
-
-def _port(text: str) -> int:
-    port = _integer(text)
-    if not 0 <= port <= MAX_PORT:
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected a port from 0 to {MAX_PORT}")
-    return port
-
-
-def _retry_after(text: str) -> RetryAfter:
-    choices: dict[str, RetryAfter] = {"seconds": "seconds", "date": "date", "none": False}
-    if text not in choices:
-        raise argparse.ArgumentTypeError(f"received {text!r}, expected one of seconds, date, none")
-    return choices[text]
-
-
 def _one_of(choices: Any) -> dict[str, Any]:
     return {"metavar": "|".join(get_args(choices))}
 
 
-REPEATABLE: dict[str, Any] = {"action": "append", "default": None}
-RETRY_AFTER: dict[str, Any] = {"type": _retry_after, "default": "seconds", "metavar": "seconds|date|none"}
-INTEGER = {"type": _integer}
-SECONDS: dict[str, Any] = {"type": _number, "metavar": "SECONDS"}
-PROBABILITY: dict[str, Any] = {"type": _number, "metavar": "P"}
+REPEATABLE = {"action": "append"}
+SWITCH = {"action": "store_true"}
+INTEGER = {"type": int}
+SECONDS: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
+PROBABILITY: dict[str, Any] = {"type": float, "metavar": "P"}
+RETRY_AFTER: dict[str, Any] = {"choices": ("seconds", "date", "none"), "metavar": "seconds|date|none"}
 
-# By group: the flag, the field of Settings or Webhooks whose default it has, the help, and further arguments.
+# By group: the flag, the field of Settings or Webhooks that it sets, the help, and further arguments.
 OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
     "server": (
         ("--host", "host", "address to listen on", {"default": "127.0.0.1"}),
-        ("--port", "port", "port to listen on; 0 selects a free one", {"type": _port, "default": DEFAULT_PORT}),
-        ("--quiet", "quiet", "print no line per request", {"action": "store_true"}),
+        ("--port", "port", "port to listen on; 0 selects a free one", {**INTEGER, "default": DEFAULT_PORT}),
+        ("--quiet", "quiet", "print no line per request", {**SWITCH, "default": False}),
     ),
     "rate limit": (
         ("--key", "api_keys", "accepted API key, repeatable (default: sandbox-key)", {"metavar": "KEY", **REPEATABLE}),
@@ -180,7 +144,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
         ("--period", "period_seconds", "the period", SECONDS),
         ("--algorithm", "algorithm", "the algorithm that enforces the limit", _one_of(Algorithm)),
         ("--burst", "burst", "requests that token_bucket and gcra admit at once (default: the limit)", INTEGER),
-        ("--retry-after", "retry_after", "the Retry-After header of a 429", RETRY_AFTER),
+        ("--retry-after", "retry_after", "the Retry-After header of a 429 (default: seconds)", RETRY_AFTER),
     ),
     "workflows and executions": (
         ("--workflow", "workflows_at_start", WORKFLOW_HELP, {"metavar": "ID=NAME", **REPEATABLE}),
@@ -188,9 +152,8 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
         ("--outcome", "outcome", "final status of an execution", _one_of(Outcome)),
         ("--history-lag", "history_lag_seconds", "time until a started execution is in the history", SECONDS),
         ("--page-size", "page_size", "executions per page of the history (default: no pages)", INTEGER),
-        ("--etags", "etags", "send ETag and honour If-None-Match", {"action": "store_true"}),
+        ("--etags", "etags", "send ETag and honour If-None-Match", SWITCH),
         ("--execute-response", "execute_response", "body of the response to a start", _one_of(ExecuteResponse)),
-        ("--execute-answer", "execute_response", argparse.SUPPRESS, {"default": argparse.SUPPRESS}),
         ("--seed", "seed", "makes ids and probabilities reproducible", INTEGER),
     ),
     "webhooks": (
@@ -204,33 +167,27 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
         ("--webhook-forged", "forged", "probability that a forged webhook is also sent", PROBABILITY),
     ),
 }
-FLAGS = {name: flag for options in OPTIONS.values() for flag, name, *_ in reversed(options)}
+FLAGS = {name: flag for options in OPTIONS.values() for flag, name, *_ in options}
 DEFAULTS = {each.name: each.default for settings in (Settings, Webhooks) for each in fields(settings)}
-# Webhooks has no default URL; without one, no webhooks are sent.
-DEFAULTS["url"] = None
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that options have."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Return the parser of the command line, which leaves out the options that are not given."""
     parser = argparse.ArgumentParser(
         prog="techflow-sandbox",
         description="A local TechFlow: every call of the API reference, its errors and its rate limit.",
         epilog=EPILOG,
-        formatter_class=_HelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for flag, name, text, arguments in options:
-            default = {} if "action" in arguments else {"default": DEFAULTS.get(name)}
-            group.add_argument(flag, dest=name, help=text, **{**default, **arguments})
+            default = arguments.get("default", DEFAULTS.get(name))
+            is_shown = isinstance(default, int | float | str) and default not in {"", True, False}
+            group.add_argument(flag, dest=name, help=f"{text} (default: {default})" if is_shown else text, **arguments)
+    # Its name in version 0.1.0.
+    parser.add_argument("--execute-answer", dest="execute_response", help=argparse.SUPPRESS, **_one_of(ExecuteResponse))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The settings of a sandbox, and its clock.
+"""The settings of a sandbox, its clock, and how values are checked: a field's type says what it may be.
 
 Where TechFlow's reference leaves something open, a setting selects one of the plausible behaviours.
 """
@@ -7,21 +7,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal, TypeGuard, TypeVar, get_args
-
-if TYPE_CHECKING:
-    from techflow_provider.sandbox.webhooks import Webhooks
-
-Algorithm = Literal["fixed_window", "sliding_log", "sliding_counter", "token_bucket", "gcra"]
-Outcome = Literal["completed", "failed"]
-ExecuteResponse = Literal["execution", "wrapped", "id", "empty"]
-HistoryResponse = Literal["executions", "list", "data"]
-NextPage = Literal["link", "body"]
-Times = Literal["iso", "iso_seconds", "epoch"]
-RetryAfter = bool | Literal["seconds", "date"]
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 # Longer than any test, and short enough that every resulting date can be represented.
 LONGEST_SECONDS = 1_000_000_000.0
@@ -99,6 +89,104 @@ class SettingError(ValueError):
         return f"{self.name}: received {self.received!r}, expected {self.expected}"
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Restricts the values of a type, as its annotation.
+
+    :param expected: a description of valid values
+    :param allows: whether a value is valid
+    """
+
+    expected: str
+    allows: Callable[[Any], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_duration(value: Any) -> bool:
+    return _is_number(value) and (0 <= value <= LONGEST_SECONDS or value == math.inf)
+
+
+def _is_period(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= LONGEST_SECONDS
+
+
+def _is_probability(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+Count: TypeAlias = Annotated[int, Rule("an integer above 0", _is_count)]
+Seconds: TypeAlias = Annotated[float, Rule(f"a number of seconds from 0 up to {LONGEST_SECONDS:.0f}", _is_duration)]
+Period: TypeAlias = Annotated[float, Rule(f"a number of seconds above 0 up to {LONGEST_SECONDS:.0f}", _is_period)]
+Probability: TypeAlias = Annotated[float, Rule("a number from 0 to 1", _is_probability)]
+Text: TypeAlias = Annotated[str, Rule("a non-empty string", _is_text)]
+
+Algorithm = Literal["fixed_window", "sliding_log", "sliding_counter", "token_bucket", "gcra"]
+Outcome = Literal["completed", "failed"]
+ExecuteResponse = Literal["execution", "wrapped", "id", "empty"]
+NextPage = Literal["link", "body"]
+Times = Literal["iso", "iso_seconds", "epoch"]
+RetryAfter = bool | Literal["seconds", "date"]
+StatusWord = Literal["running", "completed", "failed", "active"]
+
+
+def check(name: str, value: object, hint: Any) -> None:
+    """Check a value by a type.
+
+    :raises SettingError: it isn't of the type
+    """
+    hints = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+    if value is None and NoneType in hints:
+        return
+    rules = [_rule(each) for each in hints if each is not NoneType]
+    if not any(rule.allows(value) for rule in rules):
+        raise SettingError(name, value, " or ".join(rule.expected for rule in rules))
+
+
+def _rule(hint: Any) -> Rule:
+    origin, arguments = get_origin(hint) or hint, get_args(hint)
+    if origin is Annotated:
+        rule: Rule = arguments[1]
+        return rule
+    if origin is Literal:
+        return Rule(f"one of {', '.join(arguments)}", lambda value: value in arguments)
+    return Rule(f"a value of the type {origin.__name__}", lambda value: isinstance(value, origin))
+
+
+def check_fields(settings: Any) -> None:
+    """Check the fields of a dataclass by their types.
+
+    :raises SettingError: a value is invalid
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    for each in fields(settings):
+        check(each.name, getattr(settings, each.name), hints[each.name])
+
+
+def from_json(kind: type[T], value: object) -> T:
+    """Build a dataclass, which checks its own fields, from JSON.
+
+    :raises SettingError: the value isn't an object, has an unknown field, or a value is invalid
+    """
+    name, known = kind.__name__.lower(), [each.name for each in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    if not isinstance(value, dict):
+        raise SettingError(name, value, f"an object with {', '.join(known)}")
+    for each in value:
+        if each not in known:
+            raise SettingError(name, each, f"one of {', '.join(known)}")
+    return kind(**value)
+
+
 @dataclass(kw_only=True, eq=False)
 class Settings:
     """The settings of a sandbox.
@@ -118,121 +206,38 @@ class Settings:
         (`started_at`, oldest first) the history honours
     :param etags: whether responses to GET have an ETag and If-None-Match is honoured
     :param execute_response: the body of the response to a start
-    :param history_response: the shape of the history: an object with `executions` or `data`, or a bare list
     :param times: the format of timestamps
     :param status_words: other words for the statuses `running`, `completed`, `failed`, and `active` of a workflow
     :param workflows_at_start: the initial workflows, as id and name
-    :param webhooks: where webhooks are sent while the sandbox is served; can be changed at any time
     :param seed: makes ids and the probabilities of faults reproducible
     :param clock: the clock of the sandbox
     :raises SettingError: a value is invalid
     """
 
     api_keys: Sequence[str] = field(default=("sandbox-key",), repr=False)
-    limit: int = 100
-    period_seconds: float = 60.0
+    limit: Count = 100
+    period_seconds: Period = 60.0
     algorithm: Algorithm = "fixed_window"
-    burst: int | None = None
+    burst: Count | None = None
     retry_after: RetryAfter = True
-    execution_seconds: float = 5.0
+    execution_seconds: Seconds = 5.0
     outcome: Outcome = "completed"
-    history_lag_seconds: float = 0.0
-    page_size: int | None = None
+    history_lag_seconds: Seconds = 0.0
+    page_size: Count | None = None
     next_page: NextPage = "link"
     history_filters: Collection[str] = ()
     etags: bool = False
     execute_response: ExecuteResponse = "execution"
-    history_response: HistoryResponse = "executions"
     times: Times = "iso"
     status_words: Mapping[str, str] = field(default_factory=dict)
     workflows_at_start: Mapping[str, str] = field(default_factory=dict)
-    webhooks: Webhooks | None = None
     seed: int | None = None
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        if isinstance(self.api_keys, str) or not self.api_keys or not all(self.api_keys):
-            received = type(self.api_keys).__name__ if self.api_keys else self.api_keys
-            raise SettingError("api_keys", received, "a sequence of non-empty strings")
-        check_count("limit", self.limit)
-        check_seconds("period_seconds", self.period_seconds, above_zero=True)
-        check_seconds("execution_seconds", self.execution_seconds)
-        check_seconds("history_lag_seconds", self.history_lag_seconds)
-        for name in ("burst", "page_size"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        self._check_choices()
-
-    def _check_choices(self) -> None:
-        check_choice("retry_after", self.retry_after, (True, False, "seconds", "date"))
-        check_choice("algorithm", self.algorithm, get_args(Algorithm))
-        check_choice("outcome", self.outcome, get_args(Outcome))
-        check_choice("next_page", self.next_page, get_args(NextPage))
-        check_choice("execute_response", self.execute_response, get_args(ExecuteResponse))
-        check_choice("history_response", self.history_response, get_args(HistoryResponse))
-        check_choice("times", self.times, get_args(Times))
+        check_fields(self)
         for word in self.status_words:
-            check_choice("status_words", word, ("running", "completed", "failed", "active"))
-
-
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Check that a value is one of the choices.
-
-    :raises SettingError: it isn't
-    """
-    if value not in choices:
-        raise SettingError(name, value, f"one of {', '.join(map(str, choices))}")
-
-
-def check_count(name: str, value: object) -> None:
-    """Check that a value is an integer above 0.
-
-    :raises SettingError: it isn't
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(name, value, "an integer above 0")
-
-
-def check_seconds(name: str, value: object, *, above_zero: bool = False) -> None:
-    """Check that a value is a duration in seconds; infinity is valid, unless the duration must be above 0.
-
-    :raises SettingError: it isn't
-    """
-    expected = f"a number of seconds {'above 0' if above_zero else 'from 0'} up to {LONGEST_SECONDS:.0f}"
-    allowed = _is_number(value) and (0 <= value <= LONGEST_SECONDS or value == math.inf)
-    if not allowed or (above_zero and value in (0, math.inf)):
-        raise SettingError(name, value, expected)
-
-
-def check_probability(name: str, value: object) -> None:
-    """Check that a value is a number from 0 to 1.
-
-    :raises SettingError: it isn't
-    """
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise SettingError(name, value, "a number from 0 to 1")
-
-
-def check_text(name: str, value: object) -> None:
-    """Check that a value is a string or None.
-
-    :raises SettingError: it isn't
-    """
-    if value is not None and not isinstance(value, str):
-        raise SettingError(name, value, "a string")
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def from_json(kind: type[T], name: str, value: Mapping[str, object]) -> T:
-    """Build a dataclass, which checks its own fields, from a JSON object.
-
-    :param name: what the object describes
-    :raises SettingError: it has an unknown field, or a value is invalid
-    """
-    known = [each.name for each in fields(kind)]  # type: ignore[arg-type]  # the kinds are dataclasses
-    for each in value:
-        check_choice(name, each, known)
-    return kind(**value)
+            check("status_words", word, StatusWord)
+        if isinstance(self.api_keys, str) or not self.api_keys or not all(self.api_keys):
+            # Keys don't appear in errors.
+            raise SettingError("api_keys", type(self.api_keys).__name__, "a sequence of non-empty strings")

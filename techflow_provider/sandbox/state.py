@@ -11,18 +11,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from typing import get_args
 
 from techflow_provider.sandbox.messages import Json, Object
-from techflow_provider.sandbox.settings import (
-    Clock,
-    Outcome,
-    SettingError,
-    check_choice,
-    check_seconds,
-    check_text,
-    from_json,
-)
+from techflow_provider.sandbox.settings import Clock, Outcome, Seconds, SettingError, check_fields
 
 DEFAULT_ERROR = "the sandbox is configured to let this execution fail"
 
@@ -37,25 +28,12 @@ class Plan:
     :raises SettingError: a value is invalid
     """
 
-    seconds: float | None = None
+    seconds: Seconds | None = None
     outcome: Outcome | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:
-        if self.seconds is not None:
-            check_seconds("seconds", self.seconds)
-        check_choice("outcome", self.outcome, (*get_args(Outcome), None))
-        check_text("error", self.error)
-
-    @classmethod
-    def read(cls, value: Json) -> Plan:
-        """Read a plan from JSON.
-
-        :raises SettingError: it isn't an object, has an unknown field, or a value is invalid
-        """
-        if not isinstance(value, dict):
-            raise SettingError("sandbox", value, "an object with seconds, outcome or error")
-        return from_json(cls, "sandbox", value)
+        check_fields(self)
 
     def with_defaults(self, general: Plan) -> Plan:
         """Return this plan, with missing fields taken from a more general one."""
@@ -103,7 +81,6 @@ class Event:
 @dataclass(slots=True)
 class _Run:
     execution: Execution
-    finishes_at: datetime | None
     outcome: Outcome
     error: str | None
 
@@ -185,11 +162,10 @@ class State:
         plan = (plan or Plan()).with_defaults(self._plans.get(workflow_id, Plan())).with_defaults(self._default)
         now = self._clock.now()
         execution = Execution(self._new_id("exec"), workflow_id, "running", now, None, None, payload)
-        seconds = math.inf if plan.seconds is None else plan.seconds
-        finishes_at = None if seconds == math.inf else now + timedelta(seconds=seconds)
-        self._runs[execution.id] = _Run(execution, finishes_at, plan.outcome or "completed", plan.error)
+        self._runs[execution.id] = _Run(execution, plan.outcome or "completed", plan.error)
         self._add_event("execution.started", workflow_id, execution.id)
-        self._schedule_finish(execution.id)
+        if plan.seconds is not None and plan.seconds < math.inf:
+            heapq.heappush(self._schedule, (now + timedelta(seconds=plan.seconds), execution.id))
         return self.execution(execution.id)
 
     def execution(self, execution_id: str) -> Execution:
@@ -219,18 +195,12 @@ class State:
         run = self._runs[execution_id]
         run.outcome = plan.outcome or run.outcome
         run.error = error or run.error
-        run.finishes_at = self._clock.now()
-        self._schedule_finish(execution_id)
-        return self.execution(execution_id)
+        self._complete(run, self._clock.now())
+        return run.execution
 
     def _add_event(self, name: str, workflow_id: str, execution_id: str | None = None) -> None:
         self._update()
         self._events.append(Event(name, self._clock.now(), workflow_id, execution_id))
-
-    def _schedule_finish(self, execution_id: str) -> None:
-        finishes_at = self._runs[execution_id].finishes_at
-        if finishes_at is not None:
-            heapq.heappush(self._schedule, (finishes_at, execution_id))
 
     def _update(self) -> None:
         """Finish the executions whose time has come, in order."""

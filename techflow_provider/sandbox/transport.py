@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 import httpx
 
-from techflow_provider.sandbox.messages import Delivery, Request, join_headers
+from techflow_provider.sandbox.messages import Request, Response
 from techflow_provider.sandbox.settings import Clock
 
-Handle = Callable[[Request], Generator[float, None, Delivery]]
+Handle = Callable[[Request], Generator[float, None, Response]]
 
 BROKEN: dict[str, tuple[type[httpx.TransportError], str]] = {
     "reset": (httpx.ReadError, "[Errno 104] Connection reset by peer"),
@@ -37,16 +37,20 @@ class SandboxTransport(httpx.MockTransport):
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
         timeout = _ReadTimeout(request, self._clock)
-        headers = join_headers(iter(request.headers.multi_items()))
-        steps = self._handle(Request(request.method, request.url.raw_path.decode("ascii"), headers, request.content))
+        target = request.url.raw_path.decode("ascii")
+        steps = self._handle(Request(request.method, target, request.headers, request.content))
         try:
             while True:
                 timeout.wait(next(steps))
         except StopIteration as stop:
-            delivery: Delivery = stop.value
+            response: Response = stop.value
         finally:
             steps.close()
-        return _response(delivery, request, timeout)
+        if response.status is None:
+            error, message = BROKEN[response.broken]
+            raise error(message, request=request)
+        headers = {**response.headers, "content-length": str(response.length)}
+        return httpx.Response(response.status, headers=headers, stream=_Body(response, timeout), request=request)
 
 
 class _ReadTimeout:
@@ -54,7 +58,7 @@ class _ReadTimeout:
 
     def __init__(self, request: httpx.Request, clock: Clock) -> None:
         seconds = request.extensions.get("timeout", {}).get("read")
-        self._request = request
+        self.request = request
         self._clock = clock
         self._seconds = math.inf if seconds is None else float(seconds)
 
@@ -65,39 +69,24 @@ class _ReadTimeout:
         # An infinite wait without a timeout cannot be simulated in-process, so it raises, too.
         if self._seconds < math.inf:
             self._clock.elapse(self._seconds)
-        raise httpx.ReadTimeout("The read operation timed out", request=self._request)
+        raise httpx.ReadTimeout("The read operation timed out", request=self.request)
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body that arrives as it would over a socket."""
 
-    def __init__(self, delivery: Delivery, request: httpx.Request, timeout: _ReadTimeout) -> None:
-        self._delivery = delivery
-        self._request = request
+    def __init__(self, response: Response, timeout: _ReadTimeout) -> None:
+        self._response = response
         self._timeout = timeout
 
     def __iter__(self) -> Iterator[bytes]:
-        received = 0
-        for chunk in self._delivery.chunks():
-            self._timeout.wait(self._delivery.drip_interval_seconds)
-            received += len(chunk)
+        for chunk in self._response.chunks():
+            self._timeout.wait(self._response.drip_interval_seconds)
             yield chunk
-        if self._delivery.missing_bytes:
-            message = (
-                "peer closed connection without sending complete message body "
-                f"(received {received} bytes, expected {self._delivery.length})"
-            )
-            raise httpx.RemoteProtocolError(message, request=self._request)
+        if self._response.missing_bytes:
+            message = f"peer closed connection without sending {self._response.missing_bytes} bytes of the message body"
+            raise httpx.RemoteProtocolError(message, request=self._timeout.request)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self:
             yield chunk
-
-
-def _response(delivery: Delivery, request: httpx.Request, timeout: _ReadTimeout) -> httpx.Response:
-    response = delivery.response
-    if response is None:
-        error, message = BROKEN[delivery.broken]
-        raise error(message, request=request)
-    headers = {**response.headers, "content-length": str(delivery.length)}
-    return httpx.Response(response.status, headers=headers, stream=_Body(delivery, request, timeout), request=request)

@@ -10,12 +10,13 @@ import binascii
 import hashlib
 import heapq
 import hmac
+import itertools
 import json
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
@@ -25,14 +26,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from techflow_provider.sandbox.messages import Json, Object
-from techflow_provider.sandbox.settings import (
-    SettingError,
-    check_choice,
-    check_probability,
-    check_seconds,
-    from_json,
-)
+from techflow_provider.sandbox.messages import Object
+from techflow_provider.sandbox.settings import Probability, Seconds, SettingError, Text, check, check_fields
 from techflow_provider.sandbox.state import Event
 
 EventName = Literal[
@@ -70,45 +65,28 @@ class Webhooks:
     :raises SettingError: a value is invalid
     """
 
-    url: str = field(repr=False)
+    url: str = field(default="", repr=False)
     _: KW_ONLY
-    secret: str | None = field(default=None, repr=False)
+    secret: Text | None = field(default=None, repr=False)
     proof: Proof = "signature"
     events: Sequence[str] = get_args(EventName)
-    delay_seconds: float = 0.0
-    jitter_seconds: float = 0.0
-    loss: float = 0.0
-    duplicates: float = 0.0
-    forged: float = 0.0
+    delay_seconds: Seconds = 0.0
+    jitter_seconds: Seconds = 0.0
+    loss: Probability = 0.0
+    duplicates: Probability = 0.0
+    forged: Probability = 0.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url) if isinstance(self.url, str) else None
-        if parts is None or parts.scheme not in ("http", "https") or not parts.netloc:
+        check_fields(self)
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise SettingError("url", self.url, "an http or https URL")
-        if self.secret is not None and (not isinstance(self.secret, str) or not self.secret):
-            raise SettingError("secret", type(self.secret).__name__, "a non-empty string")
-        self._check_key()
-        check_choice("proof", self.proof, get_args(Proof))
         for event in self.events:
-            check_choice("events", event, get_args(EventName))
-        for name in ("delay_seconds", "jitter_seconds"):
-            check_seconds(name, getattr(self, name))
-        for name in ("loss", "duplicates", "forged"):
-            check_probability(name, getattr(self, name))
-
-    def _check_key(self) -> None:
+            check("events", event, EventName)
         try:
             _key(self.secret or "")
         except binascii.Error as error:
             raise SettingError("secret", f"{KEY_PREFIX}…", f"base64 after {KEY_PREFIX}") from error
-
-    @classmethod
-    def read(cls, value: Mapping[str, Json]) -> Webhooks:
-        """Read webhooks from JSON.
-
-        :raises SettingError: it has an unknown field, or a value is invalid
-        """
-        return from_json(cls, "webhooks", {"url": None, **value})
 
     def request(self, delivery_id: str, at: float, body: bytes, *, forged: bool = False) -> httpx.Request:
         """Return the request for a body.
@@ -116,17 +94,14 @@ class Webhooks:
         :param at: seconds since 1970
         :param forged: whether its proof should be wrong
         """
-        headers = {"content-type": "application/json", "webhook-id": delivery_id}
+        url, headers = self.url, {"content-type": "application/json", "webhook-id": delivery_id}
         secret = f"not-{self.secret}"[::-1] if forged else self.secret
-        if secret is None:
-            return httpx.Request("POST", self.url, headers=headers, content=body)
-        if self.proof == "token":
-            separator = "&" if urlsplit(self.url).query else "?"
-            url = f"{self.url}{separator}token={quote(secret, safe='')}"
-            return httpx.Request("POST", url, headers=headers, content=body)
-        headers["webhook-timestamp"] = str(int(at))
-        headers["webhook-signature"] = _signature(secret, delivery_id, int(at), body)
-        return httpx.Request("POST", self.url, headers=headers, content=body)
+        if secret is not None and self.proof == "token":
+            url = f"{url}{'&' if urlsplit(url).query else '?'}token={quote(secret, safe='')}"
+        elif secret is not None:
+            headers["webhook-timestamp"] = str(int(at))
+            headers["webhook-signature"] = _signature(secret, delivery_id, int(at), body)
+        return httpx.Request("POST", url, headers=headers, content=body)
 
 
 def _key(secret: str) -> bytes:
@@ -174,22 +149,6 @@ class WebhookDelivery:
         return json.dumps({"id": self.id, "event": self.event, "created_at": happened_at, "data": data}).encode()
 
 
-def deliveries_of(webhooks: Webhooks, source: random.Random) -> list[tuple[DeliveryKind, float]]:
-    """Choose the deliveries of one event, and how many seconds after the event each is sent."""
-
-    def delay() -> float:
-        return webhooks.delay_seconds + source.random() * webhooks.jitter_seconds
-
-    if source.random() < webhooks.loss:
-        return [("lost", 0.0)]
-    sent: list[tuple[DeliveryKind, float]] = [("genuine", delay())]
-    if source.random() < webhooks.duplicates:
-        sent.append(("duplicate", delay()))
-    if source.random() < webhooks.forged:
-        sent.append(("forged", delay()))
-    return sent
-
-
 class WebhookQueue:
     """The webhooks that wait to be sent, and the results of those that were. Not thread-safe by itself.
 
@@ -199,25 +158,29 @@ class WebhookQueue:
     def __init__(self, seed: int | None) -> None:
         self._random = random.Random(seed)  # noqa: S311  # not for secrets
         self._waiting: list[tuple[float, int, Webhooks, WebhookDelivery]] = []
-        self._completed: deque[WebhookDelivery] = deque(maxlen=MAX_DELIVERIES)
-        self._count = 0
+        self._count = itertools.count()
+        self.completed: deque[WebhookDelivery] = deque(maxlen=MAX_DELIVERIES)
 
     def add(self, webhooks: Webhooks, event: Event, now: float) -> None:
-        """Queue the webhooks of an event.
+        """Queue the webhooks of an event, in so far as they are not lost.
 
         :param now: seconds on the sandbox's clock
         """
         if event.name not in webhooks.events:
             return
-        delivery_id = f"msg_{self._random.getrandbits(64):016x}"
-        for kind, delay in deliveries_of(webhooks, self._random):
-            id_ = f"{delivery_id}_forged" if kind == "forged" else delivery_id
-            delivery = WebhookDelivery(id_, event.name, event.workflow_id, event.execution_id, kind, event.at)
-            if kind == "lost":
-                self.complete(delivery)
-                continue
-            self._count += 1
-            heapq.heappush(self._waiting, (now + delay, self._count, webhooks, delivery))
+        id_ = f"msg_{self._random.getrandbits(64):016x}"
+        genuine = WebhookDelivery(id_, event.name, event.workflow_id, event.execution_id, "genuine", event.at)
+        if self._random.random() < webhooks.loss:
+            self.completed.append(replace(genuine, kind="lost"))
+            return
+        deliveries = [genuine]
+        if self._random.random() < webhooks.duplicates:
+            deliveries.append(replace(genuine, kind="duplicate"))
+        if self._random.random() < webhooks.forged:
+            deliveries.append(replace(genuine, kind="forged", id=f"{id_}_forged"))
+        for delivery in deliveries:
+            due_at = now + webhooks.delay_seconds + self._random.random() * webhooks.jitter_seconds
+            heapq.heappush(self._waiting, (due_at, next(self._count), webhooks, delivery))
 
     def due(self, now: float) -> list[tuple[Webhooks, WebhookDelivery]]:
         """Remove and return what has to be sent now."""
@@ -226,16 +189,8 @@ class WebhookQueue:
             due.append(heapq.heappop(self._waiting)[2:])
         return due
 
-    def complete(self, delivery: WebhookDelivery) -> None:
-        """Keep the result of a delivery."""
-        self._completed.append(delivery)
 
-    def completed(self) -> tuple[WebhookDelivery, ...]:
-        """Return the latest results, oldest first."""
-        return tuple(self._completed)
-
-
-class WebhookSender:
+class WebhookSender(threading.Thread):
     """Sends webhooks from its own threads.
 
     :param due: removes and returns the deliveries that are due
@@ -249,27 +204,24 @@ class WebhookSender:
         complete: Callable[[WebhookDelivery], None],
         now: Callable[[], datetime],
     ) -> None:
+        super().__init__(name="sandbox-webhooks", daemon=True)
         self._due = due
         self._complete = complete
         self._now = now
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sandbox-webhooks", daemon=True)
-
-    def start(self) -> None:
-        """Start sending."""
-        self._thread.start()
 
     def stop(self) -> None:
         """Stop sending, within a bounded time."""
         self._stopping.set()
-        self._thread.join(STOP_TIMEOUT_SECONDS)
+        self.join(STOP_TIMEOUT_SECONDS)
 
     @cached_property
     def _client(self) -> httpx.Client:
         # No proxy: webhooks of a local TechFlow are sent to this machine or its network.
         return httpx.Client(timeout=SEND_TIMEOUT_SECONDS, trust_env=False)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Send what is due until it is stopped."""
         threads = ThreadPoolExecutor(SENDER_THREADS, "sandbox-webhook")
         while not self._stopping.wait(POLL_SECONDS):
             for webhooks, delivery in self._due():

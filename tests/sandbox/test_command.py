@@ -91,7 +91,7 @@ def build(*arguments: str) -> Sandbox:
 
 
 def test_without_options_the_sandbox_has_its_default_settings():
-    assert settings(build()) == settings(Sandbox(retry_after="seconds", workflows_at_start={"wf_123": "My Workflow"}))
+    assert settings(build()) == settings(Sandbox(workflows_at_start={"wf_123": "My Workflow"}))
 
 
 def settings(sandbox: Sandbox) -> dict[str, Any]:
@@ -146,22 +146,28 @@ def test_a_port_in_use_is_named(sandbox, capsys, monkeypatch):
         port = httpx.URL(url).port
         assert main(["--port", str(port)]) == 1
     assert capsys.readouterr().err == (
-        f"techflow-sandbox: port {port} on 127.0.0.1 is in use; choose another with --port, or 0 for a free one\n"
+        f"techflow-sandbox: cannot listen on port {port} of 127.0.0.1: it is in use; choose another with --port, "
+        "or 0 for a free one\n"
     )
+
+
+def test_a_port_that_does_not_exist_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main(["--port", "70000"]) == 1
+    assert "cannot listen on port 70000 of 127.0.0.1: bind(): port must be 0-65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "http"], "argument --port: received 'http', expected an integer"),
-        (["--port", "70000"], "argument --port: received '70000', expected a port from 0 to 65535"),
+        (["--port", "http"], "argument --port: invalid int value: 'http'"),
         (["--limit", "0"], "argument --limit: received 0, expected an integer above 0"),
-        (["--period", "nan"], "argument --period: received 'nan', expected a number"),
+        (["--period", "nan"], "argument --period: received nan, expected a number"),
         (["--period", "0"], "argument --period: received 0.0, expected a number of seconds above 0"),
         (["--algorithm", "fair"], "argument --algorithm: received 'fair', expected one of fixed_window"),
         (["--outcome", "won"], "argument --outcome: received 'won', expected one of completed, failed"),
         (["--history-lag", "-1"], "argument --history-lag: received -1.0"),
-        (["--retry-after", "soon"], "argument --retry-after: received 'soon', expected one of seconds, date, none"),
+        (["--retry-after", "soon"], "argument --retry-after: invalid choice: 'soon'"),
         (["--page-size", "0"], "argument --page-size: received 0"),
         (["--execute-answer", "x"], "argument --execute-response: received 'x'"),
         (["--key", ""], "argument --key: received"),

@@ -138,7 +138,7 @@ def test_only_loopback_addresses_are_local(address, local):
     [
         ("faults", {"kind": "fire"}, "kind: received 'fire', expected one of status, hang"),
         ("faults", {"color": "red"}, "fault: received 'color'"),
-        ("plan", {"seconds": 1}, "workflow_id: received None, expected a string"),
+        ("plan", {"seconds": 1}, "workflow_id: received None, expected a value of the type str"),
         ("plan", {"workflow_id": "w", "seconds": "1"}, "seconds: received '1'"),
         ("plan", [], "the body must be a JSON object"),
     ],
@@ -194,6 +194,7 @@ def test_requests_are_counted_by_method_path_and_status(local, sandbox):
 
 def test_counters_include_requests_whose_records_were_dropped(local, sandbox, monkeypatch):
     monkeypatch.setattr(sandbox_module, "MAX_RECORDS", 3)
+    sandbox.reset()
     for _ in range(5):
         local.get("/executions")
     assert len(sandbox.requests) == 3

@@ -203,14 +203,6 @@ def test_a_start_may_return_an_empty_body(api, sandbox, workflow_id):
     assert len(sandbox.executions) == 1
 
 
-def test_the_history_may_have_other_shapes(local, sandbox, workflow_id):
-    sandbox.start(workflow_id)
-    sandbox.history_response = "list"
-    assert isinstance(local.get("/executions").json(), list)
-    sandbox.history_response = "data"
-    assert set(local.get("/executions").json()) == {"data"}
-
-
 def test_times_and_statuses_may_have_other_formats(local, sandbox, clock, workflow_id):
     clock.advance(0.25)
     sandbox.start(workflow_id)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from techflow_provider.sandbox import Fault, ManualClock, Sandbox, SettingError
+from techflow_provider.sandbox.settings import from_json
 from tests.sandbox.conftest import TIMEOUT_SECONDS, client_of, wait_until
 
 BROKEN = [
@@ -189,8 +190,7 @@ def test_a_path_is_a_glob(local, sandbox, glob, matches):
 
 
 def test_the_old_name_of_a_fault_is_accepted():
-    assert Fault("lost_answer") == Fault.read({"kind": "lost_answer"}) == Fault("lost_response")
-    assert Fault("lost_answer").to_dict()["kind"] == "lost_response"
+    assert Fault("lost_answer") == from_json(Fault, {"kind": "lost_answer"}) == Fault("lost_response")
 
 
 def test_a_seed_makes_probabilities_reproducible():
@@ -238,5 +238,5 @@ def test_faults_apply_only_after_authentication_and_the_rate_limit(clock, api_ke
 )
 def test_an_invalid_fault_is_reported_with_what_was_received_and_what_was_expected(fields, name):
     with pytest.raises(SettingError) as caught:
-        Fault.read(fields)
+        from_json(Fault, fields)
     assert str(caught.value).startswith(f"{name}: received ")

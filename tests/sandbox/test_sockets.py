@@ -67,21 +67,13 @@ def test_requests_may_be_pipelined(address, api_key):
     assert exchange(address, one + last).count(b"HTTP/1.1 200 OK") == 2
 
 
-def test_a_chunked_body_is_read(address, sandbox, api_key):
-    body = b'6;x=y\r\n{"name\r\n7\r\n": "n"}\r\n0\r\nTrailer: 1\r\n\r\n'
-    response = exchange(address, post(api_key, b"Transfer-Encoding: chunked", b"Connection: close", body=body))
-    assert response.startswith(b"HTTP/1.1 200 ")
-    assert sandbox.workflows[0]["name"] == "n"
-
-
 @pytest.mark.parametrize(
     ("header", "body"),
     [
         (b"Content-Length: x", b""),
         (b"Content-Length: -1", b""),
         (b"Content-Length: 99999999999", b""),
-        (b"Transfer-Encoding: chunked", b"xyz\r\n"),
-        (b"Transfer-Encoding: chunked", b"fffffff\r\n"),
+        (b"Transfer-Encoding: chunked", b'd\r\n{"name": "n"}\r\n0\r\n\r\n'),
     ],
 )
 def test_an_invalid_body_length_is_a_bad_request(address, sandbox, api_key, header, body):

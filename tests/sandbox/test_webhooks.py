@@ -15,6 +15,7 @@ import pytest
 
 from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
 from techflow_provider.sandbox import ManualClock, Sandbox, SettingError, WebhookDelivery, Webhooks
+from techflow_provider.sandbox.settings import from_json
 from tests.sandbox.conftest import client_of, wait_until
 
 SECRET = "secret-of-the-sandbox-tests"
@@ -163,7 +164,7 @@ def test_another_process_configures_webhooks_and_reads_the_deliveries(sandbox, l
 )
 def test_invalid_webhooks_are_rejected(fields):
     with pytest.raises(SettingError):
-        Webhooks.read(fields)
+        from_json(Webhooks, fields)
 
 
 def test_a_secret_is_not_shown():
