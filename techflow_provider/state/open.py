@@ -45,21 +45,19 @@ def open_store(state_url: str, file_mode: int = PRIVATE_MODE) -> Store:
 def fallback_store() -> Store:
     """Return the store that this user's processes on this host share while their own store can't be used."""
     from techflow_provider.state.sqlite import SqliteStore
-    from techflow_provider.state.state_file import StateFile
 
     folder = Path(tempfile.gettempdir()) / f"airflow-techflow-{os.geteuid()}"
-    return SqliteStore(StateFile(folder / "fallback.sqlite", private=True))
+    return SqliteStore(folder / "fallback.sqlite", private=True)
 
 
 def _sqlite(path: str, received: str, mode: int) -> Store:
     from techflow_provider.state.sqlite import SqliteStore
-    from techflow_provider.state.state_file import StateFile
 
     file = Path(path).expanduser()
     if not file.is_absolute() or "\0" in path or path.endswith("/") or "?" in path:
         # Something that isn't a path may be a mistyped URL with a password.
         raise StateUrlError("a URL or path that is not absolute" if "@" in received else repr(received))
-    return SqliteStore(StateFile(file, mode=mode))
+    return SqliteStore(file, mode=mode)
 
 
 def _redis(url: str) -> Store:

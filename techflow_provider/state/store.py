@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-# How long a file's lock is waited for: on a busy host, those who hold it may wait for the processor.
-STORE_TIMEOUT_SECONDS = 15.0
 # The entry that holds a budget. Its text has times of the store's clock, so a store whose clock starts anew deletes it.
 BUDGET_NAME = "budget"
 

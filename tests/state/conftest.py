@@ -25,7 +25,6 @@ from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store
 from tests.servers import Postgres
 from tests.state.state_api import DEPLOYMENT_SIGNER, URL, serve
@@ -183,7 +182,7 @@ def _make(request: pytest.FixtureRequest, clock: Clock) -> Store:
     if request.param == "memory":
         return MemoryStore(clock)
     if request.param == "sqlite":
-        return SqliteStore(StateFile(request.getfixturevalue("sqlite_path")), clock)
+        return SqliteStore(request.getfixturevalue("sqlite_path"), clock=clock)
     if request.param in ("sql", "postgresql"):
         return SqlStore(_sql_url(request), clock=clock)
     if request.param == "http":

@@ -12,7 +12,6 @@ from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.migration import migrate
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import BUDGET_NAME, StoreError, Write, read_only
 
 
@@ -23,7 +22,7 @@ def write(store: SqliteStore | MemoryStore, namespace: str, name: str, value: st
 @pytest.fixture
 def file(sqlite_path: Path) -> SqliteStore:
     """A file with a record and a claim of one account, its budget, and a record of another account."""
-    store = SqliteStore(StateFile(sqlite_path))
+    store = SqliteStore(sqlite_path)
     for namespace, name in (("one/attempts", "task"), ("one/claims", "exec_1"), ("two/attempts", "task")):
         write(store, namespace, name, namespace)
     SharedBudget(store, "one").reserve(RequestClass.COMMAND, 1.0)
@@ -62,6 +61,6 @@ def test_it_begins_anew_where_the_store_fails_in_between(file, store):
 
 
 def test_a_file_without_records_is_left_alone(sqlite_path, store):
-    file = SqliteStore(StateFile(sqlite_path))
+    file = SqliteStore(sqlite_path)
     assert migrate(file, store, "one") == 0
     assert file.entries("migrated") == []

@@ -13,7 +13,6 @@ import pytest
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.gcra import Policy
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Store, StoreError, read_only
 from tests.state.conftest import in_fork, in_threads
 from tests.state.worker import BUSY_TIMEOUT_SECONDS, store_with_long_timeout
@@ -92,7 +91,7 @@ class TestAProcessInsideATransaction:
     def test_a_killed_one_blocks_no_other_and_leaves_nothing_half_done(self, holder, sqlite_path, key):
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-        store = SqliteStore(StateFile(sqlite_path, BUSY_TIMEOUT_SECONDS))
+        store = SqliteStore(sqlite_path, BUSY_TIMEOUT_SECONDS)
         budget = SharedBudget(store, key)
         assert budget.reserve(COMMAND, 1e9).granted
         assert budget.snapshot().shared
@@ -100,7 +99,7 @@ class TestAProcessInsideATransaction:
 
     def test_a_stopped_one_leaves_others_a_share_of_the_limit_until_it_ends(self, holder, sqlite_path, key, clock):
         holder.send_signal(signal.SIGSTOP)
-        store = SqliteStore(StateFile(sqlite_path, timeout_seconds=0.05))
+        store = SqliteStore(sqlite_path, timeout_seconds=0.05)
         with pytest.raises(StoreError, match="locked"):
             store.update(key, "a", lambda *_: (None, None))
         budget = SharedBudget(store, key, clock=clock)
@@ -110,12 +109,12 @@ class TestAProcessInsideATransaction:
         holder.wait()
         store.close()
         clock.advance(2)
-        patient = SharedBudget(SqliteStore(StateFile(sqlite_path, BUSY_TIMEOUT_SECONDS)), key, clock=clock)
+        patient = SharedBudget(SqliteStore(sqlite_path, BUSY_TIMEOUT_SECONDS), key, clock=clock)
         assert patient.reserve(COMMAND, 1e9).granted
         assert patient.snapshot().shared
 
     def test_reading_needs_no_lock(self, sqlite_path, worker, key):
-        store = SqliteStore(StateFile(sqlite_path, timeout_seconds=0.05))
+        store = SqliteStore(sqlite_path, timeout_seconds=0.05)
         assert store.entries(key) == []
         holder = worker("hold", str(sqlite_path))
         assert holder.stdout.readline() == "ready\n"

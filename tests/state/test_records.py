@@ -8,7 +8,6 @@ import pytest
 
 from techflow_provider.state.records import Records
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Write
 
 entries = SqliteStore.entries
@@ -37,7 +36,7 @@ def test_a_wake_up_counter_that_can_not_be_read_begins_anew(store, key, records)
 
 
 def test_a_process_reads_all_wake_up_counters_at_most_once_a_second(sqlite_path, monkeypatch):
-    stores = [SqliteStore(StateFile(sqlite_path)) for _ in range(3)]
+    stores = [SqliteStore(sqlite_path) for _ in range(3)]
     now: list[float] = [1000.0]
     reads: Counter[str] = Counter()
     monkeypatch.setattr("techflow_provider.state.records.time.monotonic", lambda: now[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import resource
@@ -20,7 +19,6 @@ from techflow_provider.state.gcra import Policy
 from techflow_provider.state.open import fallback_store
 from techflow_provider.state.records import Records
 from techflow_provider.state.sqlite import SqliteStore, boot_id
-from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Entry, StoreError, Write
 from tests.state.conftest import in_fork
 
@@ -29,13 +27,8 @@ POLICY = Policy.of(100, 6)
 
 
 @pytest.fixture
-def file(sqlite_path: Path) -> StateFile:
-    return StateFile(sqlite_path)
-
-
-@pytest.fixture
-def sqlite(file, clock) -> Iterator[SqliteStore]:
-    store = SqliteStore(file, clock)
+def sqlite(sqlite_path, clock) -> Iterator[SqliteStore]:
+    store = SqliteStore(sqlite_path, clock=clock)
     yield store
     store.close()
 
@@ -107,7 +100,7 @@ class TestFile:
             os.setgroups([group])
             os.setgid(user)
             os.setuid(user)
-            return notify(SqliteStore(StateFile(path, mode=0o660)))
+            return notify(SqliteStore(path, mode=0o660))
 
         assert [in_fork(partial(count_as, user)) for user in (30001, 30002, 30001)] == [1, 2, 3]
 
@@ -164,7 +157,7 @@ class TestCorruptFile:
         content = bytearray(sqlite_path.read_bytes())
         content[4096:] = b"\xff" * (len(content) - 4096)
         sqlite_path.write_bytes(content)
-        other = SqliteStore(StateFile(sqlite_path), clock)
+        other = SqliteStore(sqlite_path, clock=clock)
         budgets = [SharedBudget(store, "key", clock=clock) for store in (sqlite, other, sqlite)]
         reservations = [budget.reserve(COMMAND, 1e9) for budget in budgets]
         assert all(budget.snapshot().shared for budget in budgets)
@@ -173,11 +166,10 @@ class TestCorruptFile:
         other.close()
 
     def test_another_process_that_has_it_open_moves_on_to_the_new_one(self, sqlite, sqlite_path, clock):
-        other = SqliteStore(StateFile(sqlite_path), clock)
+        other = SqliteStore(sqlite_path, clock=clock)
         notify(sqlite)
         notify(other)
-        with sqlite._file._file_lock(fcntl.LOCK_EX):
-            sqlite._file._quarantine(sqlite._file._present_file())
+        sqlite._quarantine()
         assert [notify(sqlite), notify(other), Records(sqlite, "key").wakeups()] == [1, 2, 2]
         other.close()
 
@@ -194,10 +186,10 @@ class TestNoRoom:
 
     def test_a_path_below_a_file_can_not_be_created(self, tmp_path, clock):
         (tmp_path / "file").touch()
-        self.uses_a_share(SqliteStore(StateFile(tmp_path / "file" / "state.sqlite"), clock), clock)
+        self.uses_a_share(SqliteStore(tmp_path / "file" / "state.sqlite", clock=clock), clock)
 
     def test_a_folder_that_can_not_be_written(self, clock):
-        self.uses_a_share(SqliteStore(StateFile(Path("/proc/self/state.sqlite")), clock), clock)
+        self.uses_a_share(SqliteStore(Path("/proc/self/state.sqlite"), clock=clock), clock)
 
     def test_a_full_disk(self, sqlite, clock):
         notify(sqlite)
@@ -214,36 +206,35 @@ class TestNoRoom:
 class TestReboot:
     """Times of another boot mean nothing: budgets begin anew, and so does the time of records."""
 
-    def reboot(self, file: StateFile, clock, now: float = 5.0) -> SqliteStore:
-        file.close()
+    def reboot(self, before: SqliteStore, clock, now: float = 5.0) -> SqliteStore:
+        before.close()
         clock.now = now
-        return SqliteStore(file, clock, lambda: "the next boot")
+        return SqliteStore(Path(before.location), clock=clock, boot=lambda: "the next boot")
 
     @pytest.mark.parametrize("now", [5.0, 1e6])
-    def test_a_budget_begins_exhausted_and_is_not_stuck(self, sqlite, file, clock, now):
+    def test_a_budget_begins_exhausted_and_is_not_stuck(self, sqlite, clock, now):
         before = SharedBudget(sqlite, "key", clock=clock)
         for _ in range(50):
             held = before.reserve(COMMAND, 1e9)
-        budget = SharedBudget(self.reboot(file, clock, now), "key", clock=clock)
+        budget = SharedBudget(self.reboot(sqlite, clock, now), "key", clock=clock)
         reservation = budget.reserve(COMMAND, 1e9, held)
         assert not reservation.may_send
         assert reservation.wait_seconds == pytest.approx(POLICY.rate_of(1).interval_seconds)
         assert sum(budget.snapshot().used.values()) == 0
 
-    def test_records_are_kept_and_their_time_begins_anew(self, sqlite, file, clock):
+    def test_records_are_kept_and_their_time_begins_anew(self, sqlite, clock):
         sqlite.update("space", "a", lambda *_: (Write("1", 60.0), None))
         clock.advance(50)
-        after = self.reboot(file, clock)
+        after = self.reboot(sqlite, clock)
         assert after.entries("space") == [Entry("a", "1", 0.0)]
         clock.advance(59)
         assert [entry.value for entry in after.entries("space")] == ["1"]
 
-    def test_hosts_that_take_turns_with_one_file_are_refused(self, sqlite, file, clock):
+    def test_hosts_that_take_turns_with_one_file_are_refused(self, sqlite, clock):
         notify(sqlite)
-        assert notify(self.reboot(file, clock)) == 2
-        file.close()
+        assert notify(self.reboot(sqlite, clock)) == 2
         with pytest.raises(StoreError, match="several hosts or virtual machines"):
-            notify(SqliteStore(file, clock))
+            notify(sqlite)
 
     def test_the_present_boot_has_a_name(self):
         assert boot_id() == boot_id() != ""

@@ -12,7 +12,6 @@ from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.state_file import StateFile
 from techflow_provider.state.store import Entry, Store, Write
 
 # Only bounds a hang.
@@ -23,7 +22,7 @@ def store_with_long_timeout(state_url: str) -> Store:
     """Open a store that waits as long for others as a busy machine may need."""
     scheme, _, path = state_url.partition("://")
     if scheme == "sqlite":
-        return SqliteStore(StateFile(Path(path.removeprefix("/")), BUSY_TIMEOUT_SECONDS))
+        return SqliteStore(Path(path.removeprefix("/")), BUSY_TIMEOUT_SECONDS)
     if scheme == "postgresql":
         return SqlStore(state_url)
     return RedisStore(f"{state_url}?socket_timeout={BUSY_TIMEOUT_SECONDS}")
@@ -56,15 +55,14 @@ def count(state_url: str, key: str, times: str) -> list[int]:
 
 def hold(path: str) -> None:
     """Stay inside a transaction that has written already."""
-    file = StateFile(Path(path))
-    store = SqliteStore(file)
+    store = SqliteStore(Path(path))
     store.entries("")
 
     def act(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO entries VALUES ('half done', 'a', '', 0, 1e9, 1e9)")
         ready()
 
-    file.run(act, store, "BEGIN IMMEDIATE")
+    store._run(act, "BEGIN IMMEDIATE")
 
 
 if __name__ == "__main__":
