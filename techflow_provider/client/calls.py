@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, TypeVar
@@ -18,7 +18,7 @@ import httpx
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.flow import Call, Method, Query
-from techflow_provider.client.json_stream import RowMemory, keep_all, no_subject
+from techflow_provider.client.json_stream import RowMemory
 from techflow_provider.client.models import Execution, Rows, StatusWords, Workflow, read_executions, read_workflows
 from techflow_provider.client.paging import Page, page_reader, server_time
 from techflow_provider.client.parsing import Json, json_of, quote
@@ -121,19 +121,13 @@ def execute_workflow(workflow_id: Id, payload: Payload | None = None) -> Call[St
 
 
 def list_executions(
-    request_class: RequestClass = RequestClass.COMMAND,
-    skips: Callable[[Json], bool] = keep_all,
-    memory: RowMemory | None = None,
-    subject_of: Callable[[Json], int] = no_subject,
+    request_class: RequestClass = RequestClass.COMMAND, memory: RowMemory | None = None
 ) -> Call[Page[Execution]]:
     """`GET /executions` (List Executions).
 
-    :param skips: whether an execution, as received, is left out before it is read
-    :param memory: of the executions that were read last; those that haven't changed are left out, too
-    :param subject_of: returns what the memory records of an execution
+    :param memory: of the executions that were read last; those that haven't changed or aren't needed are left out
     """
-    read = page_reader(read_executions, skips, memory, subject_of)
-    return Call("GET", "/executions", read, request_class=request_class)
+    return Call("GET", "/executions", page_reader(read_executions, memory), request_class=request_class)
 
 
 def raw(

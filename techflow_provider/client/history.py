@@ -21,7 +21,6 @@ from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, 
 log: logging.Logger = get_logger(__name__)
 
 DEFAULT_APPEAR_SECONDS = 120.0
-_NOT_WANTED = object()
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -67,8 +66,6 @@ class HistoryFilter:
         and with which it isn't needed
     :param workflow_ids: the workflows of which every execution is needed that started since a time; None needs all
     :param has_new: whether something was added that no poll has been read for
-    :param listed: hashes of those of the waits' executions that the page which is being read lists
-    :param has_repeats: whether that page has several rows for one of them
     """
 
     everything: bool = False
@@ -76,8 +73,6 @@ class HistoryFilter:
     known_statuses: dict[str, str | None] = field(default_factory=dict)
     workflow_ids: dict[str, datetime | None] = field(default_factory=dict)
     has_new: bool = False
-    listed: set[int] = field(default_factory=set)
-    has_repeats: bool = False
 
     def add(self, selector: ExecutionSelector, known_status: str | None = None) -> None:
         """Add the execution of one wait.
@@ -109,35 +104,22 @@ class HistoryFilter:
         """Whether every page of the history has to be read, whatever the first ones list."""
         return bool(self.everything or self.workflow_ids)
 
-    def subject_of(self, item: Json) -> int:
-        """Return the hash of the id of an execution that a wait is for, or 0."""
-        execution_id = get_first(item, "id", "execution_id") if isinstance(item, dict) else None
-        return hash(execution_id) if isinstance(execution_id, str) and execution_id in self.known_statuses else 0
-
     def has_listed(self, listed: Container[int]) -> bool:
         """Whether all executions that waits are for are among those that have been listed."""
         return all(hash(each) in listed for each in self.known_statuses)
 
-    def skips(self, item: Json) -> bool:
-        """Whether an execution, as received, is certainly not needed; False where that isn't obvious."""
-        if not isinstance(item, dict):
-            return False
-        execution_id = get_first(item, "id", "execution_id")
-        if not isinstance(execution_id, str):
+    def select(self, row: Json) -> tuple[bool, int]:
+        """Return whether an execution, as received, may be needed, and its id's hash when a wait is for it, or 0."""
+        execution_id = get_first(row, "id", "execution_id") if isinstance(row, dict) else None
+        if not isinstance(execution_id, str) or not isinstance(row, dict):
             # A number is an id, too.
-            return False
-        known_status: object = self.known_statuses.get(execution_id, _NOT_WANTED)
-        if known_status is not _NOT_WANTED:
-            self.has_repeats |= hash(execution_id) in self.listed
-            self.listed.add(hash(execution_id))
-            if known_status is None or get_first(item, "status", "state") != known_status:
-                return False
-        if self.everything:
-            return False
-        if not self.workflow_ids:
-            return True
-        workflow_id = get_first(item, "workflow_id")
-        return isinstance(workflow_id, str) and workflow_id not in self.workflow_ids
+            return True, 0
+        subject = hash(execution_id) if execution_id in self.known_statuses else 0
+        known_status = self.known_statuses.get(execution_id)
+        if subject and (known_status is None or get_first(row, "status", "state") != known_status):
+            return True, subject
+        workflow_id = get_first(row, "workflow_id") if self.workflow_ids else ""
+        return self.everything or not isinstance(workflow_id, str) or workflow_id in self.workflow_ids, subject
 
 
 class History:

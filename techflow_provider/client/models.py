@@ -270,8 +270,8 @@ class Rows(Generic[T]):
     """
 
     items: tuple[T, ...]
-    unreadable: int = 0
-    reason: str | None = None
+    unreadable: int
+    reason: str | None
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)

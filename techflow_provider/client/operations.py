@@ -241,7 +241,7 @@ class AsyncExecutions(_Operations):
         clock = self._context.clock
         began = clock()
         deadline = began + (math.inf if timeout_seconds is None else timeout_seconds)
-        tracker, failures, memory = ExecutionTracker(selector), 0, PollMemory(clock)
+        tracker, failures, memory = ExecutionTracker(selector), 0, PollMemory()
         is_woken, seconds = False, interval_seconds
         while True:
             terms = ReadTerms.every(interval_seconds, deadline - clock(), is_woken=is_woken)

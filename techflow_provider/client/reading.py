@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, timedelta
 from typing import Protocol
@@ -12,9 +11,8 @@ from techflow_provider.client.calls import list_executions
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
 from techflow_provider.client.flow import Call, FlowContext, url_of
 from techflow_provider.client.history import History, HistoryFilter
-from techflow_provider.client.json_stream import RowMemory
 from techflow_provider.client.models import Execution
-from techflow_provider.client.paging import ConditionalCache, Page, Visited, read_page
+from techflow_provider.client.paging import Page, PageCache, read_page
 from techflow_provider.state.budget import RequestClass
 
 # What stands for a value in the query of a poll.
@@ -35,30 +33,18 @@ PAGES_PER_POLL = 10
 class PollMemory:
     """What a reader of the history remembers from one poll to the next.
 
-    :param clock: monotonic seconds
-    :param pages: the pages' validators
+    :param pages: of each URL, what its page listed last
     :param following: URL of the page at which the next poll continues; None begins anew
     :param wanted: the executions that were waited for when the history was begun
     :param listed: hashes of the ids of those that have been listed since
-    :param rows: of each page, as they were read last
     :param is_log: whether the history has several rows for one execution, so that a later page may have the final one
     """
 
-    clock: Callable[[], float]
-    pages: ConditionalCache[Execution] = field(init=False)
+    pages: dict[str, PageCache[Execution]] = field(default_factory=dict)
     following: str | None = None
     wanted: frozenset[str] = frozenset()
     listed: set[int] = field(default_factory=set)
-    rows: dict[str, RowMemory] = field(default_factory=dict)
     is_log: bool = False
-
-    def __post_init__(self) -> None:
-        self.pages = ConditionalCache(self.clock)
-
-    def add(self, page: Page[Execution], history_filter: HistoryFilter) -> None:
-        """Add what a page lists."""
-        self.is_log |= history_filter.has_repeats
-        self.listed |= page.listed
 
     def unlisted(self, history_filter: HistoryFilter) -> frozenset[str]:
         """Return the executions that a history which was read to its end doesn't list."""
@@ -70,15 +56,14 @@ class PollMemory:
     def forget(self) -> None:
         """Forget what was received, since it is needed again."""
         self.pages.clear()
-        self.rows.clear()
 
-    def rows_of(self, url: str) -> RowMemory:
-        """Return the rows of a page; those of pages that were read long ago are forgotten."""
-        memory = self.rows.pop(url, None) or RowMemory()
-        self.rows[url] = memory
-        while len(self.rows) > 2 * PAGES_PER_POLL:
-            del self.rows[next(iter(self.rows))]
-        return memory
+    def page_of(self, url: str) -> PageCache[Execution]:
+        """Return what is remembered of a page; pages that were read long ago are forgotten."""
+        cache = self.pages.pop(url, None) or PageCache()
+        self.pages[url] = cache
+        while len(self.pages) > 2 * PAGES_PER_POLL:
+            del self.pages[next(iter(self.pages))]
+        return cache
 
     def restart(self) -> None:
         """Begin the history anew with the next poll."""
@@ -157,7 +142,7 @@ async def poll_history(
     :param memory: of the polls before; what a server says is unchanged since is left out, too
     :raises TechFlowError: the first page can't be read
     """
-    memory = memory or PollMemory(context.clock)
+    memory = memory or PollMemory()
     if history_filter.has_new:
         memory.forget()
     began = context.clock()
@@ -166,7 +151,7 @@ async def poll_history(
         memory.wanted = frozenset(history_filter.known_statuses)
     call = replace(list_executions(RequestClass.POLL), params=_query(context.settings.history_query, history_filter))
     page, following = await _read(call, context, deadline, history_filter, memory)
-    pages, visited, failure = [page], Visited(page, call, context), None
+    pages, seen, failure = [page], set(page.marks), None
     if following is not None and memory.following is not None:
         following = replace(call, url=memory.following, params=None)
     while following is not None and len(pages) < PAGES_PER_POLL and not _has_all(history_filter, memory, pages):
@@ -177,9 +162,10 @@ async def poll_history(
         except TechFlowError as error:
             failure, following = error, None
             break
-        if visited.has(page, following, context):
+        if page.marks & seen:
             following = None
             break
+        seen |= page.marks
         pages.append(page)
         following = after
     is_read = following is None and failure is None
@@ -222,18 +208,19 @@ async def _read(
 ) -> tuple[Page[Execution], Call[Page[Execution]] | None]:
     left = max(deadline - context.clock(), 0.001)
     context = replace(context, settings=replace(context.settings, deadline_seconds=left))
-    history_filter.listed, history_filter.has_repeats = set(), False
     url = url_of(call, context.settings)
-    rows = memory.rows_of(url)
-    reading = list_executions(RequestClass.POLL, history_filter.skips, rows, history_filter.subject_of)
+    cache = memory.page_of(url)
+    cache.rows.select = history_filter.select
+    call = replace(call, read=list_executions(RequestClass.POLL, cache.rows).read)
     try:
-        page, following = await read_page(replace(call, read=reading.read), context, memory.pages)
+        page, following = await read_page(cache.conditional(call, context.clock()), context)
     except TechFlowError:
         # It may have been read in part.
-        memory.rows.pop(url)
+        memory.pages.pop(url)
         raise
-    page = memory.pages.add(url, page, frozenset(history_filter.listed | rows.end()))
-    memory.add(page, history_filter)
+    cache.add(page, context.clock())
+    memory.is_log |= cache.rows.has_repeats
+    memory.listed |= page.subjects
     return page, following
 
 

@@ -92,8 +92,8 @@ class SharedReader:
             history = await _ReadCall(self, context, history_filter, terms).run()
         except StoreError as error:
             self._report(UNUSABLE, error)
-            self.memory(context).forget()
-            return await poll_history(context, history_filter, terms.within_seconds, self.memory(context))
+            self.memory().forget()
+            return await poll_history(context, history_filter, terms.within_seconds, self.memory())
         self._report(UNUSABLE, None)
         return history
 
@@ -108,9 +108,9 @@ class SharedReader:
         """Identifies this process, also after a fork."""
         return f"{self._id}/{os.getpid()}"
 
-    def memory(self, context: FlowContext) -> PollMemory:
+    def memory(self) -> PollMemory:
         """Return what this process remembers of its polls."""
-        self._memory = self._memory or PollMemory(context.clock)
+        self._memory = self._memory or PollMemory()
         return self._memory
 
     async def is_woken(self, context: FlowContext) -> bool:
@@ -259,7 +259,7 @@ class _ReadCall:
         """Read the history for this reader alone, where the rows that were read for it are incomplete."""
         context = self._context
         self._filter.has_new = True
-        history = await poll_history(context, self._filter, deadline - context.clock(), PollMemory(context.clock))
+        history = await poll_history(context, self._filter, deadline - context.clock(), PollMemory())
         self._reader.has_read(context.clock())
         return history
 
@@ -306,7 +306,7 @@ class _ReadCall:
             return None
         began = context.clock()
         registrations = await self._use(reader.registrations)
-        wanted, memory = reader.combined(self._filter, registrations), reader.memory(context)
+        wanted, memory = reader.combined(self._filter, registrations), reader.memory()
         if memory.following is None and before.following is not None:
             memory.following, memory.wanted = before.following, frozenset()
         within_seconds = max(deadline - context.clock(), SHORTEST_POLL_SECONDS)

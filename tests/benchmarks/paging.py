@@ -48,7 +48,7 @@ async def measure(name: str) -> None:
         requests += 1
         return respond(request)
 
-    history_filter, memory, polls, spent = HistoryFilter(), PollMemory(time.monotonic), 0, time.process_time()
+    history_filter, memory, polls, spent = HistoryFilter(), PollMemory(), 0, time.process_time()
     for each in IDS[name]:
         history_filter.add_execution(each)
     settings = Settings("key-of-the-benchmark", "https://techflow.example", verify=False)

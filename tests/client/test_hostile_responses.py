@@ -154,7 +154,7 @@ def test_a_header_that_cannot_be_read_counts_as_absent(connect: Any, name: str, 
         return httpx.Response(status, headers=pairs, content=content)
 
     ask = connect(respond=reply, deadline_seconds=30)
-    memory = PollMemory(lambda: 0.0)
+    memory = PollMemory()
     for number in range(2):
         if status == 200:
             # The second poll leaves out what hasn't changed.

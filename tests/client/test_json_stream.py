@@ -40,16 +40,16 @@ def test_what_json_loads_rejects_is_rejected(value: Json, data: st.DataObject) -
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_skipped_items_are_left_out_of_the_outer_list_alone(wrapped: bool) -> None:
-    items = [1, 2, [1, 2], {"a": [1]}]
+def test_items_that_are_not_needed_are_left_out_of_the_outer_list_alone(wrapped: bool) -> None:
+    items, needed = [{"a": [1]}, 1, 2, [1, 2]], [{"a": [1]}, 2, [1, 2]]
     content = json.dumps({"n": 1, "items": items} if wrapped else items).encode()
-    kept = parse_list(content, lambda item: item == 1)
-    assert kept == ({"n": 1, "items": [2, [1, 2], {"a": [1]}]} if wrapped else [2, [1, 2], {"a": [1]}])
+    kept = parse_list(content, memory=RowMemory(lambda item: (item != 1, 0)))
+    assert kept == ({"n": 1, "items": needed} if wrapped else needed)
 
 
-def number_of(item: Json) -> int:
+def select(item: Json) -> tuple[bool, int]:
     assert isinstance(item, dict)
-    return int(str(item["id"])) + 1
+    return True, int(str(item["id"])) + 1
 
 
 ROWS = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["running", "completed"])), max_size=12)
@@ -60,14 +60,14 @@ ROWS = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["running", "comple
 def test_rows_that_have_not_changed_are_left_out_and_still_counted(
     lists: list[list[tuple[int, str]]], written: dict[str, object]
 ) -> None:
-    memory, known = RowMemory(), set[str]()
+    memory, known = RowMemory(select), set[str]()
     for rows in lists:
         items: list[Json] = [{"id": number, "status": status, "of": [1, {"a": "]}, {"}]} for number, status in rows]
         content = json.dumps({"executions": items, "next": None}, **written).encode()  # type: ignore[arg-type]  # of dumps
-        read = parse_list(content, memory=memory, subject_of=number_of)
+        read = parse_list(content, memory=memory)
         assert isinstance(read, dict)
         left_out = [each for each in items if each not in read["executions"]]  # type: ignore[operator]
         assert all(json.dumps(each) in known for each in left_out)
         assert memory.subjects == {number + 1 for number, _ in rows}
-        assert memory.matched + len(read["executions"]) == len(items)  # type: ignore[arg-type]
+        assert memory.left_out + len(read["executions"]) == len(items)  # type: ignore[arg-type]
         known = {json.dumps(each) for each in items}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
-from email.utils import format_datetime
 from typing import Any
 
-import httpx
 import pytest
 
 from techflow_provider.client.history import HistoryFilter
@@ -21,7 +18,7 @@ Poll = Callable[[], int]
 @pytest.fixture
 def poll(ask: Any, clock: ManualClock) -> Poll:
     """Poll the history with a cache of the last poll and return the number of executions."""
-    memory = PollMemory(clock.monotonic)
+    memory = PollMemory()
 
     def poll() -> int:
         history = ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), memory))
@@ -58,27 +55,3 @@ def test_the_cache_is_relied_upon_for_a_minute(
     clock.advance(CACHE_SECONDS + 1)
     assert (poll(), poll()) == (0, 0)
     assert sandbox.count(path="/executions", status=200) == 2
-
-
-@pytest.mark.parametrize(("age", "conditional"), [(0, 0), (1, 0), (2, 1), (3600, 1)])
-def test_a_date_of_change_is_relied_upon_once_its_second_is_over(
-    connect: Any, clock: ManualClock, age: int, conditional: int
-) -> None:
-    now = clock.now()
-    conditions: list[str] = []
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        dates = {"date": format_datetime(now, usegmt=True), "last-modified": format_datetime(changed, usegmt=True)}
-        if "if-modified-since" in request.headers:
-            conditions.append(request.headers["if-modified-since"])
-            return httpx.Response(304, headers=dates)
-        return httpx.Response(200, json=[{"id": "ex_1", "status": "running"}], headers=dates)
-
-    changed = now - timedelta(seconds=age)
-    memory = PollMemory(clock.monotonic)
-    ask = connect(respond=respond)
-    counts = [
-        len(ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), memory))) for _ in "ab"
-    ]
-    assert counts == [1, 0]
-    assert conditions == [format_datetime(changed, usegmt=True)] * conditional

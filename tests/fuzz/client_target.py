@@ -111,7 +111,7 @@ def _operate(random: Random, client: Client) -> Any:
 
 def _poll(random: Random, client: Client) -> Any:
     """Poll as a poller does, with what it remembers."""
-    memory = PollMemory(client.context.clock)
+    memory = PollMemory()
     selector = ExecutionSelector(random.choice(("ex_1", "", "wf_1")) or "ex_2")
     tracker = ExecutionTracker(selector)
     for _ in range(3):
