@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import reduce
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -16,11 +17,10 @@ from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.text import get_logger
-from techflow_provider.polling.event_cursor import EventCursor, EventEmitter
-from techflow_provider.polling.events import EventFilter
+from techflow_provider.polling.events import EventCursor, EventFilter
 from techflow_provider.polling.poller import Poller
-from techflow_provider.state.records import Records
-from techflow_provider.state.store import StoreError
+from techflow_provider.state.records import CURSOR_TTL_SECONDS, Records
+from techflow_provider.state.store import Entry, StoreError, Write
 
 T = TypeVar("T")
 
@@ -29,24 +29,26 @@ log: logging.Logger = get_logger(__name__)
 # A triggerer hands events over about once a second; after this time, one is in Airflow's database.
 CONFIRM_SECONDS = 5.0
 # A trigger that has pending events and hasn't stored anything for this time is dead.
-TAKEOVER_SECONDS = 10.0
+TAKEOVER_SECONDS = 20.0
+# So that nobody takes it for dead, a trigger with pending events stores its cursor again after this time.
+HEARTBEAT_SECONDS = 10.0
+# One without stores an unchanged cursor again, since only writing renews a record's time to live.
+RENEW_SECONDS = 24 * 3600.0
 # Time between two attempts to use a store that can't be used; no event is emitted meanwhile.
 RETRY_SECONDS = 5.0
-# An unchanged cursor is stored again after this time, since only writing renews a record's time to live.
-RENEW_SECONDS = 24 * 3600.0
 
 
 class EventStream:
     """An observer of the poller that stores what is new, and emits one event at a time.
 
-    Triggers with the same name share one stored cursor, which they change by compare-and-set, so that one of them
-    emits an event. When that one is gone, another takes its pending events over.
+    Triggers with the same name share one stored cursor. One of them owns its pending events and emits them; when it is
+    gone, another takes them over.
 
     :param event_filter: the events that are wanted
     :param records: where the cursor is stored
     :param name: the name of that record, the same in every process
     :param interval_seconds: time between two polls while no webhook arrives
-    :param spacing_seconds: time between two events
+    :param spacing_seconds: time between two events, so that each gets a DAG run of its own
     """
 
     def __init__(
@@ -56,15 +58,19 @@ class EventStream:
         self._filter = event_filter
         self._records = records
         self._name = name
+        self._spacing_seconds = spacing_seconds
         self._owner = uuid4().hex
         self._words = USUAL_WORDS
-        self._emitter = EventEmitter(self._owner, spacing_seconds, CONFIRM_SECONDS)
         self._context = contextvars.copy_context()
         self._now = asyncio.get_running_loop().time
-        self._cursor = self._ahead = EventCursor()
-        self._stored: str | None = None
-        self._stored_at = self._foreign_write_at = 0.0
-        self._unstored: list[History] = []
+        # The cursor as it was stored last, and when.
+        self._cursor = EventCursor()
+        self._text = ""
+        self._written_at = -math.inf
+        # What the polls have shown since, and when the pending events were emitted.
+        self._new: History | None = None
+        self._emitted: dict[int, float] = {}
+        self._emitted_at = -math.inf
         self._error: TechFlowError | None = None
         self._changed = asyncio.Event()
 
@@ -74,17 +80,16 @@ class EventStream:
         :param connect: returns the poller, and what status words mean
         :raises TechFlowError: no further poll can succeed
         """
-        await self._read()
-        self._ahead = self._cursor
         poller, self._words = await connect()
         with poller.observed_by(self):
             while True:
                 await self._store()
-                pending = self._emitter.next(self._cursor, self._now())
-                if pending is None:
+                number = next(iter(self._waiting()), None)
+                if number is None or self._now() < self._emitted_at + self._spacing_seconds:
                     await self._wait_until_due()
-                else:
-                    yield pending.payload
+                    continue
+                self._emitted[number] = self._emitted_at = self._now()
+                yield self._cursor.pending[number]
 
     def add_to(self, history_filter: HistoryFilter) -> None:
         """Add all from which the wanted events follow."""
@@ -97,15 +102,11 @@ class EventStream:
             history_filter.add_workflow(self._filter.workflow_id)
 
     def update(self, history: History, now: float) -> bool:  # noqa: ARG002  # the interface of an observer
-        """Keep the result of a poll until it is stored, and return whether it shows a wanted event."""
-        before, self._ahead = self._ahead, self._after(self._ahead, history)
-        if self._ahead != before:
-            self._unstored.append(history)
-            self._changed.set()
-        return self._ahead.count > before.count
-
-    def _after(self, cursor: EventCursor, history: History) -> EventCursor:
-        return cursor.after(history, self._filter, self._owner, self._words)
+        """Keep the result of a poll until it is stored, and return whether anything has changed."""
+        known = () if self._new is None else self._new
+        self._new = History((*known, *history), history.workflows, at=history.at)
+        self._changed.set()
+        return len(history) > 0
 
     def report(self, error: TechFlowError) -> None:
         """Log a poll that failed and will be retried."""
@@ -116,57 +117,59 @@ class EventStream:
         self._error = error
         self._changed.set()
 
+    def _waiting(self) -> list[int]:
+        """Return the numbers of the events that this trigger has still to emit."""
+        return [each for each in self._cursor.pending if self._is_own and each not in self._emitted]
+
+    @property
+    def _is_own(self) -> bool:
+        return self._cursor.owner in ("", self._owner)
+
+    @property
+    def _fresh_seconds(self) -> float:
+        """How long the cursor needn't be stored or read again, unless something changes."""
+        if not self._cursor.pending:
+            return RENEW_SECONDS
+        return HEARTBEAT_SECONDS if self._is_own else TAKEOVER_SECONDS
+
     async def _wait_until_due(self) -> None:
-        due = self._emitter.due(self._cursor)
-        if self._cursor.has_foreign(self._owner):
-            due = min(due, self._foreign_write_at + TAKEOVER_SECONDS)
+        times = [self._written_at + self._fresh_seconds, *(at + CONFIRM_SECONDS for at in self._emitted.values())]
+        if self._waiting():
+            times.append(self._emitted_at + self._spacing_seconds)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), max(0.0, min(due - self._now(), RENEW_SECONDS)))
+            await asyncio.wait_for(self._changed.wait(), max(0.0, min(times) - self._now()))
         self._changed.clear()
         if self._error is not None:
             raise self._error
 
     async def _store(self) -> None:
-        """Store what is new and what has arrived, and take over the events of a dead trigger."""
-        histories, arrived = tuple(self._unstored), self._emitter.arrived(self._now())
-        await self._change(lambda cursor: reduce(self._after, histories, cursor).without(arrived))
-        del self._unstored[: len(histories)]
-        self._emitter.forget(arrived)
-        if self._cursor.has_foreign(self._owner) and self._now() >= self._foreign_write_at + TAKEOVER_SECONDS:
-            await self._take_over()
-        self._ahead = reduce(self._after, self._unstored, self._cursor)
+        """Store what is new and what has arrived, unless another trigger emits the pending events."""
+        new, now = self._new, self._now()
+        arrived = {number for number, at in self._emitted.items() if now >= at + CONFIRM_SECONDS}
 
-    async def _take_over(self) -> None:
-        # Another trigger that has written meanwhile isn't dead.
-        if not await self._replace(self._cursor.taken_over(self._owner)):
-            await self._read()
+        def following(cursor: EventCursor, age_seconds: float) -> EventCursor:
+            if cursor.owner not in ("", self._owner) and age_seconds < TAKEOVER_SECONDS:
+                # The same one: it isn't this trigger's to store.
+                return cursor
+            after = cursor if new is None else cursor.after(new, self._filter, self._words)
+            return after.emitted_by(self._owner, arrived)
 
-    async def _change(self, change: Callable[[EventCursor], EventCursor]) -> None:
-        """Change the stored cursor; once more where another process was faster."""
-        while True:
-            changed = change(self._cursor)
-            is_fresh = self._now() - self._stored_at < RENEW_SECONDS
-            if (changed == self._cursor and is_fresh) or await self._replace(changed):
-                return
-            await self._read()
+        def change(entry: Entry | None, _: float) -> tuple[Write | None, tuple[EventCursor, str, float]]:
+            text, age_seconds = ("", math.inf) if entry is None else (entry.value, entry.age_seconds)
+            present = self._cursor if text == self._text else _read(text)
+            cursor = following(present, age_seconds)
+            if cursor is present or (cursor == present and age_seconds < HEARTBEAT_SECONDS):
+                return None, (cursor, text, age_seconds)
+            return Write(cursor.to_text(), CURSOR_TTL_SECONDS), (cursor, cursor.to_text(), 0.0)
 
-    async def _read(self) -> None:
-        entry = await self._use_records(lambda: self._records.cursor(self._name))
-        age_seconds = 0.0 if entry is None else entry.age_seconds
-        self._stored = None if entry is None else entry.value
-        self._stored_at = self._foreign_write_at = self._now() - age_seconds
-        try:
-            self._cursor = EventCursor() if entry is None else EventCursor.read(entry.value)
-        except ValueError:
-            log.exception("The stored cursor can't be read; events since the last poll are lost")
-            self._cursor = EventCursor()
-
-    async def _replace(self, cursor: EventCursor) -> bool:
-        expected, text = self._stored, cursor.to_text()
-        if not await self._use_records(lambda: self._records.replace_cursor(self._name, expected, text)):
-            return False
-        self._cursor, self._stored, self._stored_at = cursor, text, self._now()
-        return True
+        age_seconds = now - self._written_at
+        if following(self._cursor, age_seconds) != self._cursor or age_seconds >= self._fresh_seconds:
+            found = await self._use_records(partial(self._records.update_cursor, self._name, change))
+            self._cursor, self._text, age_seconds = found
+            self._written_at = self._now() - age_seconds
+        if self._is_own:
+            self._emitted = {number: at for number, at in self._emitted.items() if number not in arrived}
+            self._new = None if self._new is new else self._new
 
     async def _use_records(self, act: Callable[[], T]) -> T:
         while True:
@@ -175,3 +178,11 @@ class EventStream:
             except StoreError as error:
                 log.warning("Events are held back until they can be stored; retrying in %g s: %s", RETRY_SECONDS, error)
                 await asyncio.sleep(RETRY_SECONDS)
+
+
+def _read(text: str) -> EventCursor:
+    try:
+        return EventCursor.read(text) if text else EventCursor()
+    except ValueError:
+        log.exception("The stored cursor can't be read; events since the last poll are lost")
+        return EventCursor()

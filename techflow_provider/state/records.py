@@ -11,9 +11,12 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from techflow_provider.state.memory import MemoryStore
-from techflow_provider.state.store import Entry, Store, Write, read_only
+from techflow_provider.state.store import Change, Entry, Store, Write
+
+T = TypeVar("T")
 
 DELIVERY_TTL_SECONDS = 24 * 3600.0
 CURSOR_TTL_SECONDS = 30 * 24 * 3600.0
@@ -51,18 +54,9 @@ class Records:
         """Return the ages of the deliveries that are remembered, in seconds."""
         return [entry.age_seconds for entry in self._store.entries(self._deliveries)]
 
-    def cursor(self, trigger: str) -> Entry | None:
-        """Return the cursor of an event trigger."""
-        return self._store.update(self._cursors, trigger, read_only)[0]
-
-    def replace_cursor(self, trigger: str, present: str | None, following: str) -> bool:
-        """Move the cursor of an event trigger; False when another process has done so since."""
-
-        def move(entry: Entry | None, _: float) -> tuple[Write | None, bool]:
-            is_present = present == (None if entry is None else entry.value)
-            return Write(following, CURSOR_TTL_SECONDS) if is_present else None, is_present
-
-        return self._store.update(self._cursors, trigger, move)
+    def update_cursor(self, trigger: str, change: Change[T]) -> T:
+        """Change the cursor of an event trigger, and return the change's result."""
+        return self._store.update(self._cursors, trigger, change)
 
     def are_awaited(self) -> bool:
         """Whether a process has registered that it waits for something in the history."""

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from techflow_provider.client import Execution, InvalidParameterError, Workflow
-from techflow_provider.polling.events import Event, EventFilter, KnownExecutions, KnownWorkflows
+from techflow_provider.client import Execution, InvalidParameterError
+from techflow_provider.polling.events import Event, EventFilter, KnownExecutions, workflow_events
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = BEGIN + timedelta(days=365)
@@ -30,7 +30,7 @@ def names_and_ids(events: Sequence[Event]) -> list[tuple[str, Any]]:
 
 
 def test_a_start_and_a_completion_are_shown_once_in_the_order_in_which_they_happened() -> None:
-    events, known = KnownExecutions({}).compared_with(
+    events, known = KnownExecutions().compared_with(
         [execution("b", "completed", 1, 3), execution("a", "failed", 0, 2)], NOW
     )
     assert names_and_ids(events) == [
@@ -43,12 +43,12 @@ def test_a_start_and_a_completion_are_shown_once_in_the_order_in_which_they_happ
 
 
 def test_a_payload_is_the_execution_as_it_was_read() -> None:
-    (event,), _ = KnownExecutions({}).compared_with([execution("a")], NOW)
+    (event,), _ = KnownExecutions().compared_with([execution("a")], NOW)
     assert event.payload == {"event": "execution.started", "execution": execution("a").to_dict()}
 
 
 def test_a_final_status_is_shown_once_and_stays() -> None:
-    _, known = KnownExecutions({}).compared_with([execution("a")], NOW)
+    _, known = KnownExecutions().compared_with([execution("a")], NOW)
     events, known = known.compared_with([execution("a", "completed", 0, 1)], NOW)
     assert names_and_ids(events) == [("execution.completed", "a")]
     for status in ("running", "failed", "completed"):
@@ -56,7 +56,7 @@ def test_a_final_status_is_shown_once_and_stays() -> None:
 
 
 def test_what_a_poll_leaves_out_is_not_forgotten() -> None:
-    _, known = KnownExecutions({}).compared_with([execution("a"), execution("b", "completed", 0, 1)], NOW)
+    _, known = KnownExecutions().compared_with([execution("a"), execution("b", "completed", 0, 1)], NOW)
     assert known.compared_with([], NOW)[1] == known
     assert names_and_ids(
         known.compared_with([execution("a", "failed", 0, 9), execution("b", "completed", 0, 1)], NOW)[0]
@@ -66,7 +66,7 @@ def test_what_a_poll_leaves_out_is_not_forgotten() -> None:
 def test_completions_of_long_ago_are_not_remembered_and_not_shown_again() -> None:
     day = 24 * 3600.0
     history = [execution(f"e{number}", "completed", number * day, number * day + 1) for number in range(100)]
-    _, known = KnownExecutions({}).compared_with([*history, execution("slow")], NOW)
+    _, known = KnownExecutions().compared_with([*history, execution("slow")], NOW)
     assert set(known.states) == {"e98", "e99", "slow"}
     assert known.compared_with(history, NOW)[0] == []
     # One that was still running is shown, however late.
@@ -81,7 +81,7 @@ def ended_at(name: str, finished_at: str) -> Execution:
 @pytest.mark.parametrize("impossible", ["9999-12-31T23:59:59Z", "2027-06-01T00:00:00Z", "0001-01-01T00:00:00Z"])
 def test_an_impossible_time_of_one_execution_hides_no_other(impossible: str) -> None:
     listed = [ended_at("a", impossible)]
-    _, known = KnownExecutions({}).compared_with(listed, NOW)
+    _, known = KnownExecutions().compared_with(listed, NOW)
     events, known = known.compared_with([*listed, ended_at("b", "2026-12-31T00:00:00Z")], NOW)
     assert names_and_ids(events) == [("execution.started", "b"), ("execution.completed", "b")]
     assert known.compared_with(listed, NOW)[0] == []
@@ -110,21 +110,19 @@ def test_each_execution_starts_and_ends_at_most_once_whatever_is_listed(polls: l
     assert {name for _, name in shown} == {name for poll in polls for name, _ in poll}
 
 
-def workflow(workflow_id: str, name: str = "n") -> Workflow:
-    return Workflow.read({"id": workflow_id, "name": name, "status": "active"})
+def workflow(workflow_id: str, name: str = "n") -> dict[str, Any]:
+    return {"id": workflow_id, "name": name, "status": "active"}
 
 
 def test_workflows_are_created_updated_and_deleted() -> None:
-    _, known = KnownWorkflows({}).compared_with([workflow("wf_1"), workflow("wf_2"), workflow("wf_3")])
-    events, after = known.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])
-    assert [(each.name, each.workflow_id) for each in events] == [
-        ("workflow.created", "wf_4"),
-        ("workflow.updated", "wf_2"),
-        ("workflow.deleted", "wf_3"),
+    known = {each: workflow(each) for each in ("wf_1", "wf_2", "wf_3")}
+    present = {"wf_1": workflow("wf_1"), "wf_2": workflow("wf_2", "other"), "wf_4": workflow("wf_4")}
+    assert [each.payload for each in workflow_events(known, present)] == [
+        {"event": "workflow.created", "workflow": workflow("wf_4")},
+        {"event": "workflow.updated", "workflow": workflow("wf_2", "other")},
+        {"event": "workflow.deleted", "workflow": workflow("wf_3")},
     ]
-    assert events[1].payload == {"event": "workflow.updated", "workflow": workflow("wf_2", "other").to_dict()}
-    assert events[2].payload == {"event": "workflow.deleted", "workflow": workflow("wf_3").to_dict()}
-    assert after.compared_with([workflow("wf_1"), workflow("wf_2", "other"), workflow("wf_4")])[0] == []
+    assert workflow_events(present, present) == []
 
 
 @pytest.mark.parametrize("events", ["execution.ended", [], ["workflow.created", 7], ""])

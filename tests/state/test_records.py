@@ -8,7 +8,7 @@ import pytest
 
 from techflow_provider.state.records import Records
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.store import Write
+from techflow_provider.state.store import Entry, Write, read_only
 
 entries = SqliteStore.entries
 
@@ -64,9 +64,12 @@ def test_the_ages_of_deliveries_are_listed(records, clock):
     assert records.delivery_ages() == [5.0, 0.0]
 
 
-def test_a_cursor_moves_only_from_where_it_was_read(records):
-    assert records.cursor("trigger") is None
-    assert records.replace_cursor("trigger", None, "1")
-    assert not records.replace_cursor("trigger", None, "2")
-    assert records.replace_cursor("trigger", "1", "2")
-    assert records.cursor("trigger").value == "2"
+def test_a_cursor_is_changed_from_what_is_stored(records):
+    assert records.update_cursor("trigger", read_only)[0] is None
+    for text in "ab":
+
+        def append(entry: Entry | None, _: float, text: str = text) -> tuple[Write, None]:
+            return Write((entry.value if entry else "") + text, 60.0), None
+
+        records.update_cursor("trigger", append)
+    assert records.update_cursor("trigger", read_only)[0].value == "ab"
