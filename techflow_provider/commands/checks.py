@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 import httpx
 
 from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
-from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, json_of, quote, shorten
+from techflow_provider.client.parsing import DecodeError, Json, get_first, items, json_of, quote, shorten
 from techflow_provider.client.settings import Settings
-from techflow_provider.hooks.diagnosis import Diagnosis
 from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Snapshot
 
@@ -22,6 +21,8 @@ CLOCK_SKEW_WARNING_SECONDS = 30.0
 # How many hosts and components a finding lists.
 MAX_LISTED = 5
 OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
+UNCLEAR_REMEDY = "Run a task that uses the connection, and doctor where Airflow's other components run."
+FILE_REMEDY = "Leave [techflow] state_url empty, or set it to a store that all hosts can reach."
 
 # Query parameters that the history may honour, each with a value that leaves nothing or little of it.
 FILTERS = {"workflow_id": "no-such-workflow", "status": "no-such-status", "since": "2999-01-01T00:00:00Z", "limit": "1"}
@@ -36,13 +37,6 @@ class Severity(StrEnum):
     UNCLEAR = "unclear"
     WARNING = "warning"
     PROBLEM = "problem"
-
-
-SHARING_REMEDIES = {
-    Severity.UNCLEAR: "Run a task that uses the connection, and doctor where Airflow's other components run.",
-    Severity.WARNING: "Leave [techflow] state_url empty, or set it to a store that all hosts can reach.",
-    Severity.PROBLEM: "See the state above.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +64,6 @@ def versions(installed: Mapping[str, str]) -> Finding:
     return Finding("versions", Severity.WARNING, message, "This package is tested with Airflow 2.11 and 3.0 to 3.3.")
 
 
-def response(diagnosis: Diagnosis | None, workflows: int, seconds: float) -> Finding:
-    """Check the response of TechFlow."""
-    if diagnosis is None:
-        message = f"the API key can access {counted(workflows, 'workflow')}; response time {seconds:.2f} s"
-        return Finding("techflow", Severity.OK, message)
-    return Finding("techflow", Severity.PROBLEM, f"{diagnosis.cause}: {diagnosis.message}", diagnosis.remedy)
-
-
 def clock_skew(server: datetime | None, local: datetime) -> Finding:
     """Compare this host's clock with TechFlow's.
 
@@ -94,81 +80,55 @@ def clock_skew(server: datetime | None, local: datetime) -> Finding:
     return Finding("clock", Severity.WARNING, message, remedy)
 
 
-def state_url(error: str) -> Finding:
-    """Report that `[techflow] state_url` is invalid."""
-    return Finding("state", Severity.PROBLEM, error, "Correct it: until then, no request is sent.")
-
-
-def store(location: str, error: str | None, reason: str) -> Finding:
-    """Check that the shared state can be written and read.
-
-    :param reason: why it is kept there
-    """
-    if error is None:
-        return Finding("state", Severity.OK, f"{location} can be written and read ({reason})")
-    remedy = (
-        "Correct [techflow] state_url, or give Airflow's user write access; until then this host uses a quarter of "
-        "the limit."
-    )
-    return Finding("state", Severity.PROBLEM, error, remedy)
-
-
 @dataclass(frozen=True, slots=True)
 class Sharing:
     """What is observed of those that share the state.
 
     :param location: where it is
-    :param error: why it can't be used
     :param in_file: whether that is a file on this host
     :param here: this process
     :param hosts: those on which Airflow's jobs and tasks ran lately; None where its database can't be read
     :param components: those that used the state in the last day
     :param risks: what endangers what the store holds
-    :param receives_webhooks: whether webhooks are accepted
     """
 
     location: str
-    error: str | None
     in_file: bool
     here: Component
     hosts: frozenset[str] | None = None
     components: Sequence[Component] = ()
     risks: Sequence[str] = ()
-    receives_webhooks: bool = False
 
 
 def guarantees(sharing: Sharing) -> list[Finding]:
     """Judge each guarantee that needs a shared state by what is observed."""
-    severity, reason = _shared(sharing)
-    remedy = "" if severity is Severity.OK else SHARING_REMEDIES[severity]
-    once = (severity, reason, remedy)
-    if severity is Severity.OK and sharing.risks:
-        once = (Severity.WARNING, "; ".join(sharing.risks), "Change that in the store's configuration.")
-    woken = (severity, reason if sharing.receives_webhooks else f"{reason}; no webhook_secret, so no webhooks", remedy)
-    results = {"one budget": (severity, reason, remedy), "exactly once": once, "wake-ups": woken}
-    return [Finding(check, *result) for check, result in results.items()]
+    shared = _shared_file(sharing) if sharing.in_file else _shared_store(sharing)
+    once = shared
+    if sharing.risks and shared.severity is Severity.OK:
+        once = Finding("", Severity.WARNING, "; ".join(sharing.risks), "Change that in the store's configuration.")
+    results = {"one budget": shared, "exactly once": once, "wake-ups": shared}
+    return [replace(finding, check=check) for check, finding in results.items()]
 
 
-def _shared(sharing: Sharing) -> tuple[Severity, str]:
-    """Return whether all processes of Airflow share the state, and the reason."""
-    if sharing.error is not None:
-        return Severity.PROBLEM, "the state can't be used"
-    if sharing.in_file:
-        return _shared_file(sharing.here.host, sharing.hosts)
+def _shared_store(sharing: Sharing) -> Finding:
     users = sorted({f"{each.program} on {each.host}" for each in sharing.components if each != sharing.here})
-    if not users:
-        return Severity.UNCLEAR, f"no other process has used {sharing.location} in the last day"
-    return Severity.OK, f"{sharing.location} is used by {_listed(users)}"
+    if users:
+        return Finding("", Severity.OK, f"{sharing.location} is used by {_listed(users)}")
+    return Finding(
+        "", Severity.UNCLEAR, f"no other process has used {sharing.location} in the last day", UNCLEAR_REMEDY
+    )
 
 
-def _shared_file(here: str, hosts: frozenset[str] | None) -> tuple[Severity, str]:
-    if hosts is None:
-        return Severity.UNCLEAR, "the state is a file, and Airflow's database, which names its hosts, can't be read"
+def _shared_file(sharing: Sharing) -> Finding:
+    here, hosts = sharing.here.host, sharing.hosts
     if not hosts:
-        return Severity.UNCLEAR, "the state is a file, and no job of Airflow has named its host yet"
+        reason = "Airflow's database, which names its hosts, can't be read"
+        reason = "no job of Airflow has named its host yet" if hosts is not None else reason
+        return Finding("", Severity.UNCLEAR, f"the state is a file, and {reason}", UNCLEAR_REMEDY)
     if others := sorted(hosts - {here}):
-        return Severity.WARNING, f"the state is a file on {here}, and Airflow also runs on {_listed(others)}"
-    return Severity.OK, f"the state is a file, and Airflow runs on {here} alone"
+        message = f"the state is a file on {here}, and Airflow also runs on {_listed(others)}"
+        return Finding("", Severity.WARNING, message, FILE_REMEDY)
+    return Finding("", Severity.OK, f"the state is a file, and Airflow runs on {here} alone")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from airflow.models.connection import Connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from techflow_provider.client import Client, InvalidParameterError
 from techflow_provider.client.parsing import Json, shorten
+from techflow_provider.client.text import printable
 from techflow_provider.hooks.budget import open_budget, open_reader, open_starts
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 
@@ -36,51 +37,60 @@ def read_connection(conn_id: str) -> TechFlowConnection:
     return TechFlowConnection.read(connection, connection.extra_dejson)
 
 
-def open_client(conn_id: str, sleep: Callable[[float], None] = time.sleep) -> Client:
+def open_client(conn_id: str) -> Client:
     """Return a client with a connection's settings and budget; close it.
 
     :raises InvalidParameterError: the connection can't be used
     """
     connection = read_connection(conn_id)
-    reader, starts = open_reader(connection), open_starts(connection)
-    budget = open_budget(connection)
-    return Client(settings=connection.settings, budget=budget, sleep=sleep, reader=reader, starts=starts)
+    budget, reader, starts = open_budget(connection), open_reader(connection), open_starts(connection)
+    return Client(settings=connection.settings, budget=budget, reader=reader, starts=starts)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """The result of a command.
 
-    :param value: for programs, as JSON
-    :param text: for people
+    :param value: what is printed as JSON, and otherwise as a table of rows or as names and values
+    :param columns: those of the table
+    :param text: what is printed for people instead
     :param code: the exit code
     """
 
-    value: Json
-    text: str
+    value: Any
+    columns: Sequence[str] = ()
+    text: str = ""
     code: int = 0
 
     def render(self, output: str) -> str:
         """Return what is printed for an `--output`."""
-        return json.dumps(self.value, indent=2, ensure_ascii=False) if output == "json" else self.text
+        if output == "json":
+            return json.dumps(self.value, indent=2, ensure_ascii=False)
+        if self.text:
+            return self.text
+        return _table(self.value, self.columns) if isinstance(self.value, list) else _key_values(self.value)
 
 
-def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+def _table(rows: Sequence[Mapping[str, Json]], columns: Sequence[str]) -> str:
     """Format rows as columns of text, without control characters; long cells are cut."""
     if not rows:
         return "none"
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    cells = [[shorten(_text(row.get(column)), MAX_CELL_LENGTH) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     lines = [[column.upper() for column in columns], *cells]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def key_values(pairs: Mapping[str, object]) -> str:
+def _key_values(pairs: Mapping[str, Json]) -> str:
     """Format names and values, one pair a line."""
-    width = max(map(len, pairs), default=0)
-    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in pairs.items())
+    names = {name: printable(name) for name in pairs}
+    width = max(map(len, names.values()), default=0)
+    return "\n".join(f"{names[name].ljust(width)}  {printable(_text(value))}".rstrip() for name, value in pairs.items())
 
 
-def _cell(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "" if value is None else shorten(text, MAX_CELL_LENGTH)
+def _text(value: Json) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return "" if value is None else str(value)

@@ -15,6 +15,7 @@ from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
 
 from techflow_provider.client.errors import ExecutionTimeoutError, InvalidParameterError, TechFlowError
 from techflow_provider.client.text import printable
+from techflow_provider.state.store import StoreError
 
 FAILED, UNUSABLE, STILL_RUNNING, INTERRUPTED = 1, 2, 3, 130
 
@@ -35,7 +36,7 @@ def run(action: str, args: Namespace) -> None:
             _fail(str(error), UNUSABLE)
         except ExecutionTimeoutError as error:
             _fail(str(error), STILL_RUNNING)
-        except TechFlowError as error:
+        except (TechFlowError, StoreError) as error:
             _fail(str(error), FAILED)
         except KeyboardInterrupt:
             _fail("interrupted; an execution that was started keeps running in TechFlow", INTERRUPTED)
@@ -89,78 +90,54 @@ def _arg(*flags: str, **options: Any) -> Arg:
 CONN_ID = _arg("--conn-id", default="techflow_default", help="the Airflow connection (default: techflow_default)")
 OUTPUT = _arg("--output", "-o", choices=("table", "json"), default="table", help="table for people, json for programs")
 WORKFLOW_ID = _arg("workflow_id", help="such as wf_123")
+NEW_NAME = _arg("name", help="the workflow's name")
 NAME = _arg("--name", dest="workflow_name", help="the workflow's name")
 DESCRIPTION = _arg("--description", help="the workflow's description")
 TRIGGER = _arg("--trigger", action="append", help="a trigger, such as manual; may be given several times")
 STATUS = _arg("--status", help="only those with this status")
+OF_WORKFLOW = _arg("--workflow-id", help="only those of this workflow")
+LIMIT = _arg("--limit", type=count, default=50, help="maximum number of executions (default: 50)")
+PAYLOAD = _arg("--payload", help="a JSON object to send")
+WAIT = _arg("--wait", action="store_true", help="wait for the execution's completion")
+TIMEOUT = _arg("--timeout", type=positive, help="maximum seconds to wait; the execution keeps running afterwards")
+POLL_INTERVAL = _arg("--poll-interval", type=positive, default=5.0, help="seconds between two polls (default: 5)")
+START_NAME = _arg("name", help="as `starts list` shows it")
+LEARN = _arg("--learn", action="store_true", help="show how a page of the history is interpreted")
 
 
-def _command(name: str, help_text: str, action: str, *args: Arg) -> ActionCommand:
+def _command(name: str, action: str, help_text: str, *args: Arg) -> ActionCommand:
     return ActionCommand(name=name, help=help_text, func=partial(run, action), args=(*args, CONN_ID, OUTPUT))
 
 
+UPDATE_ARGS = (WORKFLOW_ID, NAME, DESCRIPTION, TRIGGER)
+TRIGGER_ARGS = (WORKFLOW_ID, PAYLOAD, WAIT, TIMEOUT, POLL_INTERVAL)
+LIST_ARGS = (OF_WORKFLOW, STATUS, LIMIT)
 WORKFLOW_COMMANDS = (
-    _command("list", "List workflows", "resources:list_workflows", STATUS, NAME),
-    _command("get", "Show a workflow", "resources:get_workflow", WORKFLOW_ID),
-    _command(
-        "create",
-        "Create a workflow",
-        "resources:create_workflow",
-        *(_arg("name", help="the workflow's name"), DESCRIPTION, TRIGGER),
-    ),
-    _command(
-        "update",
-        "Change the given fields of a workflow",
-        "resources:update_workflow",
-        *(WORKFLOW_ID, NAME, DESCRIPTION, TRIGGER),
-    ),
-    _command("delete", "Delete a workflow permanently", "resources:delete_workflow", WORKFLOW_ID),
+    _command("list", "resources:list_workflows", "List workflows", STATUS, NAME),
+    _command("get", "resources:get_workflow", "Show a workflow", WORKFLOW_ID),
+    _command("create", "resources:create_workflow", "Create a workflow", NEW_NAME, DESCRIPTION, TRIGGER),
+    _command("update", "resources:update_workflow", "Change the given fields of a workflow", *UPDATE_ARGS),
+    _command("delete", "resources:delete_workflow", "Delete a workflow permanently", WORKFLOW_ID),
 )
-START_NAME = _arg("name", help="as `starts list` shows it")
+STATE_COMMANDS = (
+    _command("show", "state:show", "Show where the state is kept, why, and what endangers it"),
+    _command("init", "state:init", "Print the statements that create its table in a database"),
+)
 START_COMMANDS = (
-    _command("list", "List starts whose execution isn't known yet, or cannot be determined", "starts:list_starts"),
-    _command("show", "Show what is recorded about a start", "starts:show_start", START_NAME),
-    _command("forget", "Let the task's next attempt start an execution", "starts:forget_start", START_NAME),
+    _command("list", "starts:list_starts", "List starts whose execution isn't known yet, or cannot be determined"),
+    _command("show", "starts:show_start", "Show what is recorded about a start", START_NAME),
+    _command("forget", "starts:forget_start", "Let the task's next attempt start an execution", START_NAME),
+)
+WEBHOOK_COMMANDS = (
+    _command("secret", "resources:secret", "Print a new secret, which every Standard Webhooks library can use"),
 )
 COMMANDS: tuple[CLICommand, ...] = (
     GroupCommand("workflows", "List, get, create, update and delete workflows", WORKFLOW_COMMANDS),
-    _command(
-        "trigger",
-        "Start an execution of a workflow",
-        "resources:trigger",
-        WORKFLOW_ID,
-        _arg("--payload", help="a JSON object to send"),
-        _arg("--wait", action="store_true", help="wait for the execution's completion"),
-        _arg("--timeout", type=positive, help="maximum seconds to wait; the execution keeps running afterwards"),
-        _arg("--poll-interval", type=positive, default=5.0, help="seconds between two polls (default: 5)"),
-    ),
-    _command(
-        "executions",
-        "List the execution history, newest first",
-        "resources:list_executions",
-        _arg("--workflow-id", help="only those of this workflow"),
-        STATUS,
-        _arg("--limit", type=count, default=50, help="maximum number of executions (default: 50)"),
-    ),
-    GroupCommand(
-        "webhooks",
-        "Set up webhooks",
-        (_command("secret", "Print a new secret, which every Standard Webhooks library can use", "resources:secret"),),
-    ),
-    GroupCommand(
-        "state",
-        "Show where the shared state is kept",
-        (
-            _command("show", "Show where the state is kept, why, and what endangers it", "state:show"),
-            _command("init", "Print the statements that create its table in a database", "state:init"),
-        ),
-    ),
+    _command("trigger", "resources:trigger", "Start an execution of a workflow", *TRIGGER_ARGS),
+    _command("executions", "resources:list_executions", "List the execution history, newest first", *LIST_ARGS),
+    GroupCommand("webhooks", "Set up webhooks", WEBHOOK_COMMANDS),
+    GroupCommand("state", "Show where the shared state is kept", STATE_COMMANDS),
     GroupCommand("starts", "List, show and forget starts whose execution is unknown", START_COMMANDS),
-    _command("budget", "Show the state of the API key's rate budget; sends nothing", "resources:show_budget"),
-    _command(
-        "doctor",
-        "Check the whole setup, and suggest a remedy for each problem",
-        "doctor:examine",
-        _arg("--learn", action="store_true", help="show how a page of the history is interpreted"),
-    ),
+    _command("budget", "resources:show_budget", "Show the state of the API key's rate budget; sends nothing"),
+    _command("doctor", "doctor:examine", "Check the whole setup, and suggest a remedy for each problem", LEARN),
 )

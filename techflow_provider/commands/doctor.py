@@ -25,11 +25,11 @@ from techflow_provider.client.models import read_workflows
 from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Severity, Sharing
-from techflow_provider.commands.console import Report, read_connection, table
+from techflow_provider.commands.console import Report, read_connection
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.hooks.diagnosis import Cause, Diagnosis, diagnose, uses_proxy
+from techflow_provider.hooks.diagnosis import Cause, diagnose, uses_proxy
 from techflow_provider.hooks.state import choice, is_for_one_host, open_state, served_store
 from techflow_provider.state.components import reported
 from techflow_provider.state.optimistic import OptimisticStore
@@ -38,6 +38,10 @@ from techflow_provider.state.store import Store, StoreError, Write
 # A person waits for the result.
 DEADLINE_SECONDS = 15.0
 NAMESPACE = "doctor"
+STATE_REMEDY = (
+    "Correct [techflow] state_url, or give Airflow's user write access; until then this host uses a quarter of the "
+    "limit, and one budget, exactly once and wake-ups aren't guaranteed."
+)
 TTL_SECONDS = 60.0
 MAX_HOSTS = 1000
 PACKAGES = {"airflow": "apache-airflow", "common-compat": "apache-airflow-providers-common-compat", "httpx": "httpx"}
@@ -59,8 +63,7 @@ def _learn(conn_id: str) -> Report:
             with suppress(TechFlowError):
                 responses[name] = _get("/executions", connection, budget, {name: value})
         inferences += checks.infer_filters(page, responses)
-    rows = [asdict(each) for each in inferences]
-    return Report([*rows], table(rows, ("subject", "observed", "meaning")))
+    return Report([asdict(each) for each in inferences], ("subject", "observed", "meaning"))
 
 
 def _report(findings: list[Finding]) -> Report:
@@ -69,7 +72,8 @@ def _report(findings: list[Finding]) -> Report:
     problems, warnings = severities.count(Severity.PROBLEM), severities.count(Severity.WARNING)
     unclear = f", {count} unclear" if (count := severities.count(Severity.UNCLEAR)) else ""
     summary = f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}{unclear} in {len(findings)} checks"
-    return Report([asdict(each) for each in findings], "\n".join([*lines, summary]), 1 if problems else 0)
+    text = "\n".join([*lines, summary])
+    return Report([asdict(each) for each in findings], text=text, code=1 if problems else 0)
 
 
 def _lines(finding: Finding) -> Iterator[str]:
@@ -113,22 +117,35 @@ def _installed() -> dict[str, str]:
 
 
 def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
+    key = NAMESPACE if connection is None else connection.settings.account
     try:
         store = served_store() if connection is None else open_state(connection)[0]
+        _try(store, f"{key}/{NAMESPACE}")
+        components = [component for component, _ in reported(store, key)]
+        risks = store.warnings() if isinstance(store, OptimisticStore) else ()
     except InvalidParameterError as error:
-        yield checks.state_url(str(error))
+        yield Finding("state", Severity.PROBLEM, str(error), "Correct it: until then, no request is sent.")
         return
-    key = NAMESPACE if connection is None else connection.settings.account
-    failure = _store_error(store, f"{key}/{NAMESPACE}")
-    yield checks.store(store.location, failure, choice().reason)
-    sharing = Sharing(store.location, failure, is_for_one_host(), this_component(), _hosts())
-    # What can't be observed now can't be judged.
-    with suppress(StoreError):
-        components = () if failure else [component for component, _ in reported(store, key)]
-        risks = store.warnings() if isinstance(store, OptimisticStore) and not failure else ()
-        has_webhooks = connection is not None and connection.webhook_secret is not None
-        sharing = replace(sharing, components=components, risks=risks, receives_webhooks=has_webhooks)
-    yield from checks.guarantees(sharing)
+    except StoreError as error:
+        yield Finding("state", Severity.PROBLEM, str(error), STATE_REMEDY)
+        return
+    yield Finding("state", Severity.OK, f"{store.location} can be written and read ({choice().reason})")
+    in_file = is_for_one_host()
+    hosts = _hosts() if in_file else None
+    yield from checks.guarantees(Sharing(store.location, in_file, this_component(), hosts, components, risks))
+
+
+def _try(store: Store, namespace: str) -> None:
+    """Write and read a value.
+
+    :raises StoreError: that isn't possible
+    """
+    name = secrets.token_hex(8)
+    store.update(namespace, name, lambda *_: (Write(name, TTL_SECONDS), None))
+    values = [entry.value for entry in store.entries(namespace, name)]
+    store.update(namespace, name, lambda *_: (Write(None), None))
+    if values != [name]:
+        raise StoreError(f"{store.location} does not return what was written")
 
 
 def _hosts() -> frozenset[str] | None:
@@ -153,41 +170,25 @@ def _is_triggerer_alive() -> bool | None:
     return job is not None and job.is_alive()
 
 
-def _store_error(store: Store, namespace: str) -> str | None:
-    """Write and read a value, and return what went wrong."""
-    name = secrets.token_hex(8)
-    try:
-        store.update(namespace, name, lambda *_: (Write(name, TTL_SECONDS), None))
-        values = [entry.value for entry in store.entries(namespace, name)]
-        store.update(namespace, name, lambda *_: (Write(None), None))
-    except StoreError as error:
-        return str(error)
-    return None if values == [name] else f"{store.location} does not return what was written"
-
-
 def _response_findings(connection: TechFlowConnection, budget: MeteredBudget) -> Iterator[Finding]:
     """List the workflows once, and check the response and its date."""
     try:
         response = _get("/workflows", connection, budget)
     except TechFlowError as error:
-        yield checks.response(diagnose(error, through_proxy=uses_proxy(connection.settings)), 0, 0.0)
+        found = diagnose(error, through_proxy=uses_proxy(connection.settings))
+        yield Finding("techflow", Severity.PROBLEM, f"{found.cause}: {found.message}", found.remedy)
         return
-    local_time = datetime.now(UTC) - response.elapsed / 2
+    local_time, seconds = datetime.now(UTC) - response.elapsed / 2, response.elapsed.total_seconds()
     try:
-        workflows = read_workflows(json_of(response))
-        yield checks.response(None, len(workflows), response.elapsed.total_seconds())
+        count = counted(len(read_workflows(json_of(response))), "workflow")
+        yield Finding("techflow", Severity.OK, f"the API key can access {count}; response time {seconds:.2f} s")
     except DecodeError as error:
-        yield checks.response(_unexpected_content(connection, error, response.content), 0, 0.0)
+        is_secret = connection.settings.holds_key(response.content)
+        received = "text that contains the API key" if is_secret else error.received
+        message = f"{Cause.HOST}: GET /workflows: expected {error.expected}, got {received}"
+        remedy = "Check the connection's host, which is the base URL including its path."
+        yield Finding("techflow", Severity.PROBLEM, message, remedy)
     yield checks.clock_skew(http_date(response.headers.get("date", "")), local_time)
-
-
-def _unexpected_content(connection: TechFlowConnection, error: DecodeError, content: bytes) -> Diagnosis:
-    received = "text that contains the API key" if connection.settings.holds_key(content) else error.received
-    return Diagnosis(
-        Cause.HOST,
-        f"GET /workflows: expected {error.expected}, got {received}",
-        "Check the connection's host, which is the base URL including its path.",
-    )
 
 
 def _get(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
 
-from techflow_provider.client.text import printable
 from techflow_provider.commands.console import Report, read_connection
 from techflow_provider.hooks.state import choice, open_state, served_store
 from techflow_provider.state.optimistic import OptimisticStore
@@ -21,17 +19,13 @@ def show(args: Namespace) -> Report:
         warnings = store.warnings() if isinstance(store, OptimisticStore) else []
         store.entries("store")
     except StoreError as error:
-        return Report({**found, "error": str(error)}, _text({**found, "error": str(error)}), 1)
-    return Report({**found, "warnings": [*warnings]}, _text({**found, "warnings": "; ".join(warnings) or "none"}))
-
-
-def _text(found: Mapping[str, str]) -> str:
-    return "\n".join(f"{name.ljust(9)} {printable(value)}" for name, value in found.items())
+        return Report({**found, "error": str(error)}, code=1)
+    return Report({**found, "warnings": warnings})
 
 
 def init(_: Namespace) -> Report:
     """Return the statements that create the table, for a user who may."""
     store = served_store()
     if not isinstance(store, SqlStore):
-        return Report([], f"-- {store.location} needs no table")
-    return Report([*store.ddl], "\n".join(f"{statement};" for statement in store.ddl))
+        return Report([], text=f"-- {store.location} needs no table")
+    return Report([*store.ddl], text="\n".join(f"{statement};" for statement in store.ddl))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -12,8 +11,6 @@ import pytest
 
 import techflow_provider
 from techflow_provider.cli import get_airflow_commands
-from techflow_provider.client import Execution
-from techflow_provider.commands.resources import Progress
 from techflow_provider.sandbox import Fault
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("default")]
@@ -102,7 +99,7 @@ def test_the_budget_is_shown_without_a_request(served, techflow, home):
     assert (shown["requests_per_minute"], shown["shared"], shown["cooldown_seconds"]) == (10_000, True, 0)
     assert shown["store"] == str(home / "techflow" / "state.db")
     text = techflow("budget").out
-    assert "used in the last minute  1 of 10000: commands 1, polls 0" in text
+    assert "used_last_minute     command 1, poll 0\n" in text
     assert served.count() == requests
 
 
@@ -119,24 +116,6 @@ def test_what_was_learned_from_a_429_is_shown_in_the_budget_and_by_doctor(served
     assert "a 429 although requests were evenly paced" in techflow("budget", "--output", "json").json["learned"]
     assert "of 10000 requests a minute, bursts of" in techflow("budget").out
     assert "learned: " in techflow("doctor").out
-
-
-class Terminal(io.StringIO):
-    """A stream that claims to be a terminal."""
-
-    def isatty(self) -> bool:
-        """Claim it."""
-        return True
-
-
-def test_a_terminal_shows_how_long_an_execution_has_been_running():
-    times = iter([0.0, 5.0, 10.0])
-    progress = Progress(Terminal(), lambda: next(times), lambda _: None)
-    progress.start(Execution.read({"id": "ex_1", "status": "running"}))
-    progress.sleep(5)
-    progress.sleep(5)
-    progress.finish()
-    assert progress.stream.getvalue().split("\r")[-1] == "execution ex_1 is still running after 10 s \n"  # type: ignore[attr-defined]
 
 
 def test_airflows_command_line_loads_only_the_definitions():
