@@ -18,7 +18,7 @@ from techflow_provider.webhooks.receiver import (
     WebhookResponse,
 )
 
-# A separate pool for genuine deliveries, so that nothing else can exhaust it, nor they the threads of Airflow's API.
+# A pool of their own, so that deliveries can't exhaust the threads of Airflow's API.
 THREADS = 4
 # Deliveries with a proof, be it right or wrong, that one process handles at the same time.
 MAX_CONCURRENT_DELIVERIES = 1024
@@ -32,45 +32,29 @@ def create_app(receiver: Receiver) -> FastAPI:
     app = FastAPI(title="TechFlow webhooks", openapi_url=None)
     threads = ThreadPoolExecutor(THREADS, "techflow-webhooks")
     bodies: deque[asyncio.Timeout] = deque()
-    concurrent = 0
+    slots = asyncio.Semaphore(MAX_CONCURRENT_DELIVERIES)
 
     @app.post("/webhooks/{conn_id:path}")
     async def receive(conn_id: str, request: Request) -> Response:
-        nonlocal concurrent
         delivery = Delivery(dict(request.headers), token=request.query_params.get("token"))
         if not receiver.proof(delivery):
             return _response(receiver.reject(conn_id, NO_PROOF))
-        if concurrent >= MAX_CONCURRENT_DELIVERIES:
+        if slots.locked():
             return _response(WebhookResponse.BUSY)
-        concurrent += 1
-        try:
-            return _response(await handle(conn_id, request, delivery))
-        finally:
-            concurrent -= 1
-
-    async def handle(conn_id: str, request: Request, delivery: Delivery) -> WebhookResponse:
-        proof, body = receiver.proof(delivery), await _read_body(request, bodies)
-        if isinstance(body, WebhookResponse):
-            return body
-        delivery = replace(delivery, body=body)
-        lookup = receiver.look_up(conn_id)
-        if not lookup.done():
+        async with slots:
+            body = await _read_body(request, bodies)
+            if isinstance(body, WebhookResponse):
+                return _response(body)
+            lookup = receiver.look_up(conn_id)
             # A sender that disconnects must not cancel what others wait for.
             await asyncio.wait([asyncio.wrap_future(lookup)])
-        subscriber = receiver.verify(conn_id, delivery, proof, lookup)
-        if isinstance(subscriber, WebhookResponse):
-            return subscriber
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, receiver.notify, conn_id, subscriber, delivery)
+            loop, complete = asyncio.get_running_loop(), replace(delivery, body=body)
+            return _response(await loop.run_in_executor(threads, receiver.decide, conn_id, complete, lookup))
 
     return app
 
 
 async def _read_body(request: Request, bodies: deque[asyncio.Timeout]) -> bytes | WebhookResponse:
-    length = request.headers.get("content-length", "")
-    # "²" is a digit, but not a part of a number.
-    if length.isdecimal() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
-        return WebhookResponse.TOO_LARGE
     body = bytearray()
     if len(bodies) >= MAX_CONCURRENT_BODIES:
         bodies.popleft().reschedule(0)

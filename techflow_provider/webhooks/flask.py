@@ -50,8 +50,6 @@ def airflow_blueprint() -> Blueprint:
 
 
 def _read_body() -> bytes | WebhookResponse:
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        return WebhookResponse.TOO_LARGE
     body = b""
     try:
         with _deadline() as expired:

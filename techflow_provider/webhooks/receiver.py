@@ -33,9 +33,9 @@ log: logging.Logger = get_logger(__name__)
 MAX_BODY_BYTES = 64 * 1024
 # Bounds the time to receive a body, however steadily it arrives.
 BODY_TIMEOUT_SECONDS = 5.0
-# Each looks up one name at a time; together as many as `ConnectionCache` allows when each takes 0.3 seconds.
-LOOKUP_THREADS = 32
-# Only names that have received webhooks use them, so that no guessed name can delay those.
+# How many names are looked up at the same time: as many as `ConnectionCache` allows when each takes 0.3 seconds.
+MAX_LOOKUPS = 32
+# Further threads for names that have received webhooks, so that no guessed name can delay those.
 KNOWN_LOOKUP_THREADS = 2
 LOG_SECONDS = 60.0
 NO_PROOF = "it has no secret in its URL or a header, and no well-formed and recent signature"
@@ -110,8 +110,7 @@ class Receiver:
         self._subscribers = ConnectionCache(find, clock)
         self._lock = threading.Lock()
         self._lookups: dict[str, Future[Subscriber | None]] = {}
-        self._unknown_threads = ThreadPoolExecutor(LOOKUP_THREADS, "techflow-webhook-lookups")
-        self._known_threads = ThreadPoolExecutor(KNOWN_LOOKUP_THREADS, "techflow-webhook-renewals")
+        self._threads = ThreadPoolExecutor(MAX_LOOKUPS + KNOWN_LOOKUP_THREADS, "techflow-webhook-lookups")
         # Verified against when there is no secret, so that the response time reveals nothing.
         self._decoy = WebhookSecret.generate()
         self._rejected = 0
@@ -119,13 +118,11 @@ class Receiver:
 
     def handle(self, conn_id: str, delivery: Delivery) -> WebhookResponse:
         """Verify a delivery, and wake the connection's waits if it is genuine; blocks."""
-        proof = self.proof(delivery)
-        if not proof:
+        if not self.proof(delivery):
             return self.reject(conn_id, NO_PROOF)
         lookup = self.look_up(conn_id)
         wait([lookup])
-        subscriber = self.verify(conn_id, delivery, proof, lookup)
-        return subscriber if isinstance(subscriber, WebhookResponse) else self.notify(conn_id, subscriber, delivery)
+        return self.decide(conn_id, delivery, lookup)
 
     def proof(self, delivery: Delivery) -> Proof:
         """Return what a delivery offers as a proof of its origin; its body isn't needed."""
@@ -138,20 +135,18 @@ class Receiver:
 
         Its exception means that the connection can't be looked up now.
         """
-        found: Future[Subscriber | None] = Future()
-        known = self._subscribers.known(conn_id)
-        if known is not None or self._subscribers.is_unknown(conn_id):
-            found.set_result(known)
-            return found
         with self._lock:
             if conn_id in self._lookups:
                 return self._lookups[conn_id]
-            was_known = self._subscribers.was_known(conn_id)
-            if len(self._lookups) >= LOOKUP_THREADS and not was_known:
+            found: Future[Subscriber | None] = Future()
+            known = self._subscribers.known(conn_id)
+            if known is not None or self._subscribers.is_unknown(conn_id):
+                found.set_result(known)
+                return found
+            if len(self._lookups) >= MAX_LOOKUPS and not self._subscribers.was_known(conn_id):
                 found.set_exception(UndecidedError("too many other names are being tried"))
                 return found
-            threads = self._known_threads if was_known else self._unknown_threads
-            self._lookups[conn_id] = found = threads.submit(self._find, conn_id)
+            self._lookups[conn_id] = found = self._threads.submit(self._find, conn_id)
         # Outside of the lock, since it runs here if the lookup has ended already.
         found.add_done_callback(lambda _: self._lookups.pop(conn_id, None))
         return found
@@ -162,10 +157,8 @@ class Receiver:
             raise UndecidedError("too many other names are being tried")
         return found
 
-    def verify(
-        self, conn_id: str, delivery: Delivery, proof: Proof, lookup: Future[Subscriber | None]
-    ) -> Subscriber | WebhookResponse:
-        """Return the subscriber of a genuine delivery, or the response to any other.
+    def decide(self, conn_id: str, delivery: Delivery, lookup: Future[Subscriber | None]) -> WebhookResponse:
+        """Verify a delivery that offers a proof, and wake its connection's waits if it is genuine; blocks.
 
         :param lookup: has ended
         """
@@ -173,10 +166,12 @@ class Receiver:
             return self.reject(conn_id, f"it can't be verified now: {error}", WebhookResponse.BUSY)
         subscriber = lookup.result()
         secret = subscriber.secret if subscriber else None
-        genuine = (secret or self._decoy).verify_proof(proof, delivery.body)
+        genuine = (secret or self._decoy).verify_proof(self.proof(delivery), delivery.body)
         if subscriber is None or secret is None:
             return self.reject(conn_id, "there is no such connection, or it has no webhook_secret")
-        return subscriber if genuine else self.reject(conn_id, "the secret or the signature is wrong")
+        if not genuine:
+            return self.reject(conn_id, "the secret or the signature is wrong")
+        return self._notify(conn_id, subscriber.records, delivery)
 
     def reject(
         self, conn_id: str, reason: str, response: WebhookResponse = WebhookResponse.UNAUTHORIZED
@@ -193,11 +188,9 @@ class Receiver:
             )
         return _count(response)
 
-    def notify(self, conn_id: str, subscriber: Subscriber, delivery: Delivery) -> WebhookResponse:
-        """Wake the waits of a genuine delivery's connection, unless it is a duplicate; blocks."""
-        delivery_id, records = delivery.id, subscriber.records
+    def _notify(self, conn_id: str, records: Records, delivery: Delivery) -> WebhookResponse:
         try:
-            if delivery_id is not None and not records.see_delivery(f"{conn_id} {delivery_id}"):
+            if delivery.id is not None and not records.see_delivery(f"{conn_id} {delivery.id}"):
                 return _count(WebhookResponse.DUPLICATE)
             records.notify()
             heard = "" if records.are_awaited() else NOT_HEARD

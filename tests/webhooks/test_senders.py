@@ -17,7 +17,7 @@ from techflow_provider.client import InvalidParameterError
 from techflow_provider.client.webhooks import Delivery, WebhookSecret
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
-from techflow_provider.webhooks.receiver import LOOKUP_THREADS, Receiver, Subscriber
+from techflow_provider.webhooks.receiver import MAX_LOOKUPS, Receiver, Subscriber
 
 NOW = 1_700_000_000
 AT = datetime.fromtimestamp(NOW, UTC)
@@ -164,17 +164,17 @@ def test_forged_deliveries_whose_lookups_hang_delay_no_genuine_one():
 
     own = Receiver(find, lambda: NOW, lambda: 0.0)
     genuine = Delivery({}, b"", SECRET.text)
-    guesses = [own.look_up(f"guess-{number}") for number in range(LOOKUP_THREADS - 1)]
+    guesses = [own.look_up(f"guess-{number}") for number in range(MAX_LOOKUPS - 1)]
     try:
         # The first one of a fresh process.
         assert own.handle("one", genuine).status_code == 200
-        guesses += [own.look_up(f"guess-{number}") for number in range(LOOKUP_THREADS - 1, 2 * LOOKUP_THREADS)]
+        guesses += [own.look_up(f"guess-{number}") for number in range(MAX_LOOKUPS - 1, 2 * MAX_LOOKUPS)]
         assert own.handle("one", genuine).status_code == 200
         assert own.handle("another", genuine).status_code == 503
     finally:
         release.set()
     wait(guesses)
-    assert sum(guess.exception() is not None for guess in guesses) == LOOKUP_THREADS
+    assert sum(guess.exception() is not None for guess in guesses) == MAX_LOOKUPS
 
 
 def test_one_lookup_serves_all_deliveries_that_wait_for_it():

@@ -164,12 +164,13 @@ def test_a_delivery_that_cannot_be_passed_on_is_to_be_sent_again(served: Served,
 
 
 def test_more_deliveries_than_are_worked_on_are_to_be_sent_again(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    serve_receiver: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_api_server():
         pytest.skip("the web server of Airflow 2 has a bound of its own: its workers")
     monkeypatch.setattr("techflow_provider.webhooks.fastapi.MAX_CONCURRENT_DELIVERIES", 0)
-    assert served.post("one", **signature()) == 503
+    host, port = serve_receiver(Receiver(Subscribers().get))
+    assert Served(host, port, Subscribers()).post("one", **signature()) == 503
 
 
 def test_only_a_post_is_accepted(served: Served) -> None:
