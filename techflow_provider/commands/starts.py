@@ -10,6 +10,7 @@ from techflow_provider.client.parsing import Json
 from techflow_provider.commands.console import Report, read_connection
 from techflow_provider.hooks.state import open_state
 from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.legacy import LegacyState
 from techflow_provider.submission.records import AttemptRecord
 
 COLUMNS = ("name", "workflow_id", "sent_at", "waiting_for")
@@ -38,8 +39,8 @@ def forget_start(args: Namespace) -> Report:
 
 def _store(conn_id: str, name: str = "") -> AttemptStore:
     connection = read_connection(conn_id)
-    settings = connection.settings
-    return AttemptStore(open_state(connection)[0], settings.site, name, former=((settings.account, name),))
+    store, settings = open_state(connection)[0], connection.settings
+    return AttemptStore(store, settings.site, name, legacy=LegacyState(store, settings.account, name))
 
 
 def _record(args: Namespace) -> AttemptRecord:

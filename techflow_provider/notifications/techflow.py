@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from techflow_provider.client.parsing import Json
-from techflow_provider.client.text import get_logger
 from techflow_provider.client.values import as_id, as_payload, as_text
 from techflow_provider.parameters import Check, check_plain, read
 
@@ -19,12 +17,10 @@ if TYPE_CHECKING:
     from techflow_provider.client.values import Payload
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
-    from techflow_provider.submission.airflow import Identity
+    from techflow_provider.submission.model import Submitter
 else:
     # Type checkers don't know the class under this name.
     from airflow.providers.common.compat.notifier import BaseNotifier
-
-log: logging.Logger = get_logger(__name__)
 
 
 class TechFlowNotifier(BaseNotifier):
@@ -67,8 +63,7 @@ class TechFlowNotifier(BaseNotifier):
 
         hook = self._hook()
         with hook.get_conn():
-            started = ExecutionStarter(hook, self._identity(context)).start(*self._wanted)
-        self._log_start(started.execution.id)
+            ExecutionStarter(hook, self._submitter(context)).start(*self._wanted)
 
     async def async_notify(self, context: Context) -> None:
         """Start the execution in the triggerer, as a deadline's callback."""
@@ -76,10 +71,9 @@ class TechFlowNotifier(BaseNotifier):
 
         hook = self._hook()
         connection = await hook.aget_techflow_connection()
-        starter = ExecutionStarter(hook, self._identity(context), connection=connection)
+        starter = ExecutionStarter(hook, self._submitter(context), connection=connection)
         async with await hook.aget_conn() as client:
-            started = await starter.astart(client, *self._wanted)
-        self._log_start(started.execution.id)
+            await starter.astart(client, *self._wanted)
 
     def _hook(self) -> TechFlowHook:
         from techflow_provider.hooks.techflow import TechFlowHook
@@ -90,31 +84,27 @@ class TechFlowNotifier(BaseNotifier):
     def _wanted(self) -> tuple[str, dict[str, Json] | None]:
         return read(self, "workflow_id"), read(self, "payload")
 
-    def _identity(self, context: Context) -> Identity:
+    def _submitter(self, context: Context) -> Submitter:
         text = json.dumps([*self._wanted, self.name], sort_keys=True)
-        return identity_of(context, f"notifier {hashlib.sha256(text.encode()).hexdigest()[:16]}")
-
-    def _log_start(self, execution_id: str) -> None:
-        log.info("Started execution %s of workflow %s", execution_id, self._wanted[0])
+        return submitter_of(context, f"notifier {hashlib.sha256(text.encode()).hexdigest()[:16]}")
 
 
-def identity_of(context: Mapping[str, Any], part: str) -> Identity:
-    """Return the identity behind a callback: an attempt of a task, or a run of a DAG; their contexts differ.
+def submitter_of(context: Mapping[str, Any], part: str) -> Submitter:
+    """Return who starts an execution in a callback: an attempt of a task, or a run of a DAG; their contexts differ.
 
     A DAG's callback gets a `reason`, and a deadline's the run as a dict.
     """
-    from techflow_provider.submission.airflow import Identity
+    from techflow_provider.submission.airflow import name_of
+    from techflow_provider.submission.model import Submitter
 
     run = context.get("dag_run")
     dag_id = _of(run, "dag_id") or context["dag"].dag_id
     run_id = _of(run, "run_id") or _of(run, "dag_run_id") or context["run_id"]
-    began = _of(run, "start_date") or ""
-    ti = None if "reason" in context else context.get("ti")
-    # Each attempt has callbacks of its own, which must not join what the last one has started: it is part of the name.
+    part, ti = f"{part} {_of(run, 'start_date') or ''}", None if "reason" in context else context.get("ti")
     if ti is None:
-        deadline = _of(context.get("deadline"), "id") or ""
-        return Identity(dag_id, run_id, "", part=f"{part} {began} {deadline}")
-    return Identity(dag_id, run_id, ti.task_id, getattr(ti, "map_index", -1), part=f"{part} {began} {ti.try_number}")
+        return Submitter(name_of(dag_id, run_id, "", part=f"{part} {_of(context.get('deadline'), 'id') or ''}"))
+    # Each attempt has callbacks of its own, which must not join what the last one has started: it is part of the name.
+    return Submitter(name_of(dag_id, run_id, ti.task_id, getattr(ti, "map_index", -1), f"{part} {ti.try_number}"))
 
 
 def _of(source: Any, name: str) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
     from techflow_provider.submission.airflow import ExecutionStarter
+    from techflow_provider.submission.matching import Match, NoMatch
     from techflow_provider.submission.model import OnAmbiguous, OnShared, Submission
+    from techflow_provider.submission.recovery import LostStart, LostStartError
 
     Triggers: TypeAlias = Sequence[Trigger] | str | XComArg
 else:
@@ -62,7 +64,7 @@ else:
 
 log: logging.Logger = get_logger(__name__)
 
-S = TypeVar("S")
+Checks: TypeAlias = dict[str, Check]
 IfExists = Literal["create", "return", "update", "fail"]
 IF_EXISTS: tuple[IfExists, ...] = get_args(IfExists)
 # The parameters that the calls take, in their order.
@@ -79,7 +81,7 @@ class TechFlowOperator(BaseOperator):
     template_fields: Sequence[str] = ("techflow_conn_id",)
     ui_color = "#dcecf7"
 
-    checks: ClassVar[Mapping[str, Check]] = {"techflow_conn_id": as_text}
+    checks: ClassVar[Checks] = {"techflow_conn_id": as_text}
 
     def __init__(self, *, techflow_conn_id: str = "techflow_default", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -105,8 +107,7 @@ class TechFlowListWorkflowsOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("status", "name", *TechFlowOperator.template_fields)
 
-    checks: ClassVar[Mapping[str, Check]] = {
-        **TechFlowOperator.checks,
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {
         "status": optional(as_text),
         "name": optional(as_text),
     }
@@ -135,7 +136,7 @@ class TechFlowGetWorkflowOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("workflow_id", *TechFlowOperator.template_fields)
 
-    checks: ClassVar[Mapping[str, Check]] = {**TechFlowOperator.checks, "workflow_id": as_id}
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {"workflow_id": as_id}
 
     def __init__(self, *, workflow_id: Text, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -166,8 +167,7 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("name", "description", "triggers", *TechFlowOperator.template_fields)
 
-    checks: ClassVar[Mapping[str, Check]] = {
-        **TechFlowOperator.checks,
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {
         "name": as_text,
         "description": as_description,
         "triggers": as_triggers,
@@ -230,16 +230,9 @@ class TechFlowUpdateWorkflowOperator(TechFlowOperator):
     :raises TechFlowError: a call failed; `InvalidParameterError` when nothing is to be changed
     """
 
-    template_fields: Sequence[str] = (
-        "workflow_id",
-        "name",
-        "description",
-        "triggers",
-        *TechFlowOperator.template_fields,
-    )
+    template_fields: Sequence[str] = (*UPDATE_FIELDS, *TechFlowOperator.template_fields)
 
-    checks: ClassVar[Mapping[str, Check]] = {
-        **TechFlowOperator.checks,
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {
         "workflow_id": as_id,
         "name": optional(as_text, blank=False),
         "description": as_description,
@@ -281,11 +274,7 @@ class TechFlowDeleteWorkflowOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("workflow_id", *TechFlowOperator.template_fields)
 
-    checks: ClassVar[Mapping[str, Check]] = {
-        **TechFlowOperator.checks,
-        "workflow_id": as_id,
-        "ignore_if_missing": as_flag,
-    }
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {"workflow_id": as_id, "ignore_if_missing": as_flag}
 
     def __init__(self, *, workflow_id: Text, ignore_if_missing: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -318,8 +307,7 @@ class TechFlowListExecutionsOperator(TechFlowOperator):
 
     template_fields: Sequence[str] = ("workflow_id", "status", *TechFlowOperator.template_fields)
 
-    checks: ClassVar[Mapping[str, Check]] = {
-        **TechFlowOperator.checks,
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {
         "workflow_id": optional(as_id),
         "status": optional(as_text),
     }
@@ -371,8 +359,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"payload": "json"}
     operator_extra_links: Sequence[TechFlowLink] = (TechFlowLink(),)
 
-    checks: ClassVar[Mapping[str, Check]] = {
-        **TechFlowOperator.checks,
+    checks: ClassVar[Checks] = TechFlowOperator.checks | {
         "workflow_id": as_id,
         "payload": as_payload,
         "wait_for_completion": as_flag,
@@ -416,40 +403,30 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute(self, context: Context) -> str:
         """Start the execution, and wait for its completion if asked to."""
-        return self._run(context, self._starter(context))
+        return self._run(context)
 
     def execute_admitted(self, context: Context, event: dict[str, Any]) -> str:
         """Resume when a slot in the rate budget is near: start the execution, and wait for it if asked to."""
         check_admitted(event)
-        return self._run(context, self._starter(context), is_admitted=True)
+        return self._run(context, is_admitted=True)
 
     def execute_searched(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after a search for what was started: wait for it if asked to, or start again where there is none."""
         from techflow_provider.triggers.search import read_search
 
-        starter, (start, found) = self._starter(context), read_search(event)
-        submission = None
-        if found is not None:
-            finish_search = partial(starter.finish_search, *self._wanted, start.record, start.loss, found)
-            submission = self._or_search(starter, finish_search)
-            start.check_sent(submission)
-        return self._run(context, starter, submission, sent=start.sent)
+        return self._run(context, searched=read_search(event))
 
-    def _run(
-        self,
-        context: Context,
-        starter: ExecutionStarter,
-        submission: Submission | None = None,
-        *,
-        is_admitted: bool = False,
-        sent: int = 0,
-    ) -> str:
+    def _run(self, context: Context, **resumed: Any) -> str:
+        from techflow_provider.client.history import ExecutionSelector
+        from techflow_provider.submission.recovery import LostStartError
+
         timeout, interval = self._bounds()
-        submission = submission or self._or_search(starter, partial(starter.resolve, *self._wanted))
-        if submission is None:
-            submission = self._or_search(
-                starter, partial(self._send, starter, timeout, is_admitted=is_admitted, sent=sent)
-            )
+        starter = self._starter(context)
+        try:
+            submission = self._start(starter, **resumed)
+        except LostStartError as lost:
+            self._defer_search(starter, lost)
+            raise
         self._execution = execution = submission.execution
         push(context, starter.xcom_key, submission.to_dict())
         keep_link(self.hook, execution.id, self._wanted[0], execution.status)
@@ -457,26 +434,10 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
             return storable(execution.id)
         if not execution.ended:
             if self.deferrable:
-                self._defer_completion(execution.id, timeout, interval)
+                selector, conn_id = ExecutionSelector(execution.id), self.hook.techflow_conn_id
+                defer_until_ended(self, conn_id, selector, poll_interval=interval, timeout=timeout)
             execution = self.hook.wait_for_execution(execution.id, interval, timeout.total_seconds())
-        return self._complete(starter, execution)
-
-    def _or_search(self, starter: ExecutionStarter, act: Callable[[], S]) -> S:
-        """Carry out a step of a start, and defer the task when it takes a search of the history."""
-        from techflow_provider.submission.reuse import LostStartError
-        from techflow_provider.triggers.search import LostStart, TechFlowSearchTrigger
-
-        try:
-            return act()
-        except LostStartError as lost:
-            bound, lag = shorter(self._bounds()[0], self.execution_timeout), starter.policy.history_lag_seconds
-            log.warning("%s: the triggerer searches the history for the execution", lost)
-            start = LostStart.of(starter.submitter, lost).to_dict()
-            trigger = TechFlowSearchTrigger(
-                self.hook.techflow_conn_id, start=start, history_lag=lag, deadline=deadline_after(bound)
-            )
-            self.defer(trigger=trigger, method_name="execute_searched", timeout=bound + DEFERRAL_GRACE)
-            raise
+        return self._complete(context, starter, execution)
 
     @cached_property
     def _wanted(self) -> tuple[str, dict[str, Json] | None]:
@@ -487,7 +448,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         return read(self, "timeout"), interval.total_seconds() if interval else default_poll_interval()
 
     def _starter(self, context: Context) -> ExecutionStarter:
-        from techflow_provider.submission.airflow import ExecutionStarter, Identity, history_lag, part_of
+        from techflow_provider.submission.airflow import ExecutionStarter, history_lag, part_of, submitter_of
         from techflow_provider.submission.model import SubmissionPolicy
 
         is_own = self.task_id == context["ti"].task_id and isinstance(context.get("task", self), type(self))
@@ -499,46 +460,57 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
             self.on_shared,
             defers_search=self.deferrable and is_own,
         )
-        identity = Identity.of(context, part_of(context, self.task_id, is_own=is_own))
-        return ExecutionStarter(self.hook, identity, policy, context)
+        submitter = submitter_of(context, "" if is_own else part_of(context, self.task_id))
+        return ExecutionStarter(self.hook, submitter, policy, context)
 
-    def _send(self, starter: ExecutionStarter, timeout: timedelta, *, is_admitted: bool, sent: int) -> Submission:
+    def _start(
+        self,
+        starter: ExecutionStarter,
+        *,
+        is_admitted: bool = False,
+        searched: tuple[LostStart | None, Match | NoMatch | None] = (None, None),
+    ) -> Submission:
+        """Return the task's execution, or defer the task until there is a slot in the rate budget for its request."""
+        lost, found = searched
+        submission = None if lost is None or found is None else starter.finish_search(*self._wanted, lost, found)
+        submission = submission or starter.resolve(*self._wanted)
+        if submission is not None:
+            return submission
         if not self.deferrable:
             return starter.send(*self._wanted)
         if not is_admitted and not self.hook.is_admitted(ADMISSION_SECONDS):
-            self._defer_admission(timeout, "others are waiting")
+            self._defer_admission("others are waiting")
         try:
-            return starter.send(*self._wanted, ADMISSION_SECONDS, sent)
+            return starter.send(*self._wanted, ADMISSION_SECONDS, 0 if lost is None else lost.sent)
         except (BudgetTimeoutError, RateLimitError) as error:
             # Neither was carried out, so waiting for a slot again starts nothing twice.
-            self._defer_admission(timeout, str(error))
+            self._defer_admission(str(error))
             raise
 
-    def _defer_admission(self, timeout: timedelta, reason: str) -> None:
+    def _defer_admission(self, reason: str) -> None:
         from techflow_provider.triggers.admission import TechFlowAdmissionTrigger
 
-        bound = shorter(timeout, self.execution_timeout)
         log.info("Waiting in the triggerer for a slot in the rate budget, not in this worker: %s", reason)
-        trigger = TechFlowAdmissionTrigger(self.hook.techflow_conn_id, deadline=deadline_after(bound))
-        self.defer(trigger=trigger, method_name="execute_admitted", timeout=bound + DEFERRAL_GRACE)
+        self._defer(TechFlowAdmissionTrigger, "execute_admitted")
 
-    def _defer_completion(self, execution_id: str, timeout: timedelta, poll_interval: float) -> None:
-        from techflow_provider.client.history import ExecutionSelector
+    def _defer_search(self, starter: ExecutionStarter, lost: LostStartError) -> None:
+        from techflow_provider.triggers.search import TechFlowSearchTrigger
 
-        defer_until_ended(
-            self,
-            self.hook.techflow_conn_id,
-            ExecutionSelector(execution_id),
-            poll_interval=poll_interval,
-            timeout=timeout,
-        )
+        log.warning("%s: the triggerer searches the history for the execution", lost)
+        lag = starter.policy.history_lag_seconds
+        self._defer(TechFlowSearchTrigger, "execute_searched", start=lost.start.to_dict(), history_lag=lag)
+
+    def _defer(self, trigger: type[Any], method_name: str, **fields: Any) -> None:
+        bound = shorter(self._bounds()[0], self.execution_timeout)
+        waiting = trigger(self.hook.techflow_conn_id, deadline=deadline_after(bound), **fields)
+        self.defer(trigger=waiting, method_name=method_name, timeout=bound + DEFERRAL_GRACE)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""
-        timeout, _ = self._bounds()
-        return self._complete(self._starter(context), ended_execution(self, event, timeout, _timeout_error), context)
+        execution = ended_execution(self, event, self._bounds()[0], _timeout_error)
+        return self._complete(context, self._starter(context), execution)
 
-    def _complete(self, starter: ExecutionStarter, execution: Execution, resumed: Context | None = None) -> str:
+    def _complete(self, context: Context, starter: ExecutionStarter, execution: Execution) -> str:
         self._execution = execution
         keep_link(self.hook, execution.id, self._wanted[0], execution.status)
         try:
@@ -547,9 +519,9 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
             starter.discard(execution.id)
             raise
         report = starter.mark_done(execution.id)
-        if resumed is not None and report is not None:
+        if report is not None:
             # Airflow deletes a task's XComs when it resumes it.
-            push(resumed, starter.xcom_key, dict(report))
+            push(context, starter.xcom_key, dict(report))
         log.info("Execution %s completed", execution.id)
         return storable(execution.id)
 

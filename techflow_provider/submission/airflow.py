@@ -10,9 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote as percent_encode
 
@@ -26,11 +24,11 @@ from techflow_provider.compat import deployment_address, state_errors, task_stat
 from techflow_provider.hooks.state import FILE, METADATA, open_state, state_url
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.legacy import LegacyState
+from techflow_provider.submission.matching import Match, NoMatch
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
-from techflow_provider.submission.records import AttemptRecord
-from techflow_provider.submission.recovery import Found, LostResponse
-from techflow_provider.submission.reuse import discard, mark_done, resolve
-from techflow_provider.submission.start import finish_search, send
+from techflow_provider.submission.recovery import LostStart
+from techflow_provider.submission.start import discard, finish_search, mark_done, resolve, send
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -49,48 +47,28 @@ OWN_STATE_URLS = ("", FILE, METADATA)
 START_KEY = "techflow_start"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The starter of an execution: the same text in every attempt of one task.
+def submitter_of(context: Context, part: str = "") -> Submitter:
+    """Return the running task.
 
-    :param dag_id: the DAG
-    :param run_id: its run
-    :param task_id: the task; empty for a callback of a DAG
-    :param map_index: the index of a mapped task
-    :param part: distinguishes several starts of one task, such as a callback's name
-    :param generation: names the attempts among which one execution is enough. In another generation an execution that
-        is still running is joined if its task was waiting for it, and one that is over is not
-    :param is_retry: whether an earlier attempt may have been made
-    :param clears: how often tasks of the run have been cleared, where Airflow says so
-    :param began: when the run began; None where that doesn't matter
+    Airflow raises `max_tries` when a finished task is cleared, and not when it is retried.
+
+    :param part: distinguishes several starts of one task
     """
+    ti: Any = context["ti"]
+    began = getattr(context["dag_run"], "start_date", None)
+    clears = getattr(context["dag_run"], "clear_number", None) or 0
+    name = name_of(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, part)
+    return Submitter(name, f"{began.isoformat() if began else ''}/{ti.max_tries}", ti.try_number > 1, clears, began)
 
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int = -1
-    part: str = ""
-    generation: str = ""
-    is_retry: bool = True
-    clears: int = 0
-    began: datetime | None = None
 
-    @classmethod
-    def of(cls, context: Context, part: str = "") -> Identity:
-        """Return the identity of the running task.
+def name_of(dag_id: str, run_id: str, task_id: str, map_index: int = -1, part: str = "") -> str:
+    """Return a submitter's name: the same text in every attempt of one task.
 
-        Airflow raises `max_tries` when a finished task is cleared, and not when it is retried.
-        """
-        ti: Any = context["ti"]
-        began = getattr(context["dag_run"], "start_date", None)
-        generation = f"{began.isoformat() if began else ''}/{ti.max_tries}"
-        clears = getattr(context["dag_run"], "clear_number", None) or 0
-        ids = (ti.dag_id, ti.run_id, ti.task_id, ti.map_index, part)
-        return cls(*ids, generation=generation, is_retry=ti.try_number > 1, clears=clears, began=began)
-
-    def __str__(self) -> str:
-        parts = [self.dag_id, self.run_id, self.task_id, str(self.map_index), *([self.part] if self.part else [])]
-        return "/".join(map(partial(percent_encode, safe=""), parts))
+    :param task_id: empty for a callback of a DAG
+    :param part: distinguishes several starts of one task, such as a callback's name
+    """
+    parts = [dag_id, run_id, task_id, str(map_index), *([part] if part else [])]
+    return "/".join(percent_encode(each, safe="") for each in parts)
 
 
 class AirflowTaskState:
@@ -129,11 +107,11 @@ class ExecutionStarter:
     """Start one execution for one task or callback. Each method may raise `TechFlowError`.
 
     :param hook: sends the requests
-    :param identity: who wants the execution
+    :param submitter: who wants the execution, by its name within the deployment
     :param policy: what it wants when something is lost
     :param context: the context of a running task, for its own state in Airflow; a callback has none
     :param connection: the hook's connection where it can't be looked up here, as in an event loop
-    :raises InvalidParameterError: the policy or a setting has an unusable value
+    :raises InvalidParameterError: a setting has an unusable value
     """
 
     xcom_key = START_KEY
@@ -141,24 +119,21 @@ class ExecutionStarter:
     def __init__(
         self,
         hook: TechFlowHook,
-        identity: Identity,
+        submitter: Submitter,
         policy: SubmissionPolicy | None = None,
         context: Context | None = None,
         connection: TechFlowConnection | None = None,
     ) -> None:
         connection = connection or hook.connection
-        settings = connection.settings
+        settings, store = connection.settings, open_state(connection)[0]
+        name, *former = (f"{deployment}/{submitter.name}".removeprefix("/") for deployment in deployments())
         state = None if context is None else task_state_store(context)
-        names = [f"{deployment}/{identity}".removeprefix("/") for deployment in deployments()]
-        # Before its deployment and its account were named, a record lay with the API key.
-        former = [*((settings.site, name) for name in names[1:]), (settings.account, str(identity))]
         own_state = None if state is None else AirflowTaskState(state)
-        attempts = AttemptStore(open_state(connection)[0], settings.site, names[0], own_state, former)
+        legacy = LegacyState(store, settings.account, submitter.name)
         self._hook = hook
-        self.policy: SubmissionPolicy = check_policy(policy or SubmissionPolicy(history_lag_seconds=history_lag()))
-        self.submitter: Submitter = Submitter(
-            names[0], identity.generation, attempts, identity.is_retry, clears=identity.clears, began=identity.began
-        )
+        self.policy: SubmissionPolicy = policy or SubmissionPolicy(history_lag_seconds=history_lag())
+        self.submitter: Submitter = replace(submitter, name=name)
+        self.attempts: AttemptStore = AttemptStore(store, settings.site, name, own_state, former=former, legacy=legacy)
 
     def start(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Submission:
         """Return the execution of an earlier attempt, or start one; once per generation when nobody waits for it."""
@@ -171,7 +146,7 @@ class ExecutionStarter:
 
         :param client: what `TechFlowHook.aget_conn` returns
         """
-        attempt = Attempt(client.context, self.submitter, self.policy, workflow_id, payload)
+        attempt = Attempt(client.context, self.submitter, self.attempts, self.policy, workflow_id, payload)
         known = await client.run(resolve(attempt))
         return known if known is not None else await client.run(send(attempt))
 
@@ -194,18 +169,14 @@ class ExecutionStarter:
         return self._run(send(self._attempt(workflow_id, payload), within_seconds=within_seconds, sent=sent))
 
     def finish_search(
-        self,
-        workflow_id: str,
-        payload: Mapping[str, Json] | None,
-        record: AttemptRecord,
-        loss: LostResponse,
-        found: Found,
+        self, workflow_id: str, payload: Mapping[str, Json] | None, start: LostStart, found: Match | NoMatch
     ) -> Submission | None:
         """Claim what a search has found; None when the request had no effect."""
-        return self._run(finish_search(self._attempt(workflow_id, payload), record, loss, found))
+        return self._run(finish_search(self._attempt(workflow_id, payload), start, found))
 
     def _attempt(self, workflow_id: str, payload: Mapping[str, Json] | None) -> Attempt:
-        return Attempt(self._hook.get_conn().context, self.submitter, self.policy, workflow_id, payload)
+        context = self._hook.get_conn().context
+        return Attempt(context, self.submitter, self.attempts, self.policy, workflow_id, payload)
 
     def _run(self, flow: Flow[T]) -> T:
         """Run a flow; what is ambiguous fails the task without retries where the policy says so."""
@@ -219,21 +190,16 @@ class ExecutionStarter:
     def mark_done(self, execution_id: str) -> Mapping[str, Any] | None:
         """Record that the task has got what it wanted, and return how it got its execution (`Submission.to_dict`)."""
         client = self._hook.get_conn()
-        return client.run(mark_done(client.context, self.submitter, execution_id))
+        return client.run(mark_done(client.context, self.attempts, execution_id))
 
     def discard(self, execution_id: str) -> None:
         """Let the next attempt start a new execution, because this one failed."""
         client = self._hook.get_conn()
-        client.run(discard(client.context, self.submitter, execution_id))
+        client.run(discard(client.context, self.attempts, execution_id))
 
 
-def part_of(context: Context, task_id: str, *, is_own: bool) -> str:
-    """Return what distinguishes an operator that runs inside another task from others there; empty for a task's own.
-
-    :param is_own: whether the operator is the task itself
-    """
-    if is_own:
-        return ""
+def part_of(context: Context, task_id: str) -> str:
+    """Return what distinguishes an operator that runs inside another task from others there."""
     # Kept with the attempt: each one runs the same operators in the same order.
     kept: Any = context
     counts: dict[str, int] = kept.setdefault("techflow_starts", {})
@@ -266,15 +232,3 @@ def history_lag() -> float:
     if not 0 <= value < math.inf:
         raise InvalidParameterError("[techflow] history_lag", quote(value), "seconds, from 0")
     return value
-
-
-def check_policy(policy: SubmissionPolicy) -> SubmissionPolicy:
-    """Return a usable policy.
-
-    :raises InvalidParameterError: it isn't usable
-    """
-    if policy.on_ambiguous not in ("adopt", "fail"):
-        raise InvalidParameterError("on_ambiguous", quote(policy.on_ambiguous), "adopt or fail")
-    if policy.on_shared not in ("fail", "join"):
-        raise InvalidParameterError("on_shared", quote(policy.on_shared), "fail or join")
-    return policy

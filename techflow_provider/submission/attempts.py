@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import chain, repeat
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote as percent_encode
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.text import get_logger
 from techflow_provider.state.identity import NAME, NAMESPACE
 from techflow_provider.state.optimistic import UnreachableError
 from techflow_provider.state.store import Entry, Store, StoreError, Write, read_only
-from techflow_provider.submission import legacy
-from techflow_provider.submission.records import AttemptRecord, Claim, claim_name
+from techflow_provider.submission.legacy import LegacyState, is_note, read_intent
+from techflow_provider.submission.records import AttemptRecord, Claim
 
 T = TypeVar("T")
 
@@ -57,10 +59,10 @@ class AttemptStore:
 
     :param store: where they are kept
     :param site: names the TechFlow account (see `Settings.site`)
-    :param submitter: the submitter's identity
+    :param submitter: the submitter's name
     :param task_state: where Airflow keeps the task's own state; there the record survives the loss of `store`
-    :param former: the namespaces and names under which the submitter was known before: to earlier versions, or before
-        the deployment's name changed
+    :param former: the names that the submitter had before the deployment's name changed
+    :param legacy: what version 0.1.0 has written
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class AttemptStore:
         site: str,
         submitter: str,
         task_state: TaskState | None = None,
-        former: Sequence[tuple[str, str]] = (),
+        *,
+        former: Sequence[str] = (),
+        legacy: LegacyState | None = None,
     ) -> None:
         self.task_state = task_state
         self.sequence: int = 0
@@ -77,6 +81,7 @@ class AttemptStore:
         self._site = site
         self._submitter = submitter
         self._former = former
+        self._legacy = legacy
         self._unreadable: set[str] = set()
 
     def update(self, decide: Decide, kind: str = PENDING) -> AttemptRecord | None:
@@ -86,26 +91,21 @@ class AttemptStore:
         """
 
         def change(entry: Entry | None, now: float) -> tuple[Write | None, AttemptRecord | None]:
-            present = None if entry is None else _record_of(entry, now)
+            present = _record_of(entry, now)
             following = decide(present)
             if following is present:
                 return None, present
             if following is None:
                 return Write(None), None
-            text = json.dumps(following.to_dict(now), sort_keys=True)
-            return Write(
-                text, DONE_TTL_SECONDS if following.done or following.failed else RECORD_TTL_SECONDS
-            ), following
+            ttl_seconds = DONE_TTL_SECONDS if following.done or following.failed else RECORD_TTL_SECONDS
+            return Write(json.dumps(following.to_dict(now), sort_keys=True), ttl_seconds), following
 
         return self._store.update(f"{self._site}/{kind}", self._submitter, change)
 
     def read_kind(self, kind: str) -> AttemptRecord | None:
         """Return one of the two records of the shared state."""
-        return self._read(self._site, self._submitter, kind)
-
-    def _read(self, site: str, name: str, kind: str) -> AttemptRecord | None:
-        entry, now = self._store.update(f"{site}/{kind}", name, read_only)
-        return None if entry is None else _record_of(entry, now)
+        entry, now = self._store.update(f"{self._site}/{kind}", self._submitter, read_only)
+        return _record_of(entry, now)
 
     def read_shared(self) -> AttemptRecord | None:
         """Return the record that counts in the shared state."""
@@ -115,21 +115,27 @@ class AttemptStore:
 
     def read(self) -> AttemptRecord | None:
         """Return the record, from whichever of the two states knows more about it."""
-        found = self.read_shared()
-        own = None if self.task_state is None else self._read_task_state()
+        own = self._read_own()
+        found = self.read_shared() or self.migrate()
         if own is not None and (found is None or _rank(own) > _rank(found)):
             found = own
         if found is not None:
             self.sequence = max(self.sequence, found.sequence)
         return found
 
-    def _read_task_state(self) -> AttemptRecord | None:
+    def _read_own(self) -> AttemptRecord | None:
         """Return the record that Airflow keeps; its age is unknown, and nobody waits for a response to it any more."""
         value = None if self.task_state is None else self.task_state.read()
-        if self.task_state is not None and legacy.is_note(value):
-            self.migrate(value)
-            value = self.task_state.read()
-        return None if value is None else AttemptRecord.read(value)
+        if not is_note(value):
+            return None if value is None else AttemptRecord.read(value)
+        record = self.migrate(value)
+        self.keep_own(record)
+        return record and AttemptRecord.read(record.to_dict())
+
+    def keep_own(self, record: AttemptRecord | None) -> None:
+        """Write the record where Airflow keeps the task's own state, too, if it keeps one; None deletes it."""
+        if self.task_state is not None:
+            self.task_state.drop() if record is None else self.task_state.write(record.to_dict())
 
     def keep(self, record: AttemptRecord, following: AttemptRecord) -> None:
         """Record what came of a request, unless a later request or another attempt has recorded something there.
@@ -137,17 +143,18 @@ class AttemptStore:
         :param record: the record as this attempt knows it
         :param following: the record with its execution, or with the fact that there is none
         """
+        same = (record.attempt_id, record.submission_id, record.execution_id)
 
         def decide(present: AttemptRecord | None) -> AttemptRecord | None:
-            if present is None or present.is_same(record) or present.sequence < record.sequence:
+            if present is None or present.sequence < record.sequence:
                 return following
-            return present
+            return following if (present.attempt_id, present.submission_id, present.execution_id) == same else present
 
         self.sequence = max(self.sequence, record.sequence)
         is_kept = self.update(decide, KNOWN) is following
         self.drop(record.submission_id)
-        if is_kept and self.task_state is not None:
-            self.task_state.write(following.to_dict())
+        if is_kept:
+            self.keep_own(following)
 
     def drop(self, submission_id: str, attempt_id: str | None = None) -> None:
         """Delete the record of a request: its execution is known, or it had no effect.
@@ -156,9 +163,8 @@ class AttemptStore:
         """
 
         def decide(present: AttemptRecord | None) -> AttemptRecord | None:
-            is_other = present is not None and present.submission_id != submission_id
-            is_taken = present is not None and attempt_id is not None and present.attempt_id != attempt_id
-            return present if is_other or is_taken else None
+            is_own = present is None or (present.submission_id == submission_id)
+            return None if is_own and (present is None or attempt_id in (None, present.attempt_id)) else present
 
         self.update(decide)
 
@@ -171,60 +177,42 @@ class AttemptStore:
             found = present if present is not None and present.execution_id == execution_id else None
             return present if found is None else replace(found, **changes)
 
-        own = None if self.task_state is None else self._read_task_state()
-        if self.update(decide, KNOWN) is None and found is None and self.migrate() is not None:
+        own = self._read_own()
+        if self.update(decide, KNOWN) is None and self.migrate() is not None:
             self.update(decide, KNOWN)
-        if self.task_state is not None and own is not None and own.execution_id == execution_id:
-            self.task_state.write(replace(found or own, **changes).to_dict())
-            return found or own
+        if own is not None and own.execution_id == execution_id:
+            found = found or own
+            self.keep_own(replace(found, **changes))
         return found
 
     def migrate(self, note: dict[str, Any] | None = None) -> AttemptRecord | None:
-        """Move what was recorded for the submitter under a former name to its present one, and return that.
+        """Move what was recorded under a former name or by version 0.1.0 to the present name, and return that.
 
         :param note: what version 0.1.0 has written in the task's own state
         """
-        record, present = None, None
-        for site, name in self._former:
-            record = record or self._read_former(site, name, note)
-        if record is not None:
-            kind = PENDING if record.execution_id is None else KNOWN
-            present = self.update(lambda present: present or record, kind)
-            self.sequence = max(self.sequence, record.sequence)
-        if self.task_state is not None and note is not None:
-            self.task_state.drop() if present is None else self.task_state.write(present.to_dict())
-        for site, name in self._former:
-            for kind in (PENDING, KNOWN, *legacy.KINDS):
-                self._store.update(f"{site}/{kind}", name, lambda _entry, _: (Write(None), None))
-        return present
-
-    def _read_former(self, site: str, name: str, note: dict[str, Any] | None) -> AttemptRecord | None:
-        found = self._read(site, name, PENDING) or self._read(site, name, KNOWN)
-        try:
-            return found or legacy.read_start(self._store, site, name, note)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"expected the note of {name} written by version 0.1.0, got {error!r}") from error
+        found = [] if self._legacy is None else [self._legacy.read(note)]
+        others = [AttemptStore(self._store, self._site, name) for name in self._former]
+        for record in (*(other.read_shared() for other in others), *found):
+            if record is not None:
+                self.update(partial(_first, record), PENDING if record.execution_id is None else KNOWN)
+        for other in others:
+            other.update(_nothing)
+            other.update(_nothing, KNOWN)
+        if self._legacy is not None:
+            self._legacy.drop()
+        return self.read_shared()
 
     def pending(self, workflow_id: str | None = None) -> list[AttemptRecord]:
         """Return the records that name no execution yet, of all submitters and of one workflow when it is given."""
-        found: list[AttemptRecord | None] = []
-        for site in dict.fromkeys((self._site, *(site for site, _ in self._former))):
-            kinds: tuple[tuple[str, Callable[[str], Any]], ...] = ((PENDING, json.loads),)
-            if site != self._site:
-                kinds = ((KNOWN, json.loads), (legacy.INTENTS, legacy.read_intent))
-            for kind, parse in kinds:
-                found += [self._readable(entry, parse) for entry in self._store.entries(f"{site}/{kind}")]
-        return [
-            each for each in found if each and each.execution_id is None and workflow_id in (None, each.workflow_id)
-        ]
+        found = [self._readable(entry, str) for entry in self._store.entries(f"{self._site}/{PENDING}")]
+        if self._legacy is not None:
+            found += [self._readable(entry, read_intent) for entry in self._legacy.intents()]
+        return [each for each in found if each is not None and workflow_id in (None, each.workflow_id)]
 
     def _readable(self, entry: Entry, parse: Callable[[str], Any]) -> AttemptRecord | None:
-        # Most of what earlier versions wrote is over.
-        if '"done": true' in entry.value or '"sent_at": null' in entry.value:
-            return None
         try:
-            return _record_of(entry, None, parse)
-        except StoreError as error:
+            return AttemptRecord.read(parse(entry.value), entry.age_seconds)
+        except (StoreError, ValueError, AttributeError) as error:
             if entry.name not in self._unreadable:
                 log.warning("The record of %s is ignored: %s", entry.name, error)
             self._unreadable.add(entry.name)
@@ -235,21 +223,20 @@ class AttemptStore:
 
         def change(entry: Entry | None, _: float) -> tuple[Write | None, Claim]:
             if entry is None:
-                return Write(claim.to_text(), RECORD_TTL_SECONDS), claim
+                return Write(json.dumps(asdict(claim)), RECORD_TTL_SECONDS), claim
             return None, Claim.read(entry.value)
 
-        return self._store.update(f"{self._site}/{CLAIMS}", claim_name(workflow_id, execution_id), change)
+        return self._store.update(f"{self._site}/{CLAIMS}", _claim_name(workflow_id, execution_id), change)
 
     def claims(self, executions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Claim]:
         """Return the claims of executions, given by workflow and id; those that nobody claims are left out."""
         found: dict[tuple[str, str], Claim] = {}
         for workflow_id, execution_id in executions:
-            places = [(self._site, claim_name(workflow_id, execution_id))]
-            places += [(site, execution_id) for site, _ in self._former if site != self._site]
-            for site, name in places:
-                entry, _ = self._store.update(f"{site}/{CLAIMS}", name, read_only)
-                if entry is not None:
-                    found.setdefault((workflow_id, execution_id), Claim.read(entry.value))
+            entry, _ = self._store.update(f"{self._site}/{CLAIMS}", _claim_name(workflow_id, execution_id), read_only)
+            if entry is None and self._legacy is not None:
+                entry = self._legacy.claim(execution_id)
+            if entry is not None:
+                found[workflow_id, execution_id] = Claim.read(entry.value)
         return found
 
     def oldest_seconds(self) -> float:
@@ -259,11 +246,21 @@ class AttemptStore:
         return max((entry.age_seconds for entry in (*entries, identity) if entry is not None), default=0.0)
 
 
-def _record_of(entry: Entry, now: float | None, parse: Callable[[str], Any] = json.loads) -> AttemptRecord:
-    try:
-        return AttemptRecord.read(parse(entry.value), entry.age_seconds, now)
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"expected the record of an attempt, got {entry.value[:200]!r}") from error
+def _record_of(entry: Entry | None, now: float) -> AttemptRecord | None:
+    return None if entry is None else AttemptRecord.read(entry.value, entry.age_seconds, now)
+
+
+def _claim_name(workflow_id: str, execution_id: str) -> str:
+    # Ids may be unique within a workflow only.
+    return f"{percent_encode(workflow_id, safe='')}/{execution_id}"
+
+
+def _first(record: AttemptRecord, present: AttemptRecord | None) -> AttemptRecord:
+    return present or record
+
+
+def _nothing(_: AttemptRecord | None) -> None:
+    return None
 
 
 def _rank(record: AttemptRecord) -> tuple[int, bool, bool]:

@@ -10,7 +10,7 @@ belong to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -26,59 +26,46 @@ DATE_SECONDS = 1.5
 OTHERS_SECONDS = 900.0
 HISTORY_SECONDS = 120.0
 LONGEST_SECONDS = 10 * 365 * 86400.0
+DOUBT = "an execution that somebody else started then can't be distinguished from it"
 
 
 @dataclass(frozen=True, slots=True)
-class HistorySnapshot:
-    """The execution history, and when it was read.
-
-    :param executions: what it lists, and what earlier polls of the search have shown
-    :param at: the server's clock when it began to respond
-    :param now: this host's clock some time later, when the records were read
-    :param age_seconds: the time in between, or more
-    """
-
-    executions: tuple[Execution, ...]
-    at: datetime
-    now: datetime
-    age_seconds: float
-
-
-def sent_at(record: AttemptRecord, snapshot: HistorySnapshot) -> float:
-    """Return the best estimate of when a record's request was sent, by the server's `Date`."""
-    return snapshot.at.timestamp() - _bounded(record.since_sent)
-
-
-def window_of(record: AttemptRecord, snapshot: HistorySnapshot, effect_seconds: float) -> Span:
-    """Return the time in which an execution began if a request of a record started it, by the server's `Date`.
-
-    Only elapsed times are taken from our clocks, so it doesn't matter what they show.
-
-    :param record: as it was read after the history
-    :param effect_seconds: how long after a request was sent the server may act on it
-    """
-    sent = sent_at(record, snapshot)
-    since = snapshot.at.timestamp() - _bounded(record.longest_since_sent(snapshot.now))
-    return Span(min(sent, since), sent + snapshot.age_seconds + effect_seconds).widened(DATE_SECONDS)
-
-
-def _bounded(seconds: float) -> float:
-    # A clock may be wrong by millennia, which no date can hold.
-    return max(-LONGEST_SECONDS, min(seconds, LONGEST_SECONDS))
-
-
-@dataclass(frozen=True, slots=True)
-class CompetingIntent:
-    """Another task that has requested an execution of the workflow and doesn't know it yet.
+class Intent:
+    """A request whose execution isn't known yet. Its times are those of the server's `Date`.
 
     :param record: its record
-    :param window: its window
-    :param sent_at: the best estimate of when its request was sent
+    :param window: when an execution began if the request started it
+    :param sent_at: the best estimate of when it was sent
     """
 
     record: AttemptRecord
     window: Span
     sent_at: float = 0.0
+
+    @classmethod
+    def of(
+        cls, record: AttemptRecord, at: datetime, now: datetime, age_seconds: float, effect_seconds: float
+    ) -> Intent:
+        """Return an intent. Only elapsed times are taken from our clocks, so it doesn't matter what they show.
+
+        :param record: as it was read after the history
+        :param at: the server's clock when it began to respond with the history
+        :param now: this host's clock some time later, when the records were read
+        :param age_seconds: the time in between, or more
+        :param effect_seconds: how long after a request was sent the server may act on it
+        """
+        sent_at = at.timestamp() - _bounded(record.since_sent)
+        earliest = min(sent_at, at.timestamp() - _bounded(record.longest_since_sent(now)))
+        return cls(record, Span(earliest, sent_at + age_seconds + effect_seconds).widened(DATE_SECONDS), sent_at)
+
+    def covers(self, row: Row) -> bool:
+        """Whether the request may have started an execution, by the time at which that began."""
+        return row.began is None or row.began.meets(self.window)
+
+
+def _bounded(seconds: float) -> float:
+    # A clock may be wrong by millennia, which no date can hold.
+    return max(-LONGEST_SECONDS, min(seconds, LONGEST_SECONDS))
 
 
 class Fit(IntEnum):
@@ -110,9 +97,7 @@ class Row:
 class MatchInput:
     """All that is known when a submission's execution is searched for.
 
-    :param record: the submission's record
-    :param window: its window
-    :param sent_at: the best estimate of when its request was sent
+    :param own: the submission
     :param rows: the history, read before the competing intents and the claims
     :param competing: the other tasks that search for an execution of the workflow or wait for a response
     :param claims: the claims of executions, by execution
@@ -121,11 +106,9 @@ class MatchInput:
     :param shows_payloads: whether the history shows the payloads as they were sent
     """
 
-    record: AttemptRecord
-    window: Span
-    sent_at: float
-    rows: tuple[Row, ...]
-    competing: tuple[CompetingIntent, ...] = ()
+    own: Intent
+    rows: Sequence[Row]
+    competing: Sequence[Intent] = ()
     claims: Mapping[str, Claim] = field(default_factory=dict)
     clock: ServerClock = field(default_factory=ServerClock)
     is_complete: bool = True
@@ -133,43 +116,38 @@ class MatchInput:
 
     def fit(self, row: Row) -> Fit:
         """Return how well an execution fits the submission, apart from claims."""
-        execution = row.execution
-        if execution.workflow_id not in (None, self.record.workflow_id) or self.is_another_payload(row):
+        execution, record, window = row.execution, self.own.record, self.own.window
+        finished = execution.finished_at
+        was_over = finished is not None and finished.timestamp() - self.clock.widest.low < window.low
+        is_another_payload = self.shows_payloads and row.echo != record.payload_digest
+        if was_over or is_another_payload or execution.workflow_id not in (None, record.workflow_id):
             return Fit.NONE
-        if (row.widest is not None and not row.widest.meets(self.window)) or self._was_over(execution):
+        if row.widest is not None and not row.widest.meets(window):
             return Fit.NONE
-        if execution.workflow_id is None or row.began is None or not row.began.meets(self.window):
+        if execution.workflow_id is None or row.began is None or not row.began.meets(window):
             return Fit.POSSIBLE
         return Fit.CERTAIN if self.shows_payloads else Fit.LIKELY
 
-    def _was_over(self, execution: Execution) -> bool:
-        """Whether an execution had finished before the request was sent."""
-        finished = execution.finished_at
-        return finished is not None and finished.timestamp() - self.clock.widest.low < self.window.low
-
-    def is_another_payload(self, row: Row) -> bool:
-        """Whether an execution certainly has another payload than the submission."""
-        return self.shows_payloads and row.echo != self.record.payload_digest
-
-    def candidates(self) -> list[tuple[Fit, Row]]:
-        """Return the executions that can belong to the submission and that nobody claims, the nearest to it first."""
-        free = [each for each in self.rows if each.execution.id not in self.claims]
-        fits = [(fit, each) for each in free if (fit := self.fit(each)) is not Fit.NONE]
-        return sorted(fits, key=lambda each: (self._distance(each[1]), each[1].execution.id))
+    def candidates(self) -> dict[Fit, list[Row]]:
+        """Return the executions that nobody claims by how well they fit the submission, the nearest to it first."""
+        found: dict[Fit, list[Row]] = {fit: [] for fit in Fit}
+        for row in sorted(self.rows, key=lambda each: (self._distance(each), each.execution.id)):
+            if row.execution.id not in self.claims:
+                found[self.fit(row)].append(row)
+        return found
 
     def _distance(self, row: Row) -> float:
-        return LONGEST_SECONDS if row.began is None else abs(row.began.middle - self.sent_at)
+        return LONGEST_SECONDS if row.began is None else abs(row.began.middle - self.own.sent_at)
 
-    def claimed(self) -> Execution | None:
-        """Return the execution that was claimed for the submission before, which is certainly its own."""
-        own = self.record.submission_id
-        held = (each.execution for each in self.rows if _holder(self.claims, each) == own)
-        return next(held, None)
+    def may_be_named(self, row: Row) -> bool:
+        """Whether a response that another task waits for may name an execution."""
+        return any(each.record.in_flight and each.covers(row) for each in self.competing)
 
-
-def _holder(claims: Mapping[str, Claim], row: Row) -> str | None:
-    claim = claims.get(row.execution.id)
-    return None if claim is None else claim.submission_id
+    def may_be_foreign(self, row: Row) -> bool:
+        """Whether an execution may have been started with another payload, by a task that doesn't know it yet."""
+        digest = self.own.record.payload_digest
+        others = (each for each in self.competing if each.record.payload_digest != digest)
+        return not self.shows_payloads and any(each.covers(row) for each in others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +156,16 @@ class Match:
 
     :param execution: the execution
     :param reason: the evidence, and the doubt that remains
-    :param is_certain: whether it is certainly the submission's own
+    :param is_own: whether it was claimed for the submission before
+    :param may_change: whether a history that lags may show something that contradicts it
+    :param times: the instants that it rests on, by name, in ISO 8601
     """
 
     execution: Execution
     reason: str
-    is_certain: bool = False
+    is_own: bool = False
+    may_change: bool = False
+    times: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,63 +205,55 @@ def match(search: MatchInput, *, early: bool) -> MatchResult:
 
     :param early: whether the history may still lack what the request has started
     """
-    own = search.claimed()
-    if own is not None:
-        return Match(own, "the task had claimed this execution before", is_certain=True)
-    return _match_unclaimed(search.candidates(), search, early=early)
+    for row in search.rows:
+        claim = search.claims.get(row.execution.id)
+        if claim is not None and claim.submission_id == search.own.record.submission_id:
+            return Match(row.execution, "the task had claimed this execution before", is_own=True)
+    result = _match_unclaimed(search.candidates(), search)
+    may_change = result.may_change if isinstance(result, Match) else not isinstance(result, Undecided)
+    return Undecided("the history may lag") if early and may_change else result
 
 
-def _match_unclaimed(candidates: list[tuple[Fit, Row]], search: MatchInput, *, early: bool) -> MatchResult:
-    certain, likely, possible = (_rows(candidates, fit) for fit in (Fit.CERTAIN, Fit.LIKELY, Fit.POSSIBLE))
-    has_payload, is_restored = search.record.payload_digest is not None, search.record.is_restored
+def _match_unclaimed(found: Mapping[Fit, list[Row]], search: MatchInput) -> MatchResult:
+    certain, likely, possible = found[Fit.CERTAIN], found[Fit.LIKELY], found[Fit.POSSIBLE]
+    has_payload, is_restored = search.own.record.payload_digest is not None, search.own.record.is_restored
     if certain and (has_payload or not is_restored):
-        return _match_any(certain, search, early=early)
+        return _match_any(certain, search)
     if has_payload and search.shows_payloads and len(possible) == 1:
         # Only the time, which isn't known well enough, speaks against it.
-        return Undecided("the history may lag") if early else Match(possible[0].execution, "it has the payload", True)
-    if is_restored and candidates:
-        found = [row for _, row in candidates]
-        return _undecided_or_ambiguous(early, f"the shared state may have lost a claim of {_ids(found)}")
+        return Match(possible[0].execution, "it has the payload", may_change=True)
+    fitting = [*certain, *likely, *possible]
+    if is_restored and fitting:
+        return Ambiguous(f"the shared state may have lost a claim of {_ids(fitting)}")
     if likely:
-        if not has_payload:
-            return _match_any(likely, search, early=early)
-        return _match_only([*likely, *possible], search, early=early)
-    return _match_none(possible, search, early=early)
+        return _match_only(fitting, search) if has_payload else _match_any(likely, search)
+    return _match_none(possible, search)
 
 
-def _rows(candidates: Sequence[tuple[Fit, Row]], fit: Fit) -> list[Row]:
-    return [row for each, row in candidates if each is fit]
-
-
-def _match_none(possible: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
+def _match_none(possible: list[Row], search: MatchInput) -> MatchResult:
     """Decide where no execution began at the time of the request, by the times that the history shows."""
-    if early:
-        return Undecided("the history may lag")
-    explained = [row for row in possible if any(_covers(each, row) for each in search.competing)]
-    if len(explained) < len(possible):
-        unexplained = [row for row in possible if row not in explained]
+    unexplained = [row for row in possible if not any(each.covers(row) for each in search.competing)]
+    if unexplained:
         return Ambiguous(f"{_ids(unexplained)} may have begun then, by a clock that isn't known well enough")
-    if explained and not search.clock.is_measured:
-        return Undecided(f"another task may get {_ids(explained)}", OTHERS_SECONDS)
+    if possible and not search.clock.is_measured:
+        return Undecided(f"another task may get {_ids(possible)}", OTHERS_SECONDS)
     if not search.is_complete:
         return Undecided("the history may not show all executions since then", HISTORY_SECONDS)
     return NoMatch()
 
 
-def _match_any(candidates: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
+def _match_any(candidates: list[Row], search: MatchInput) -> MatchResult:
     """Decide for a submission that takes whichever execution leaves the most for others like it."""
-    settled = [each for each in candidates if not _may_be_named(each, search.competing)]
-    free = [each for each in settled if not _may_be_foreign(each, search)]
+    settled = [each for each in candidates if not search.may_be_named(each)]
+    free = [each for each in settled if not search.may_be_foreign(each)]
+    if not free and len(settled) < len(candidates):
+        return Undecided(f"the response to another task may name {_ids(candidates)}")
     if not free:
-        if len(settled) < len(candidates):
-            return Undecided(f"the response to another task may name {_ids(candidates)}")
-        return _undecided_or_ambiguous(early, f"{_ids(candidates)} may belong to another task with another payload")
+        return Ambiguous(f"{_ids(candidates)} may belong to another task with another payload")
     chosen = _in_order(free, search)
-    reason = f"nobody claims this execution, and it began in the time {describe(search.window)}"
-    found = Match((chosen or free[0]).execution, reason, is_certain=search.shows_payloads)
-    if chosen is not None:
-        return found
-    return Undecided(f"another task may get {_ids(free)}", OTHERS_SECONDS, found)
+    reason = f"nobody claims this execution, and it began in the time {describe(search.own.window)}"
+    found = Match((chosen or free[0]).execution, reason if search.shows_payloads else f"{reason}; {DOUBT}")
+    return found if chosen else Undecided(f"another task may get {_ids(free)}", OTHERS_SECONDS, found)
 
 
 def _in_order(rows: list[Row], search: MatchInput) -> Row | None:
@@ -288,67 +262,44 @@ def _in_order(rows: list[Row], search: MatchInput) -> Row | None:
     As many requests as possible get one that began in their window, at the smallest distance in all.
     """
     began = sorted(((row.began.middle if row.began else 0.0, row) for row in rows), key=lambda each: each[0])
-    own = search.record.payload_digest
-    others = [each for each in search.competing if not search.shows_payloads or each.record.payload_digest == own]
-    sent = [(search.sent_at, search.window, True), *((each.sent_at, each.window, False) for each in others)]
+    digest = search.own.record.payload_digest
+    others = [each for each in search.competing if not search.shows_payloads or each.record.payload_digest == digest]
     # By how many of the executions have been considered: requests served, distance, the submission's own.
     best: list[tuple[int, float, Row | None]] = [(0, 0.0, None)] * (len(began) + 1)
-    for at, window, is_own in sorted(sent, key=lambda each: each[0]):
+    for intent in sorted((search.own, *others), key=lambda each: each.sent_at):
         following = [best[0]]
         for index, (start, row) in enumerate(began):
             found = min(best[index + 1], following[index], key=lambda each: each[:2])
-            if row.began is not None and row.began.meets(window):
+            if row.began is not None and row.began.meets(intent.window):
                 served, distance, mine = best[index]
-                taken = (served - 1, distance + abs(start - at), row if is_own else mine)
+                own = row if intent is search.own else mine
+                taken = (served - 1, distance + abs(start - intent.sent_at), own)
                 found = min(found, taken, key=lambda each: each[:2])
             following.append(found)
         best = following
     return best[-1][2]
 
 
-def _match_only(candidates: list[Row], search: MatchInput, *, early: bool) -> MatchResult:
+def _match_only(candidates: list[Row], search: MatchInput) -> MatchResult:
     """Decide for a submission with a payload, which takes an execution only when no other execution or task fits."""
-    if any(_may_be_named(each, search.competing) for each in candidates):
+    if any(map(search.may_be_named, candidates)):
         return Undecided(f"the response to another task may name {_ids(candidates)}")
-    if len(candidates) > 1 or _may_be_foreign(candidates[0], search):
-        return _undecided_or_ambiguous(early, f"any of {_ids(candidates)} may have this task's payload, or another one")
-    if early:
-        return Undecided(f"{_ids(candidates)} may not remain the only one")
+    if len(candidates) > 1 or search.may_be_foreign(candidates[0]):
+        return Ambiguous(f"any of {_ids(candidates)} may have this task's payload, or another one")
     if not search.is_complete:
         return Undecided(f"the history may not show all that began beside {_ids(candidates)}", HISTORY_SECONDS)
-    reason = f"nobody claims this execution, and no other began in the time {describe(search.window)}"
-    return Match(candidates[0].execution, reason)
-
-
-def _undecided_or_ambiguous(early: bool, reason: str) -> MatchResult:
-    return Undecided(reason) if early else Ambiguous(reason)
-
-
-def _may_be_named(row: Row, competing: Iterable[CompetingIntent]) -> bool:
-    """Whether a response that another task waits for may name an execution."""
-    return any(each.record.in_flight and _covers(each, row) for each in competing)
-
-
-def _may_be_foreign(row: Row, search: MatchInput) -> bool:
-    """Whether an execution may have been started with another payload, by a task that doesn't know it yet."""
-    if search.shows_payloads:
-        return False
-    digest = search.record.payload_digest
-    return any(each.record.payload_digest != digest and _covers(each, row) for each in search.competing)
-
-
-def _covers(intent: CompetingIntent, row: Row) -> bool:
-    return row.began is None or row.began.meets(intent.window)
+    reason = f"nobody claims this execution, and no other began in the time {describe(search.own.window)}"
+    return Match(candidates[0].execution, f"{reason}; {DOUBT}", may_change=True)
 
 
 def describe(window: Span) -> str:
     """Return a window as text, to the second."""
-    since, until = (_time(seconds).isoformat(timespec="seconds") for seconds in (window.low, window.high))
-    return f"from {since} to {until}"
+    return f"from {as_text(window.low)} to {as_text(window.high)}"
 
 
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, tz=UTC)
+def as_text(seconds: float) -> str:
+    """Return a time as text, to the second."""
+    return datetime.fromtimestamp(seconds, tz=UTC).isoformat(timespec="seconds")
 
 
 def _ids(rows: list[Row]) -> str:

@@ -6,16 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, History
-from techflow_provider.client.models import Execution, ExecutionState
+from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.values import as_id, as_payload
-from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.attempts import AttemptStore, use_state
 from techflow_provider.submission.records import AttemptRecord, payload_digest
+
+T = TypeVar("T")
 
 OnAmbiguous = Literal["adopt", "fail"]
 OnShared = Literal["fail", "join"]
@@ -54,25 +57,24 @@ class SubmissionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Submitter:
-    """The starter of an execution, and where its attempts are recorded.
+    """The starter of an execution.
 
     :param name: the identity, the same in all attempts of a task
-    :param generation: names the attempts among which one execution is enough; clearing a finished task begins another
-    :param attempts: the records
+    :param generation: names the attempts among which one execution is enough; clearing a finished task begins another.
+        There, an execution that is still running is joined if its task was waiting for it, and one that is over is not
     :param is_retry: whether an earlier attempt may have been made
-    :param attempt_id: names this attempt
     :param clears: how often tasks of the DAG run have been cleared, where Airflow says so
     :param began: when the earlier attempts can have begun at the soonest: shared state that is younger may have lost
         their record; None when it is certainly older
+    :param attempt_id: names this attempt
     """
 
     name: str
-    generation: str
-    attempts: AttemptStore = field(repr=False)
+    generation: str = ""
     is_retry: bool = True
-    attempt_id: str = field(default_factory=lambda: uuid4().hex[:12])
     clears: int = 0
     began: datetime | None = None
+    attempt_id: str = field(default_factory=lambda: uuid4().hex[:12])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Attempt:
 
     :param context: what its flows run with
     :param submitter: who makes it
+    :param attempts: the records
     :param policy: what the submitter wants
     :param workflow_id: the workflow
     :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
@@ -91,6 +94,7 @@ class Attempt:
 
     context: FlowContext
     submitter: Submitter
+    attempts: AttemptStore = field(repr=False)
     policy: SubmissionPolicy
     workflow_id: str
     payload: Mapping[str, Json] | None = None
@@ -100,14 +104,33 @@ class Attempt:
         object.__setattr__(self, "workflow_id", as_id("workflow_id", self.workflow_id))
         object.__setattr__(self, "payload", as_payload("payload", self.payload))
 
+    async def use(self, act: Callable[..., T], *arguments: Any) -> T:
+        """Run an operation on the records, and retry it when it fails.
+
+        :raises StoreError: it still fails
+        """
+        return await use_state(self.context, partial(act, *arguments))
+
     @property
     def effect_seconds(self) -> float:
         """How long after a request was sent it may still bring an execution into the history."""
         return self.context.settings.timeout_seconds + self.policy.history_lag_seconds
 
-    def payload_digest(self) -> str | None:
-        """Return what distinguishes the payload from others, None without one."""
-        return payload_digest(self.payload)
+    def new_record(self, sent_at: datetime, response_seconds: float, **more: Any) -> AttemptRecord:
+        """Return the record of another request."""
+        submitter = self.submitter
+        return AttemptRecord(
+            self.workflow_id,
+            f"{submitter.name}#{uuid4().hex[:12]}",
+            submitter.generation,
+            submitter.attempt_id,
+            sent_at,
+            response_seconds,
+            payload_digest(self.payload),
+            self.attempts.sequence + 1,
+            submitter.clears,
+            **more,
+        )
 
     def is_cleared_since(self, record: AttemptRecord) -> bool:
         """Whether the task was cleared after a record was written."""
@@ -144,20 +167,3 @@ class Submission:
     def __str__(self) -> str:
         of = f" of workflow {self.execution.workflow_id}" if self.execution.workflow_id else ""
         return f"Execution {self.execution.id}{of} was {self.origin.value}: {self.reason}"
-
-
-def from_record(record: AttemptRecord, reason: str, execution: Execution | None = None) -> Submission:
-    """Return the execution that a record names.
-
-    :param execution: the execution as the history shows it, when it was read
-    """
-    named = execution or Execution(record.execution_id or "", record.workflow_id, None, None, None, None, {})
-    return Submission(named, Origin.REATTACHED, reason, {"sent_at": record.sent_at.isoformat()})
-
-
-def is_reusable(execution: Execution, record: AttemptRecord, attempt: Attempt) -> bool:
-    """Whether the execution of an earlier attempt is what the submitter needs now, and not a new one."""
-    if not execution.ended:
-        return True
-    failed = attempt.policy.wait_for_completion and execution.state is ExecutionState.FAILED
-    return record.generation == attempt.submitter.generation and not failed

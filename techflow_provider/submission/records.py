@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote as percent_encode
 
 from techflow_provider.state.store import StoreError
 
@@ -32,7 +31,6 @@ class AttemptRecord:
     :param clears: how often tasks of the DAG run had been cleared, where Airflow says so
     :param lost: whether nobody waits for the response any more, so that the history has to show the execution
     :param accepted: whether a response has shown that the server started an execution
-    :param candidate: the execution that is being claimed for it
     :param execution_id: the execution, once it is known
     :param report: how that came about, as the log and the XCom show it
     :param done: whether the submitter has got from the execution what it wanted, and only has to report its success
@@ -54,7 +52,6 @@ class AttemptRecord:
     clears: int = 0
     lost: bool = False
     accepted: bool = False
-    candidate: str | None = None
     execution_id: str | None = None
     report: Mapping[str, Any] | None = None
     done: bool = False
@@ -78,14 +75,6 @@ class AttemptRecord:
         """Return the record of an attempt that expects no response and searches the history for the execution."""
         return replace(self, attempt_id=attempt_id, lost=True, accepted=self.accepted or accepted)
 
-    def is_same(self, other: AttemptRecord) -> bool:
-        """Whether another record is this one, apart from its age."""
-        return (self.attempt_id, self.submission_id, self.execution_id) == (
-            other.attempt_id,
-            other.submission_id,
-            other.execution_id,
-        )
-
     def to_dict(self, now: float | None = None) -> dict[str, Any]:
         """Return the record as JSON.
 
@@ -99,33 +88,37 @@ class AttemptRecord:
     def read(cls, value: Any, age_seconds: float | None = None, now: float | None = None) -> AttemptRecord:
         """Read a record; another version of this package may have written it, so it is checked.
 
+        :param value: its fields, or their JSON
         :param age_seconds: time since the record was written, by the store's clock; None when the store has lost it
         :param now: the store's clock, which shows whether it has had a break; None when that isn't known
         :raises StoreError: it isn't a record
         """
         try:
+            value = json.loads(value) if isinstance(value, str) else value
             known = {name: value[name] for name in STORED_FIELDS if name in value}
             # A time without a zone can't be compared with this one.
             known["sent_at"] = max(datetime.fromisoformat(value["sent_at"]), LONG_AGO)
             known["response_seconds"] = float(value["response_seconds"])
-            return _with_times(cls(**known), value, age_seconds, now)
+            return replace(cls(**known), **_times_of(value, age_seconds, now))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"expected the record of an attempt, got {str(value)[:200]!r}") from error
 
 
-def _with_times(record: AttemptRecord, value: Mapping[str, Any], age: float | None, now: float | None) -> AttemptRecord:
+def _times_of(value: Mapping[str, Any], age: float | None, now: float | None) -> dict[str, Any]:
+    """Return the fields of a record that depend on when it is read."""
     if age is None:
-        return replace(record, lost=True, is_restored=True, is_clock_kept=False, sent_clock=None)
-    written, sent = value.get("written_clock"), record.sent_clock
+        return {"lost": True, "is_restored": True, "is_clock_kept": False, "sent_clock": None}
+    written, sent = value.get("written_clock"), value.get("sent_clock")
     if written is None or sent is None:
         # Written by an earlier version.
-        since = age + float(value.get("sent_seconds", 0.0))
-        return replace(record, since_sent=since, sent_clock=now and now - since, is_clock_kept=False)
-    record = replace(record, since_sent=max(0.0, age + float(written) - float(sent)))
-    if now is not None and abs(now - age - float(written)) > CLOCK_TOLERANCE_SECONDS:
-        # The store's host was started anew; the entry's age counts from then.
-        return replace(record, sent_clock=now - record.since_sent, is_clock_kept=False)
-    return record
+        since, is_kept = age + float(value.get("sent_seconds", 0.0)), False
+    else:
+        since = max(0.0, age + float(written) - float(sent))
+        # If the store's host was started anew, the entry's age counts from then.
+        is_kept = now is None or abs(now - age - float(written)) <= CLOCK_TOLERANCE_SECONDS
+    if is_kept:
+        return {"since_sent": since}
+    return {"since_sent": since, "sent_clock": now and now - since, "is_clock_kept": False}
 
 
 STORED_FIELDS = tuple(field.name for field in fields(AttemptRecord) if field.name != "since_sent")
@@ -138,31 +131,21 @@ class Claim:
     :param submission_id: the submission
     :param by_response: whether the response to its request named the execution, so that there is no doubt
     :param requested: seconds since 1970 between which the request was sent and responded to, by the server's `Date`
-    :param began: when the execution began according to the response, in seconds since 1970
     :param payload_digest: as in the record
     """
 
     submission_id: str
     by_response: bool = False
     requested: tuple[float, float] | None = None
-    began: float | None = None
     payload_digest: str | None = None
-
-    def to_text(self) -> str:
-        """Return the claim as it is stored."""
-        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def read(cls, text: str) -> Claim:
         """Read a claim; earlier versions wrote the submission alone."""
         try:
             value = json.loads(text)
-            low_high = value["requested"]
-            requested = None if low_high is None else (float(low_high[0]), float(low_high[1]))
-            began = None if value["began"] is None else float(value["began"])
-            return cls(
-                str(value["submission_id"]), bool(value["by_response"]), requested, began, value["payload_digest"]
-            )
+            span = None if value["requested"] is None else (float(value["requested"][0]), float(value["requested"][1]))
+            return cls(str(value["submission_id"]), bool(value["by_response"]), span, value["payload_digest"])
         except (ValueError, KeyError, TypeError, IndexError):
             return cls(text)
 
@@ -173,8 +156,3 @@ def payload_digest(payload: Any) -> str | None:
         return None
     text = json.dumps(payload, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
-
-
-def claim_name(workflow_id: str, execution_id: str) -> str:
-    """Return the name of an execution's claim: ids may be unique within a workflow only."""
-    return f"{percent_encode(workflow_id, safe='')}/{execution_id}"

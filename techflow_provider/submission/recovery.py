@@ -1,17 +1,18 @@
-"""Search the history for the execution of a submission whose response is lost, until it can be determined.
+"""Search the history for the execution of a start whose response is lost, until it can be determined.
 
-`search` only reads, so that a triggerer may run it, even twice at once. `find` searches and claims what was found.
+A search only reads, so that a triggerer may run it, even twice at once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from datetime import datetime
+from typing import Any
 
-from techflow_provider.client.errors import AmbiguousExecutionError, SupersededError, TechFlowError
+from techflow_provider.client.errors import AmbiguousExecutionError, SupersededError, TechFlowError, rebuild_error
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import Execution
@@ -20,22 +21,18 @@ from techflow_provider.client.reading import LONGEST_POLL_SECONDS, poll_history
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import StoreError
-from techflow_provider.submission.attempts import use_state
 from techflow_provider.submission.matching import (
     Ambiguous,
-    CompetingIntent,
-    HistorySnapshot,
+    Intent,
     Match,
     MatchInput,
     NoMatch,
     Row,
     Undecided,
-    describe,
+    as_text,
     match,
-    sent_at,
-    window_of,
 )
-from techflow_provider.submission.model import Attempt, Origin, Submission
+from techflow_provider.submission.model import Attempt
 from techflow_provider.submission.records import AttemptRecord, Claim, payload_digest
 from techflow_provider.submission.times import ServerClock, Span, began_at
 
@@ -55,30 +52,6 @@ SMALLEST_LIMIT = 20
 ECHO_NAMES = ("payload", "input", "inputs", "params", "data")
 
 
-@dataclass(frozen=True, slots=True)
-class LostResponse:
-    """Why a submission's execution is unknown.
-
-    :param reason: what happened
-    :param accepted: whether the server has certainly started one
-    """
-
-    reason: str
-    accepted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The result of a search.
-
-    :param match: the execution, or that there is none
-    :param times: the instants that it rests on, by name, in ISO 8601
-    """
-
-    match: Match | NoMatch
-    times: dict[str, str]
-
-
 class OtherAttemptError(Exception):
     """Another attempt of the submitter has a record where this one expected its own, or none.
 
@@ -90,103 +63,97 @@ class OtherAttemptError(Exception):
         self.record = record
 
 
-async def take_over(attempt: Attempt, record: AttemptRecord, *, accepted: bool = False) -> AttemptRecord:
+@dataclass(frozen=True, slots=True)
+class LostStart:
+    """A start whose execution is unknown, as it also crosses from a worker to the triggerer and back.
+
+    :param record: its record
+    :param reason: what happened
+    :param sent: how many requests were sent for it
+    :param error: what the last one raised
+    """
+
+    record: AttemptRecord
+    reason: str
+    sent: int = 0
+    error: TechFlowError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the start as JSON."""
+        error = self.error and {"class": type(self.error).__name__, "args": list(self.error.args)}
+        return {"record": self.record.to_dict(), "reason": self.reason, "sent": self.sent, "error": error}
+
+    @classmethod
+    def read(cls, value: Mapping[str, Any]) -> LostStart:
+        """Read what a trigger or an event holds.
+
+        :raises TypeError: it isn't a start
+        :raises KeyError: a field is missing
+        :raises StoreError: its record can't be read
+        """
+        error = value["error"] and rebuild_error(value["error"]["class"], value["error"]["args"])
+        return cls(AttemptRecord.read(value["record"], 0.0), value["reason"], value["sent"], error)
+
+    def ambiguous(self, reason: str) -> AmbiguousExecutionError:
+        """Return the error for an execution that cannot be determined."""
+        return AmbiguousExecutionError(self.record.workflow_id, f"{self.reason}, and {reason}")
+
+
+class LostStartError(Exception):
+    """The execution of a start has to be searched for, elsewhere.
+
+    :param start: the start, taken over
+    """
+
+    def __init__(self, start: LostStart) -> None:
+        super().__init__(start.reason)
+        self.start = start
+
+
+async def take_over(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
     """Make a record without an execution this attempt's, so that the one that wrote it sends nothing more.
 
-    :raises OtherAttemptError: it names an execution by now, or another submission has taken its place
+    :raises OtherAttemptError: another attempt has learnt which execution it is
+    :raises SupersededError: another submission has taken its place
     """
-    attempts, attempt_id = attempt.submitter.attempts, attempt.submitter.attempt_id
+    attempt_id = attempt.submitter.attempt_id
 
     def decide(present: AttemptRecord | None) -> AttemptRecord | None:
         if present is None:
-            return record.taken_over(attempt_id, accepted=accepted) if record.is_restored else None
+            return record.taken_over(attempt_id) if record.is_restored else None
         is_other = present.submission_id != record.submission_id
-        return present if is_other else present.taken_over(attempt_id, accepted=accepted)
+        return present if is_other else present.taken_over(attempt_id, accepted=record.accepted)
 
-    present = await use_state(attempt.context, partial(attempts.update, decide))
-    if present is not None and present.attempt_id == attempt_id:
-        return present
-    known = present or await use_state(attempt.context, attempts.read_shared)
-    if known is None:
-        return await _restore(attempt, record.taken_over(attempt_id, accepted=accepted))
-    raise OtherAttemptError(known)
+    present = await attempt.use(attempt.attempts.update, decide)
+    return present if present and present.attempt_id == attempt_id else await own_record(attempt, record)
 
 
-async def _restore(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
-    """Write a record that the shared state has lost, and with it maybe the claims of other tasks."""
-    lost = replace(record, is_restored=True, lost=True, is_clock_kept=False)
-    log.error(
-        "The shared state has lost the record of %s: nothing is started while an execution fits", record.submission_id
-    )
-    present = await use_state(
-        attempt.context, partial(attempt.submitter.attempts.update, lambda present: present or lost)
-    )
-    if present is None or present.attempt_id != record.attempt_id:
-        raise SupersededError(record.workflow_id, attempt.submitter.name)
-    return present
+async def own_record(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
+    """Return the submission's record as it is stored now.
+
+    :raises OtherAttemptError: another attempt has learnt which execution it is
+    :raises SupersededError: another attempt searches for it, or has given it up
+    :raises StoreError: the shared state has lost it, and with it maybe the claims of other tasks
+    """
+    own = await attempt.use(attempt.attempts.read_shared)
+    if own is None:
+        raise StoreError(f"it has lost the record of {record.submission_id}")
+    if own.attempt_id == attempt.submitter.attempt_id and own.execution_id is None:
+        return own
+    if own.submission_id == record.submission_id and own.execution_id is not None:
+        raise OtherAttemptError(own)
+    raise SupersededError(record.workflow_id, attempt.submitter.name)
 
 
-async def find(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> Submission | None:
-    """Return the execution that a submission's request started, claimed for it, or None when it started none.
+async def search(attempt: Attempt, start: LostStart) -> Match | NoMatch:
+    """Poll the history until it shows what a submission's request has done. Writes nothing.
 
-    :param record: the submission's record, as `take_over` returns it
+    :param start: with the submission's record, as `take_over` returns it
     :raises TechFlowError: `AmbiguousExecutionError` when it cannot be determined, `SupersededError` when another
         attempt searches for it, or what reading the history raises
     :raises OtherAttemptError: another attempt has learnt which execution it is
     """
-    while True:
-        found = await search(attempt, record, loss)
-        if isinstance(found.match, NoMatch):
-            return None
-        try:
-            submission = await secure(attempt, record, loss, found.match, found.times)
-        except StoreError as error:
-            raise _ambiguous(record, loss, f"the shared state can't be used: {error}") from error
-        if submission is not None:
-            return submission
-
-
-async def secure(
-    attempt: Attempt, record: AttemptRecord, loss: LostResponse, found: Match, times: Mapping[str, str]
-) -> Submission | None:
-    """Claim the execution that a search has found; None when another task was faster.
-
-    The record names the execution first: an attempt that was superseded meanwhile claims nothing.
-    """
-    execution, attempts = found.execution, attempt.submitter.attempts
-    attempt_id = attempt.submitter.attempt_id
-
-    def propose(present: AttemptRecord | None) -> AttemptRecord | None:
-        is_own = present is not None and present.attempt_id == attempt_id
-        return replace(present, candidate=execution.id) if present is not None and is_own else present
-
-    present = await use_state(attempt.context, partial(attempts.update, propose))
-    if present is None or present.attempt_id != attempt_id:
-        await own_record(attempt, record)
-    claim = Claim(record.submission_id, payload_digest=record.payload_digest)
-    holder = await use_state(attempt.context, partial(attempts.claim, record.workflow_id, execution.id, claim))
-    if holder.submission_id != record.submission_id:
-        return None
-    origin = Origin.STARTED if loss.accepted else Origin.ADOPTED
-    doubt = "" if found.is_certain else "; an execution that somebody else started then can't be distinguished from it"
-    reason = f"{loss.reason}; {found.reason}{doubt}"
-    return Submission(execution, Origin.REATTACHED if execution.id == record.candidate else origin, reason, times)
-
-
-async def search(attempt: Attempt, record: AttemptRecord, loss: LostResponse) -> Found:
-    """Poll the history until it shows what a submission's request has done. Writes nothing.
-
-    :raises TechFlowError: as `find`
-    :raises OtherAttemptError: as `find`
-    """
-    try:
-        return await _Search(attempt, record, loss).run()
-    except StoreError as error:
-        raise _ambiguous(record, loss, f"the shared state can't be used: {error}") from error
-
-
-def _ambiguous(record: AttemptRecord, loss: LostResponse, reason: str) -> AmbiguousExecutionError:
-    return AmbiguousExecutionError(record.workflow_id, f"{loss.reason}, and {reason}")
+    return await _Search(attempt, start).run()
 
 
 Key = tuple[str, str]
@@ -197,51 +164,45 @@ class _Search:
     """One search, and what its polls have shown so far."""
 
     attempt: Attempt
-    record: AttemptRecord
-    loss: LostResponse
-    polls: int = 0
+    start: LostStart
     seen: dict[Key, Execution] = field(default_factory=dict)
     claims: dict[Key, Claim] = field(default_factory=dict)
     is_cut_off: bool = False
     was_complete: bool = False
-    logged: str = ""
 
-    async def run(self) -> Found:
+    async def run(self) -> Match | NoMatch:
         context, effect_seconds = self.attempt.context, self.attempt.effect_seconds + HELD_UP_SECONDS
-        log.warning("%s: searching the history for the execution of workflow %s", *self._subject())
+        record, logged, delay = self.start.record, "", FIRST_DELAY_SECONDS
+        log.warning("%s: searching the history for the execution of workflow %s", self.start.reason, record.workflow_id)
         while True:
-            own = await own_record(self.attempt, self.record)
-            early = own.since_sent < effect_seconds
+            own = await own_record(self.attempt, record)
             given = await self._poll(own)
             if given is None:
                 continue
-            result = match(given, early=early)
-            if isinstance(result, Match | NoMatch):
+            result = match(given, early=own.since_sent < effect_seconds)
+            if isinstance(result, Undecided) and own.since_sent - effect_seconds > result.timeout_seconds:
+                result = result.otherwise or Ambiguous(result.reason)
+            if isinstance(result, Ambiguous):
+                raise self.start.ambiguous(result.reason)
+            if not isinstance(result, Undecided):
                 return self._found(result, given)
-            if isinstance(result, Ambiguous) or own.since_sent - effect_seconds > result.timeout_seconds:
-                if isinstance(result, Undecided) and result.otherwise is not None:
-                    return self._found(result.otherwise, given)
-                raise _ambiguous(self.record, self.loss, result.reason)
-            if result.reason != self.logged:
+            if result.reason != logged:
                 log.info("The execution cannot be determined yet: %s", result.reason)
-            self.logged = result.reason
-            await context.io.sleep(min(FIRST_DELAY_SECONDS * 2.0 ** min(self.polls, 10), LONGEST_DELAY_SECONDS))
-            self.polls += 1
+            logged = result.reason
+            await context.io.sleep(delay)
+            delay = min(2.0 * delay, LONGEST_DELAY_SECONDS)
 
-    def _subject(self) -> tuple[str, str]:
-        return self.loss.reason, self.record.workflow_id
-
-    def _found(self, result: Match | NoMatch, given: MatchInput) -> Found:
-        if isinstance(result, NoMatch):
-            seconds, window = self.attempt.effect_seconds, describe(given.window)
-            none = f"no unclaimed one appeared in the history within {seconds:.0f} s, {window}"
-            if self.loss.accepted or given.record.accepted:
-                raise _ambiguous(self.record, self.loss, none)
-            log.warning("%s, and %s: it started none", self.loss.reason, none)
-        since, until = describe(given.window).removeprefix("from ").split(" to ")
-        return Found(
-            result, {"looked_from": since, "looked_until": until, "looked_at": self.attempt.context.now().isoformat()}
-        )
+    def _found(self, result: Match | NoMatch, given: MatchInput) -> Match | NoMatch:
+        since, until = map(as_text, (given.own.window.low, given.own.window.high))
+        if isinstance(result, Match):
+            looked_at = self.attempt.context.now().isoformat()
+            return replace(result, times={"looked_from": since, "looked_until": until, "looked_at": looked_at})
+        seconds = self.attempt.effect_seconds
+        none = f"no unclaimed one appeared in the history within {seconds:.0f} s, from {since} to {until}"
+        if given.own.record.accepted:
+            raise self.start.ambiguous(none)
+        log.warning("%s, and %s: it started none", self.start.reason, none)
+        return result
 
     async def _poll(self, own: AttemptRecord) -> MatchInput | None:
         """Return all that is known after one poll; None when the submission's record has changed.
@@ -249,68 +210,60 @@ class _Search:
         The records are read after the history, since whoever started what it shows has written one before; the claims
         come last, since a record names its execution only after that was claimed.
         """
-        context, attempts = self.attempt.context, self.attempt.submitter.attempts
+        attempt, context = self.attempt, self.attempt.context
         history = await self._read_history()
         arrived = context.clock()
-        pending = await use_state(context, partial(attempts.pending, self.record.workflow_id))
-        if context.clock() - arrived > HELD_UP_SECONDS:
+        pending = {each.submission_id: each for each in await attempt.use(attempt.attempts.pending, own.workflow_id)}
+        if context.clock() - arrived > HELD_UP_SECONDS or own.submission_id not in pending:
             return None
-        listed = next((each for each in pending if each.submission_id == self.record.submission_id), None)
-        if listed is None:
-            return None
-        age = context.clock() - history.began
-        snapshot = HistorySnapshot(self._remember(history.rows), history.at, context.now(), age)
-        seconds = self.attempt.effect_seconds
-        window = window_of(replace(listed, is_clock_kept=own.is_clock_kept), snapshot, seconds)
-        competing = tuple(
-            CompetingIntent(each, window_of(each, snapshot, seconds), sent_at(each, snapshot))
-            for each in pending
-            if each is not listed
-        )
-        given = MatchInput(listed, window, sent_at(listed, snapshot), (), competing)
-        given = self._with_rows(given, await self._clock(snapshot), snapshot)
-        given = replace(given, shows_payloads=self._shows_payloads(pending, snapshot))
-        await self._read_claims(row.execution for row in given.rows if given.fit(row))
-        held = {name: claim for (workflow_id, name), claim in self.claims.items() if workflow_id == listed.workflow_id}
+        listed = pending.pop(own.submission_id)
+        when = (history.at, context.now(), context.clock() - history.began, attempt.effect_seconds)
+        executions = self._remember(history.rows)
+        clock = await self._clock(executions, history.at)
+        intent = Intent.of(replace(listed, is_clock_kept=own.is_clock_kept), *when)
+        competing = [Intent.of(each, *when) for each in pending.values()]
+        rows = [
+            Row(each, clock.began(each, clock.offset), clock.began(each, clock.widest), _echo(each))
+            for each in executions
+            if each.workflow_id in (None, own.workflow_id)
+        ]
+        shows_payloads = self._shows_payloads([listed, *pending.values()], executions)
+        given = MatchInput(intent, rows, competing, clock=clock, shows_payloads=shows_payloads)
+        await self._read_claims(row.execution for row in rows if given.fit(row))
+        held = {name: claim for (workflow_id, name), claim in self.claims.items() if workflow_id == own.workflow_id}
         settled = {claim.submission_id for claim in held.values()}
-        competing = tuple(each for each in competing if each.record.submission_id not in settled)
-        complete = not history.failure and not history.unreadable and self._is_complete(history.rows, given)
-        return replace(given, competing=competing, claims=held, is_complete=complete)
+        competing = [each for each in competing if each.record.submission_id not in settled]
+        is_complete = not history.failure and not history.unreadable and self._is_complete(history.rows, given)
+        return replace(given, competing=competing, claims=held, is_complete=is_complete)
 
-    def _shows_payloads(self, pending: list[AttemptRecord], snapshot: HistorySnapshot) -> bool:
+    def _shows_payloads(self, pending: Iterable[AttemptRecord], executions: Collection[Execution]) -> bool:
         """Whether the history shows payloads as they were sent; what a server adds to them is unknown."""
-        shown = {_echo(each) for each in snapshot.executions}
+        shown = {_echo(each) for each in executions}
         sent = {each.payload_digest for each in pending} | {each.payload_digest for each in self.claims.values()}
-        has_none = self.record.payload_digest is None and shown > {None} and any(map(_shows_none, snapshot.executions))
+        # It may also show that there is none.
+        shows_none = any(name in each.raw and not each.raw[name] for each in executions for name in ECHO_NAMES)
+        has_none = self.start.record.payload_digest is None and shown > {None} and shows_none
         return has_none or bool((shown & sent) - {None})
 
-    def _with_rows(self, given: MatchInput, clock: ServerClock, snapshot: HistorySnapshot) -> MatchInput:
-        rows = (
-            Row(each, clock.began(each, clock.offset), clock.began(each, clock.widest), _echo(each))
-            for each in snapshot.executions
-            if each.workflow_id in (None, given.record.workflow_id)
-        )
-        return replace(given, rows=tuple(rows), clock=clock)
-
-    async def _clock(self, snapshot: HistorySnapshot) -> ServerClock:
+    async def _clock(self, executions: Collection[Execution], at: datetime) -> ServerClock:
         """Return how the history's times are to be read, from executions whose starts were responded to."""
-        newest = sorted(snapshot.executions, key=lambda each: began_at(each) or snapshot.at, reverse=True)
+        newest = sorted(executions, key=lambda each: began_at(each) or at, reverse=True)
         await self._read_claims(newest[:CALIBRATIONS])
-        started = (
-            (each, Span(*claim.requested))
-            for each in newest
-            if (claim := self.claims.get(_key(each))) is not None and claim.by_response and claim.requested is not None
-        )
-        return ServerClock.of(snapshot.executions, started)
+        claims = ((each, self.claims.get(self._key(each))) for each in newest)
+        started = ((each, Span(*claim.requested)) for each, claim in claims if claim and claim.requested)
+        return ServerClock.of(executions, started)
 
     async def _read_claims(self, executions: Iterable[Execution]) -> None:
         """Read the claims of executions; what was claimed stays claimed."""
-        unknown = [key for each in executions if (key := _key(each)) not in self.claims]
-        self.claims |= await use_state(self.attempt.context, partial(self.attempt.submitter.attempts.claims, unknown))
+        unknown = [key for each in executions if (key := self._key(each)) not in self.claims]
+        self.claims |= await self.attempt.use(self.attempt.attempts.claims, unknown)
+
+    def _key(self, execution: Execution) -> Key:
+        return execution.workflow_id or self.start.record.workflow_id, execution.id
 
     def _remember(self, executions: tuple[Execution, ...]) -> tuple[Execution, ...]:
         """Return what the history shows and has shown, and notice that it doesn't keep all."""
-        listed = {_key(each): each for each in executions}
+        listed = {self._key(each): each for each in executions}
         self.is_cut_off |= not self.seen.keys() <= listed.keys()
         self.seen |= listed
         return tuple(self.seen.values())
@@ -320,7 +273,7 @@ class _Search:
         spans = [
             each for each in (given.clock.began(row, given.clock.offset) for row in executions) if each is not None
         ]
-        shows_older = any(each.high < given.window.low for each in spans)
+        shows_older = any(each.high < given.own.window.low for each in spans)
         is_ascending = len(spans) > 1 and spans[0].low < spans[-1].low
         if not _may_be_limit(len(executions)):
             # Until something is left out, a later history that is longer shows all, too.
@@ -343,7 +296,7 @@ class _Search:
                 if not error.is_transient:
                     raise
                 if context.clock() > deadline:
-                    raise _ambiguous(self.record, self.loss, f"the history can't be read: {error}") from error
+                    raise self.start.ambiguous(f"the history can't be read: {error}") from error
                 log.warning("Polling the execution history failed and is retried: %s", error)
                 failures += 1
                 await context.io.sleep(backoff_seconds(FIRST_DELAY_SECONDS, failures))
@@ -354,18 +307,9 @@ async def read_whole(context: FlowContext) -> History:
     return await poll_history(context, HistoryFilter(everything=True), LONGEST_POLL_SECONDS)
 
 
-def _key(execution: Execution) -> Key:
-    return execution.workflow_id or "", execution.id
-
-
 def _may_be_limit(count: int) -> bool:
     """Whether a history of so many executions may be one that shows no more."""
     return count >= SMALLEST_LIMIT and (count % 10 == 0 or count % 25 == 0 or count & (count - 1) == 0)
-
-
-def _shows_none(execution: Execution) -> bool:
-    """Whether the history shows that an execution has no payload."""
-    return any(name in execution.raw and not execution.raw[name] for name in ECHO_NAMES)
 
 
 def _echo(execution: Execution) -> str | None:
@@ -377,19 +321,3 @@ def _echo(execution: Execution) -> str | None:
         except ValueError:
             return None
     return payload_digest(value) if isinstance(value, dict) and value else None
-
-
-async def own_record(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
-    """Return the submission's record as it is stored now.
-
-    :raises OtherAttemptError: another attempt has learnt which execution it is
-    :raises SupersededError: another attempt searches for it, or has given it up
-    """
-    own = await use_state(attempt.context, attempt.submitter.attempts.read_shared)
-    if own is None:
-        return await _restore(attempt, record)
-    if own.attempt_id == attempt.submitter.attempt_id and own.execution_id is None:
-        return own
-    if own.submission_id == record.submission_id and own.execution_id is not None:
-        raise OtherAttemptError(own)
-    raise SupersededError(record.workflow_id, attempt.submitter.name)

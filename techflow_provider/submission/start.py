@@ -1,4 +1,4 @@
-"""Start one execution for a submitter that needs one, whatever is lost on the way.
+"""Get one execution for a submitter that needs one, whatever is lost on the way: reuse an earlier one, or start it.
 
 Right before a request is sent, one update of the shared state records it, unless another attempt has a record there.
 After the response the execution is claimed, and the record names it. Where no response comes, or a later attempt finds
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from datetime import timedelta
 from typing import Any
-from uuid import uuid4
 
 import httpx
 
@@ -25,30 +26,46 @@ from techflow_provider.client.errors import (
     SupersededError,
     TechFlowError,
 )
-from techflow_provider.client.flow import Call, exchange
+from techflow_provider.client.flow import Call, FlowContext, exchange
+from techflow_provider.client.history import History, HistoryFilter
+from techflow_provider.client.models import Execution, ExecutionState
+from techflow_provider.client.reading import LONGEST_POLL_SECONDS, ReadTerms, read_history
 from techflow_provider.client.retry import Outcome
 from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import StoreError
-from techflow_provider.submission.attempts import KNOWN, use_state
-from techflow_provider.submission.matching import NoMatch
+from techflow_provider.submission.attempts import KNOWN, AttemptStore, use_state
+from techflow_provider.submission.matching import Match, NoMatch
 from techflow_provider.submission.model import Attempt, Origin, Submission
-from techflow_provider.submission.records import AttemptRecord, Claim
+from techflow_provider.submission.records import AttemptRecord, Claim, payload_digest
 from techflow_provider.submission.recovery import (
     HELD_UP_SECONDS,
-    Found,
-    LostResponse,
+    LostStart,
+    LostStartError,
     OtherAttemptError,
-    find,
-    secure,
+    own_record,
+    search,
     take_over,
 )
-from techflow_provider.submission.reuse import LostStartError, drop, keep, reuse
-from techflow_provider.submission.times import began_at
 
 log: logging.Logger = get_logger(__name__)
 
 # How many requests are sent for one execution at most, each after the one before certainly had no effect.
 MAX_SENDS = 3
+
+
+async def resolve(attempt: Attempt) -> Submission | None:
+    """Return the execution that an earlier attempt has started, or None when a new one is needed. Starts nothing.
+
+    :raises TechFlowError: `AmbiguousExecutionError` when it cannot be determined, `StateUnavailableError` when the
+        record can't be read, or what reading the history raises
+    :raises LostStartError: the history has to be searched elsewhere
+    """
+    if not attempt.submitter.is_retry:
+        # `send` reads the record right before its request.
+        return None
+    with _nothing_started(attempt):
+        record = await attempt.use(attempt.attempts.read) or await _lost_record(attempt)
+        return None if record is None else await _reuse(attempt, record)
 
 
 async def send(attempt: Attempt, *, within_seconds: float = math.inf, sent: int = 0) -> Submission:
@@ -61,52 +78,166 @@ async def send(attempt: Attempt, *, within_seconds: float = math.inf, sent: int 
         when nothing was sent, `SupersededError` when another attempt continues, or what the call raises
     :raises LostStartError: the history has to be searched elsewhere
     """
-    while True:
+    found = None
+    while found is None:
         io = _RecordingIO(attempt)
         context = replace(attempt.context, io=io, admission_seconds=within_seconds)
         try:
             start = await exchange(calls.execute_workflow(attempt.workflow_id, attempt.payload), context)
-        except OtherAttemptError as other:
-            found = await _join(attempt, other.record, is_recorded=io.is_recorded)
         except StoreError as error:
             await _let_go(attempt, io)
             raise StateUnavailableError(attempt.workflow_id, str(error)) from error
+        except OtherAttemptError as other:
+            found = await _join(attempt, other.record, is_recorded=io.is_recorded)
+        except SupersededError:
+            raise
         except TechFlowError as error:
+            if error.had_no_effect:
+                await _let_go(attempt, io)
+                raise
             sent += 1
-            try:
-                found = await _after_error(attempt, io, error)
-            except LostStartError as lost:
-                lost.sent = sent
-                raise
-            if found is None and sent >= MAX_SENDS:
-                raise
+            record = replace(io.record, accepted=error.was_accepted)
+            lost = LostStart(record, f"The response to the start is lost ({error})", sent, error)
+            found = await finish_search(attempt, lost)
         else:
-            found = await _after_response(attempt, io.record, start)
-        if found is not None:
-            return found
+            found = await _after_response(attempt, io, start)
+    return found
 
 
-async def finish_search(attempt: Attempt, record: AttemptRecord, loss: LostResponse, found: Found) -> Submission | None:
-    """Claim and record what a search elsewhere has found; None when the request had no effect and can be sent again.
+async def finish_search(attempt: Attempt, lost: LostStart, found: Match | NoMatch | None = None) -> Submission | None:
+    """Return the execution of a lost start, claimed; None when it had no effect and can be sent again.
 
+    :param found: what a search elsewhere has found
     :raises TechFlowError: as `send`
-    :raises LostStartError: it has to be searched for again
+    :raises LostStartError: the history has to be searched elsewhere
     """
+    submission = await _settle(attempt, lost.record, await _recover(attempt, lost, found))
+    if submission is None and lost.sent >= MAX_SENDS and lost.error is not None:
+        raise lost.error
+    return submission
+
+
+async def mark_done(context: FlowContext, attempts: AttemptStore, execution_id: str) -> Mapping[str, Any] | None:
+    """Record that the submitter has got what it wanted, and return how it got its execution."""
+    return await _amend(context, attempts, execution_id, done=True)
+
+
+async def discard(context: FlowContext, attempts: AttemptStore, execution_id: str) -> None:
+    """Let the next attempt start a new execution, because this one failed."""
+    await _amend(context, attempts, execution_id, failed=True)
+
+
+async def _amend(
+    context: FlowContext, attempts: AttemptStore, execution_id: str, **changes: bool
+) -> Mapping[str, Any] | None:
     try:
-        record = await take_over(attempt, record)
-        if isinstance(found.match, NoMatch):
-            await _forget(attempt, record)
-            return None
-        submission = await secure(attempt, record, loss, found.match, found.times)
-    except OtherAttemptError as other:
-        return await _join(attempt, other.record, is_recorded=False)
+        record = await use_state(context, lambda: attempts.amend(execution_id, **changes))
     except StoreError as error:
-        raise AmbiguousExecutionError(
-            attempt.workflow_id, f"{loss.reason}, and the shared state can't be used: {error}"
-        ) from error
-    if submission is None:
-        raise LostStartError(record, loss)
-    return await keep(attempt, record, submission)
+        log.warning("The end of execution %s could not be recorded, so a retry reads it again: %s", execution_id, error)
+        return None
+    return None if record is None else record.report
+
+
+@contextmanager
+def _nothing_started(attempt: Attempt) -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise StateUnavailableError(attempt.workflow_id, str(error)) from error
+
+
+# What an earlier attempt has left.
+
+
+async def _lost_record(attempt: Attempt) -> AttemptRecord | None:
+    """Return a record for earlier attempts without one, unless the shared state has certainly kept what they wrote."""
+    began = attempt.submitter.began
+    if began is None:
+        return None
+    if await attempt.use(attempt.attempts.oldest_seconds) >= (attempt.context.now() - began).total_seconds():
+        return None
+    log.warning("The shared state is younger than the first attempt, so that a record of it may have been lost")
+    return attempt.new_record(began, 0.0, is_restored=True, is_clock_kept=False)
+
+
+async def _reuse(attempt: Attempt, record: AttemptRecord) -> Submission | None:
+    """Return the execution of an earlier attempt's record, or None when it is of no use."""
+    attempt.attempts.sequence = max(attempt.attempts.sequence, record.sequence)
+    found = await _earlier(attempt, record) if _is_relevant(attempt, record) else None
+    if found is not None and not _is_reusable(attempt, record, found.execution):
+        execution = found.execution
+        log.info("Execution %s of an earlier attempt is over (%s): a new one is needed", execution.id, execution.status)
+        found = None
+    return await _settle(attempt, record, found)
+
+
+def _is_relevant(attempt: Attempt, record: AttemptRecord) -> bool:
+    """Whether a record is about what the submitter wants now."""
+    is_cleared = attempt.is_cleared_since(record)
+    if record.failed or (record.done and is_cleared):
+        return False
+    named = f"execution {record.execution_id}" if record.execution_id else "an execution"
+    if record.workflow_id != attempt.workflow_id:
+        log.warning("An earlier attempt requested %s of workflow %s, which may keep running", named, record.workflow_id)
+        return False
+    if not attempt.policy.reattach:
+        log.warning("An earlier attempt requested %s, which may keep running: reattach is off", named)
+        return False
+    if record.payload_digest != payload_digest(attempt.payload):
+        is_cleared |= record.clears < attempt.submitter.clears
+        then = "the task was cleared, so that it starts another" if is_cleared else "a retry joins it"
+        log.warning("An earlier attempt requested %s with another payload, which may keep running: %s", named, then)
+        return not is_cleared
+    return True
+
+
+def _is_reusable(attempt: Attempt, record: AttemptRecord, execution: Execution) -> bool:
+    """Whether the execution of an earlier attempt is what the submitter needs now, and not a new one."""
+    failed = attempt.policy.wait_for_completion and execution.state is ExecutionState.FAILED
+    return not (execution.ended and (failed or attempt.is_cleared_since(record)))
+
+
+async def _earlier(attempt: Attempt, record: AttemptRecord) -> Submission | None:
+    """Return the execution of an earlier attempt, as far as it is known; None when there is none."""
+    if record.done:
+        return _from_record(record, "an earlier attempt had completed, but its success was not noticed")
+    is_cleared = attempt.is_cleared_since(record)
+    if record.execution_id is None:
+        try:
+            reason = "An earlier attempt was lost before it knew the outcome of its request"
+            return await _recover(attempt, LostStart(record, reason))
+        except AmbiguousExecutionError as error:
+            if not is_cleared:
+                raise
+            log.warning("The task was cleared, so that it starts a new execution, although %s", error)
+            return None
+    if not is_cleared and not attempt.policy.wait_for_completion:
+        return _from_record(record, "an earlier attempt had started it")
+    return await _read_execution(attempt, record, record.execution_id)
+
+
+async def _read_execution(attempt: Attempt, record: AttemptRecord, execution_id: str) -> Submission | None:
+    wanted = HistoryFilter(known_statuses={execution_id: None})
+    history = await read_history(attempt.context, wanted, ReadTerms(LONGEST_POLL_SECONDS))
+    # An id may be unique within its workflow only.
+    listed = History(each for each in history.rows if each.workflow_id in (None, record.workflow_id))
+    execution = listed.get(execution_id)
+    if execution is not None:
+        reason = f"an earlier attempt had started it, and the history shows it as {execution.status!r}"
+        return _from_record(record, reason, execution)
+    may_lag = attempt.context.now() - record.sent_at < timedelta(seconds=attempt.effect_seconds)
+    if not attempt.is_cleared_since(record) or may_lag or execution_id not in history.unlisted:
+        return _from_record(record, "an earlier attempt had started it, and the history doesn't show it yet")
+    log.warning("Execution %s of an earlier attempt is not in the history: a new one is needed", execution_id)
+    return None
+
+
+def _from_record(record: AttemptRecord, reason: str, execution: Execution | None = None) -> Submission:
+    named = execution or Execution(record.execution_id or "", record.workflow_id, None, None, None, None, {})
+    return Submission(named, Origin.REATTACHED, reason, {"sent_at": record.sent_at.isoformat()})
+
+
+# What came of a request.
 
 
 class _RecordingIO:
@@ -116,22 +247,13 @@ class _RecordingIO:
     """
 
     def __init__(self, attempt: Attempt) -> None:
-        context, submitter, self._attempt = attempt.context, attempt.submitter, attempt
+        context, self._attempt = attempt.context, attempt
         self.sleep, self.use_state, self.decode = context.io.sleep, context.io.use_state, context.io.decode
         self.abandon = context.io.abandon
         self.is_recorded = False
-        self.record = AttemptRecord(
-            attempt.workflow_id,
-            f"{submitter.name}#{uuid4().hex[:12]}",
-            submitter.generation,
-            submitter.attempt_id,
-            context.now(),
-            # Within the bounds of the settings.
-            context.settings.response_seconds + 2 * context.settings.timeout_seconds,
-            attempt.payload_digest(),
-            submitter.attempts.sequence + 1,
-            submitter.clears,
-        )
+        # Within the bounds of the settings.
+        seconds = context.settings.response_seconds + 2 * context.settings.timeout_seconds
+        self.record: AttemptRecord = attempt.new_record(context.now(), seconds)
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         """Record the request and send it."""
@@ -143,28 +265,28 @@ class _RecordingIO:
         return await context.io.send(call, request)
 
     async def _write(self) -> None:
-        context, attempts = self._attempt.context, self._attempt.submitter.attempts
-        sending = replace(self.record, sent_at=context.now())
+        attempt, attempts = self._attempt, self._attempt.attempts
+        sending = replace(self.record, sent_at=attempt.context.now())
 
         def decide(present: AttemptRecord | None) -> AttemptRecord | None:
             if present is None:
                 return None if self.is_recorded else sending
             return sending if present.attempt_id == sending.attempt_id else present
 
-        present = await use_state(context, partial(attempts.update, decide))
+        present = await attempt.use(attempts.update, decide)
         if present is None:
-            raise SupersededError(sending.workflow_id, self._attempt.submitter.name)
+            raise SupersededError(sending.workflow_id, attempt.submitter.name)
         if present is not sending:
             raise OtherAttemptError(present)
         self.is_recorded, self.record = True, sending
         # An attempt that has completed meanwhile has no pending record any more.
-        known = await use_state(context, partial(attempts.read_kind, KNOWN))
+        known = await attempt.use(attempts.read_kind, KNOWN)
         if known is not None and known.sequence >= sending.sequence:
-            await use_state(context, partial(attempts.drop, sending.submission_id, sending.attempt_id))
+            await attempt.use(attempts.drop, sending.submission_id, sending.attempt_id)
             self.is_recorded = False
             raise OtherAttemptError(known)
         if attempts.task_state is not None:
-            await use_state(context, partial(attempts.task_state.write, sending.to_dict()))
+            await attempt.use(attempts.keep_own, sending)
 
 
 async def _join(attempt: Attempt, record: AttemptRecord, *, is_recorded: bool) -> Submission | None:
@@ -175,94 +297,111 @@ async def _join(attempt: Attempt, record: AttemptRecord, *, is_recorded: bool) -
     if is_recorded and record.execution_id is None:
         raise SupersededError(attempt.workflow_id, attempt.submitter.name)
     log.warning("Another attempt of %s has requested an execution", attempt.submitter.name)
-    try:
-        return await reuse(attempt, record)
-    except StoreError as error:
-        raise StateUnavailableError(attempt.workflow_id, str(error)) from error
+    with _nothing_started(attempt):
+        return await _reuse(attempt, record)
 
 
-async def _after_error(attempt: Attempt, io: _RecordingIO, error: TechFlowError) -> Submission | None:
-    """Return the execution that was started nevertheless, or None when another request is to be sent."""
-    if isinstance(error, SupersededError):
-        raise error
-    if error.had_no_effect:
-        await _let_go(attempt, io)
-        raise error
-    loss = LostResponse(f"The response to the start is lost ({error})", error.was_accepted)
-    return await _recover(attempt, io.record, loss, error)
-
-
-async def _recover(
-    attempt: Attempt, record: AttemptRecord, loss: LostResponse, error: TechFlowError | None = None
-) -> Submission | None:
-    """Return the execution of a request of this attempt, from the history; None when it had no effect."""
-    try:
-        return await _search(attempt, await take_over(attempt, record, accepted=loss.accepted), loss, error)
-    except OtherAttemptError as other:
-        return await _join(attempt, other.record, is_recorded=True)
-    except StoreError as failure:
-        reason = f"{loss.reason}, and the shared state can't be used: {failure}"
-        raise AmbiguousExecutionError(record.workflow_id, reason) from failure
-
-
-async def _search(
-    attempt: Attempt, record: AttemptRecord, loss: LostResponse, error: TechFlowError | None
-) -> Submission | None:
-    if attempt.policy.on_ambiguous == "fail":
-        raise AmbiguousExecutionError(attempt.workflow_id, loss.reason) from error
-    if attempt.policy.defers_search:
-        raise LostStartError(record, loss, error)
-    found = await find(attempt, record, loss)
-    if found is None:
-        await _forget(attempt, record)
-        return None
-    return await keep(attempt, record, found)
-
-
-async def _after_response(attempt: Attempt, record: AttemptRecord, start: calls.Start) -> Submission | None:
+async def _after_response(attempt: Attempt, io: _RecordingIO, start: calls.Start) -> Submission | None:
     """Return the execution that a response names, claimed."""
-    execution, attempts = start.execution, attempt.submitter.attempts
+    record, execution = io.record, start.execution
+    accepted = replace(record, accepted=True)
     if execution is None:
-        return await _recover(
-            attempt, record, LostResponse("The response to the start named no execution", accepted=True)
-        )
-    claim = _claim(record, start)
+        return await finish_search(attempt, LostStart(accepted, "The response to the start named no execution"))
+    requested = (start.sent_at.timestamp(), start.responded_at.timestamp() + 1.0)
+    claim = Claim(record.submission_id, True, requested, record.payload_digest)
     try:
-        holder = await use_state(attempt.context, partial(attempts.claim, record.workflow_id, execution.id, claim))
+        holder = await attempt.use(attempt.attempts.claim, record.workflow_id, execution.id, claim)
     except StoreError as error:
         log.warning("Execution %s could not be claimed, so another task may adopt it: %s", execution.id, error)
         holder = claim
     named = replace(execution, workflow_id=execution.workflow_id or record.workflow_id)
     times = {"sent_at": start.sent_at.isoformat()}
     if holder.submission_id == record.submission_id:
-        return await keep(attempt, record, Submission(named, Origin.STARTED, "the response named it", times))
+        return await _keep(attempt, record, Submission(named, Origin.STARTED, "the response named it", times))
     if not holder.by_response:
         # That task took it for its own, whose response was lost; this one takes what that one has started.
         reason = f"Execution {execution.id}, which the response names, was adopted by {holder.submission_id}"
-        return await _recover(attempt, record, LostResponse(reason, accepted=True))
+        return await finish_search(attempt, LostStart(accepted, reason))
     if attempt.policy.on_shared == "fail":
-        await _forget(attempt, record)
+        await _let_go(attempt, io)
         raise SharedExecutionError(record.workflow_id, execution.id, holder.submission_id)
-    return await keep(attempt, record, Submission(named, Origin.JOINED, f"{holder.submission_id} has it, too", times))
+    return await _keep(attempt, record, Submission(named, Origin.JOINED, f"{holder.submission_id} has it, too", times))
 
 
-def _claim(record: AttemptRecord, start: calls.Start) -> Claim:
-    began = None if start.execution is None else began_at(start.execution)
-    requested = (start.sent_at.timestamp(), start.responded_at.timestamp() + 1.0)
-    seconds = None if began is None else began.timestamp()
-    return Claim(record.submission_id, True, requested, seconds, record.payload_digest)
+async def _recover(attempt: Attempt, lost: LostStart, found: Match | NoMatch | None = None) -> Submission | None:
+    """Return the execution of a start whose outcome is unknown, claimed; None when it had no effect."""
+    try:
+        lost = replace(lost, record=await take_over(attempt, lost.record))
+        found = found or await _search(attempt, lost)
+        while isinstance(found, Match):
+            submission = await _claim(attempt, lost, found)
+            if submission is not None:
+                return submission
+            # Another task was faster.
+            found = await _search(attempt, lost)
+    except OtherAttemptError as other:
+        return _from_record(other.record, "another attempt had learnt which execution it is")
+    except StoreError as error:
+        raise lost.ambiguous(f"the shared state can't be used: {error}") from error
+    return None
+
+
+async def _search(attempt: Attempt, lost: LostStart) -> Match | NoMatch:
+    if attempt.policy.on_ambiguous == "fail":
+        raise AmbiguousExecutionError(attempt.workflow_id, lost.reason) from lost.error
+    # A task that was cleared decides here what to do when it can't be determined; most of the time has passed by then.
+    if attempt.policy.defers_search and not attempt.is_cleared_since(lost.record):
+        raise LostStartError(lost)
+    return await search(attempt, lost)
+
+
+async def _claim(attempt: Attempt, lost: LostStart, found: Match) -> Submission | None:
+    """Claim the execution that a search has found; None when another task was faster."""
+    record = await own_record(attempt, lost.record)
+    claim = Claim(record.submission_id, payload_digest=record.payload_digest)
+    holder = await attempt.use(attempt.attempts.claim, record.workflow_id, found.execution.id, claim)
+    if holder.submission_id != record.submission_id:
+        return None
+    started = Origin.STARTED if record.accepted else Origin.ADOPTED
+    origin = Origin.REATTACHED if found.is_own else started
+    return Submission(found.execution, origin, f"{lost.reason}; {found.reason}", found.times)
+
+
+async def _settle(attempt: Attempt, record: AttemptRecord, found: Submission | None) -> Submission | None:
+    """Record what came of a request: its execution, or that nothing more is wanted from it."""
+    if found is not None:
+        return await _keep(attempt, record, found)
+    if record.execution_id is None and not record.failed:
+        with _nothing_started(attempt):
+            await attempt.use(attempt.attempts.keep, record, replace(record, failed=True))
+    return None
+
+
+async def _keep(attempt: Attempt, record: AttemptRecord, found: Submission) -> Submission:
+    """Record which execution the submitter has, unless another attempt has recorded something else."""
+    log.info("%s", found)
+    submitter = attempt.submitter
+    known = replace(
+        record,
+        attempt_id=submitter.attempt_id,
+        generation=submitter.generation,
+        clears=submitter.clears,
+        execution_id=found.execution.id,
+        report=found.to_dict(),
+        done=not attempt.policy.wait_for_completion,
+    )
+    try:
+        await attempt.use(attempt.attempts.keep, record, known)
+    except StoreError as error:
+        log.warning("Execution %s could not be recorded, so a retry may not find it: %s", found.execution.id, error)
+    return found
 
 
 async def _let_go(attempt: Attempt, io: _RecordingIO) -> None:
     """Delete the record of a request without effect."""
-    if io.is_recorded:
-        await _forget(attempt, io.record)
-
-
-async def _forget(attempt: Attempt, record: AttemptRecord) -> None:
-    """Record that a request had no effect."""
     try:
-        await drop(attempt, record)
+        if io.is_recorded:
+            await attempt.use(attempt.attempts.keep, io.record, replace(io.record, failed=True))
     except StoreError as error:
         name = attempt.submitter.name
         log.warning("The record of %s could not be deleted, so the next attempt searches in vain: %s", name, error)

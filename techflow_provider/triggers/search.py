@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from techflow_provider.client.errors import AmbiguousExecutionError, TechFlowError, rebuild_error
+from techflow_provider.client.errors import AmbiguousExecutionError, TechFlowError
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import DecodeError
 from techflow_provider.hooks.state import open_state
@@ -17,12 +17,10 @@ from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.registry import shared_history
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.legacy import LegacyState
 from techflow_provider.submission.matching import Match, NoMatch
-from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
-from techflow_provider.submission.records import AttemptRecord
-from techflow_provider.submission.recovery import Found, LostResponse, OtherAttemptError, search
-from techflow_provider.submission.reuse import LostStartError
-from techflow_provider.submission.start import MAX_SENDS
+from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
+from techflow_provider.submission.recovery import LostStart, OtherAttemptError, search
 from techflow_provider.triggers.outcomes import (
     FIRST_EVENT_SECONDS,
     WaitOutcome,
@@ -31,55 +29,6 @@ from techflow_provider.triggers.outcomes import (
     sleep_until,
     unreadable,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LostStart:
-    """A start whose execution is searched for, as it crosses from a worker to the triggerer and back.
-
-    :param submitter: the submitter's name
-    :param record: the start's record
-    :param loss: what happened to the response
-    :param sent: how many requests were sent
-    :param error: what the last one raised
-    """
-
-    submitter: str
-    record: AttemptRecord
-    loss: LostResponse
-    sent: int = 0
-    error: TechFlowError | None = None
-
-    @classmethod
-    def of(cls, submitter: Submitter, lost: LostStartError) -> LostStart:
-        """Return what a start was interrupted with."""
-        return cls(submitter.name, lost.record, lost.loss, lost.sent, lost.error)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the start as JSON."""
-        error = self.error and event_of(self.error)["error"]
-        fields = {"record": self.record.to_dict(), "loss": asdict(self.loss), "error": error}
-        return {"submitter": self.submitter, "sent": self.sent, **fields}
-
-    @classmethod
-    def read(cls, value: Mapping[str, Any]) -> LostStart:
-        """Read what a trigger or an event holds.
-
-        :raises TypeError: it isn't a start
-        :raises KeyError: a field is missing
-        :raises StoreError: its record can't be read
-        """
-        error = value["error"] and rebuild_error(value["error"]["class"], value["error"]["args"])
-        record, loss = AttemptRecord.read(value["record"], 0.0), LostResponse(**value["loss"])
-        return cls(value["submitter"], record, loss, value["sent"], error)
-
-    def check_sent(self, submission: Submission | None) -> None:
-        """Check that another request may be sent, where those before had no effect.
-
-        :raises TechFlowError: what the last request raised, since there were too many
-        """
-        if submission is None and self.sent >= MAX_SENDS and self.error is not None:
-            raise self.error
 
 
 class TechFlowSearchTrigger(BaseTrigger):
@@ -127,29 +76,26 @@ class TechFlowSearchTrigger(BaseTrigger):
         record = start.record
         connection = await TechFlowHook(self.techflow_conn_id).aget_techflow_connection()
         store, settings = open_state(connection)[0], connection.settings
-        former = ((settings.account, start.submitter),)
-        attempts = AttemptStore(store, settings.site, start.submitter, former=former)
-        submitter = Submitter(start.submitter, record.generation, attempts, attempt_id=record.attempt_id)
+        name = record.submission_id.rpartition("#")[0]
+        attempts = AttemptStore(store, settings.site, name, legacy=LegacyState(store, settings.account, name))
+        submitter = Submitter(name, record.generation, attempt_id=record.attempt_id)
         policy = SubmissionPolicy(history_lag_seconds=self.history_lag)
         async with shared_history(connection) as shared:
             context = shared.client.context
-            attempt = Attempt(context, submitter, policy, record.workflow_id, poll=shared.poll)
+            attempt = Attempt(context, submitter, attempts, policy, record.workflow_id, poll=shared.poll)
             try:
-                found = await search(attempt, record, start.loss)
+                found = await search(attempt, start)
             except OtherAttemptError:
                 # The worker finds what the other one has recorded.
                 return {"start": self.start, "found": None}
         return {"start": self.start, "found": _to_dict(found)}
 
 
-def _to_dict(found: Found) -> dict[str, Any]:
-    if isinstance(found.match, NoMatch):
-        return {"times": found.times}
-    fields = {**asdict(found.match), "execution": found.match.execution.to_dict()}
-    return {"times": found.times, "match": fields}
+def _to_dict(found: Match | NoMatch) -> dict[str, Any]:
+    return {**asdict(found), "execution": found.execution.to_dict()} if isinstance(found, Match) else {}
 
 
-def read_search(event: Any) -> tuple[LostStart, Found | None]:
+def read_search(event: Any) -> tuple[LostStart, Match | NoMatch | None]:
     """Check the payload that a task is resumed with after a search; without a result the task begins anew.
 
     :raises TechFlowError: why there is none, or `UnexpectedResponseError` for another payload
@@ -159,11 +105,8 @@ def read_search(event: Any) -> tuple[LostStart, Found | None]:
         raise WaitOutcome.from_event(event).error or unreadable(event)
     try:
         start, found = LostStart.read(fields["start"]), fields["found"]
-        if found is None:
-            return start, None
-        if "match" not in found:
-            return start, Found(NoMatch(), found["times"])
-        match = {**found["match"], "execution": Execution.read(found["match"]["execution"])}
-        return start, Found(Match(**match), found["times"])
+        if not found:
+            return start, None if found is None else NoMatch()
+        return start, Match(**{**found, "execution": Execution.read(found["execution"])})
     except (DecodeError, TypeError, KeyError, StoreError) as error:
         raise unreadable(event) from error

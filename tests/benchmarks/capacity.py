@@ -26,8 +26,7 @@ from techflow_provider.state.optimistic import IDLE_SECONDS
 from techflow_provider.state.store import Change, Entry, Update
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over, line
@@ -77,8 +76,8 @@ def operations_of_a_start() -> int:
     store = CountingStore(MemoryStore())
     settings = Settings(sandbox.api_keys[0], sandbox.base_url)
     with Client(settings=settings, budget=LocalBudget(10_000, 1000), transport=sandbox.transport()) as client:
-        submitter = Submitter("task", "1", AttemptStore(store, "account", "task"))
-        attempt = Attempt(client.context, submitter, SubmissionPolicy(), "wf_1", None)
+        attempts = AttemptStore(store, "account", "task")
+        attempt = Attempt(client.context, Submitter("task", "1"), attempts, SubmissionPolicy(), "wf_1", None)
         assert client.run(resolve(attempt)) is None
         client.run(send(attempt))
     return store.operations

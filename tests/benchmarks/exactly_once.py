@@ -34,7 +34,8 @@ os.environ.update(AIRFLOW__TECHFLOW__HISTORY_LAG="2", AIRFLOW__CORE__LOAD_EXAMPL
 
 from techflow_provider.hooks.techflow import TechFlowHook  # noqa: E402 - see above
 from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402 - see above
-from techflow_provider.submission.airflow import ExecutionStarter, Identity  # noqa: E402 - see above
+from techflow_provider.submission.airflow import ExecutionStarter, name_of  # noqa: E402 - see above
+from techflow_provider.submission.model import Submitter  # noqa: E402 - see above
 
 if TYPE_CHECKING:
     from tests.benchmarks.local_server import LocalServer, QuietHandler, serving
@@ -191,7 +192,7 @@ def ours(trouble: Cause) -> tuple[int, bool]:
         ("lost_response", None) if trouble.kind == "lost" else ("status", "after" if trouble.acts else "before")
     )
     sandbox.faults.add(Fault(kind, status=502, when=when, times=trouble.times, path="/workflows/*/execute"))  # type: ignore[arg-type]
-    identity = Identity("dag", str(uuid4()), "task", generation="1")
+    identity = Submitter(name_of("dag", str(uuid4()), "task"), "1")
     with sandbox.serve() as url:
         fields = {"conn_type": "techflow", "host": url, "port": None, "schema": None, "password": sandbox.api_keys[0]}
         connect("techflow_default", url, **fields, extra={"timeout": 2, "requests_per_minute": 10_000, "burst": 1000})

@@ -34,8 +34,7 @@ from techflow_provider.client.settings import Settings
 from techflow_provider.state.budget import LocalBudget, SharedBudget
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.places import ACCOUNT, KEY, open_place
@@ -138,10 +137,10 @@ def run_once(trial: Trial, world: World) -> None:
     limit = world.requests_per_minute
     budget = LocalBudget(10**8, 10**7) if limit is None else SharedBudget(store, ACCOUNT, limit)
     settings = Settings(KEY, world.base_url, timeout_seconds=1.0, response_seconds=2.0, verify=False)
-    submitter = Submitter(trial.name, "1", AttemptStore(store, ACCOUNT, trial.name))
+    submitter, attempts = Submitter(trial.name, "1"), AttemptStore(store, ACCOUNT, trial.name)
     policy = SubmissionPolicy(history_lag_seconds=LAG_SECONDS)
     with Client(settings=settings, budget=budget) as client:
-        attempt = Attempt(client.context, submitter, policy, trial.workflow_id, trial.payload)
+        attempt = Attempt(client.context, submitter, attempts, policy, trial.workflow_id, trial.payload)
         started = client.run(resolve(attempt)) or client.run(send(attempt))
         if world.wait_seconds:
             client.executions.wait(ExecutionSelector(started.execution.id), 3.0, world.wait_seconds)

@@ -32,8 +32,7 @@ from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.algorithms import worst_window
@@ -59,8 +58,8 @@ def run_pod(url: str, base_url: str, name: str, seconds: float) -> None:
     settings = Settings(KEY, base_url, timeout_seconds=10, deadline_seconds=600)
     with Client(settings=settings, budget=budget) as client:
         if not seconds:
-            submitter = Submitter(name, "1", AttemptStore(open_place(url), ACCOUNT, name))
-            attempt = Attempt(client.context, submitter, SubmissionPolicy(history_lag_seconds=5), "wf_1", None)
+            attempts, policy = AttemptStore(open_place(url), ACCOUNT, name), SubmissionPolicy(history_lag_seconds=5)
+            attempt = Attempt(client.context, Submitter(name, "1"), attempts, policy, "wf_1", None)
             started = client.run(resolve(attempt)) or client.run(send(attempt))
             sys.stdout.write(started.execution.id)
             return

@@ -32,9 +32,8 @@ from techflow_provider.state.budget import Reservation, SharedBudget
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.recovery import search
-from techflow_provider.submission.reuse import LostStartError, resolve
-from techflow_provider.submission.start import finish_search, send
+from techflow_provider.submission.recovery import LostStartError, search
+from techflow_provider.submission.start import finish_search, resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over
@@ -106,7 +105,9 @@ class World:
         self.requests[request.method] += 1
         headers = {"date": format_datetime(self.now(), usegmt=True)}
         if request.method == "GET":
-            return httpx.Response(200, headers=headers, content=json.dumps({"executions": self.executions[::-1]}))
+            return httpx.Response(
+                200, headers=headers, content=json.dumps({"executions": self.executions[::-1]}), request=request
+            )
         if task in self.failing:
             self.failing.remove(task)
             return httpx.Response(500, headers=headers)
@@ -162,9 +163,9 @@ class StartTask:
     def attempt(self, **more: Any) -> Attempt:
         """Return an attempt of the task."""
         attempts = AttemptStore(self.world.store, "site", self.name)
-        submitter = Submitter(self.name, "1", attempts, is_retry=False, attempt_id=self.name)
+        submitter = Submitter(self.name, "1", is_retry=False, attempt_id=self.name)
         policy = SubmissionPolicy(defers_search=self.deferrable)
-        return Attempt(self.context, submitter, policy, "wf_1", **more)
+        return Attempt(self.context, submitter, attempts, policy, "wf_1", **more)
 
     async def run(self) -> None:
         """Start an execution."""
@@ -175,14 +176,14 @@ class StartTask:
             try:
                 if found is not None and lost is not None:
                     attempt = self.attempt()
-                    submission = await finish_search(attempt, lost.record, lost.loss, found)
+                    submission = await finish_search(attempt, lost, found)
                     found = None
                 submission = submission or await resolve(attempt) or await self.send(attempt, sent)
             except LostStartError as error:
-                lost, sent = error, error.sent
+                lost, sent = error.start, error.start.sent
                 self.occupy(began)
                 self.is_admitted = False
-                found = await search(self.attempt(poll=self.world.shared.poll), lost.record, lost.loss)
+                found = await search(self.attempt(poll=self.world.shared.poll), lost)
                 await asyncio.sleep(RESUME_SECONDS)
             except (BudgetTimeoutError, RateLimitError):
                 self.occupy(began)

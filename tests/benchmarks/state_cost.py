@@ -30,8 +30,7 @@ from techflow_provider.state.records import Records
 from techflow_provider.state.store import Change, Entry, Update
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over, line
@@ -79,8 +78,8 @@ def start(store: CountingStore, base_url: str, name: str) -> None:
     """Start one execution, as a fresh process does."""
     settings = Settings(KEY, base_url)
     with Client(settings=settings, budget=SharedBudget(store, settings.account, LIMIT)) as client:
-        submitter = Submitter(name, "1", AttemptStore(store, settings.account, name))
-        attempt = Attempt(client.context, submitter, SubmissionPolicy(), "started", None)
+        attempts = AttemptStore(store, settings.account, name)
+        attempt = Attempt(client.context, Submitter(name, "1"), attempts, SubmissionPolicy(), "started", None)
         assert client.run(resolve(attempt)) is None
         client.run(send(attempt))
 

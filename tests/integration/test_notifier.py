@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from techflow_provider.links.techflow import TechFlowLink
-from techflow_provider.notifications.techflow import TechFlowNotifier, identity_of
+from techflow_provider.notifications.techflow import TechFlowNotifier, submitter_of
 from techflow_provider.sandbox import Fault, Sandbox
 
 pytestmark = [
@@ -71,8 +71,8 @@ async def test_a_deadlines_callback_in_the_triggerer_starts_one(sandbox: Sandbox
 
 
 def test_a_dag_callback_without_a_run_is_known_by_its_dag_and_run_id() -> None:
-    identity = identity_of({"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "reason": "success"}, "p")
-    assert (identity.dag_id, identity.run_id, identity.task_id) == ("d", "r", "")
+    submitter = submitter_of({"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "reason": "success"}, "p")
+    assert submitter.name.startswith("d/r//-1/p")
 
 
 def test_a_link_is_a_name_and_the_key_of_an_xcom() -> None:

@@ -14,9 +14,9 @@ from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.legacy import LegacyState
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import resolve, send
 
 ACCOUNT = "account"
 SITE = "site"
@@ -90,9 +90,9 @@ class Starter:
         workflow_id: str = "wf_1",
     ) -> Attempt:
         """Return the next attempt of a task."""
-        attempts = AttemptStore(self.store, SITE, task, task_state, ((ACCOUNT, task),))
-        submitter = Submitter(task, str(generation), attempts)
-        return Attempt(self.client.context, submitter, policy or SubmissionPolicy(), workflow_id, payload)
+        attempts = AttemptStore(self.store, SITE, task, task_state, legacy=LegacyState(self.store, ACCOUNT, task))
+        submitter = Submitter(task, str(generation))
+        return Attempt(self.client.context, submitter, attempts, policy or SubmissionPolicy(), workflow_id, payload)
 
     def start(self, task: str = TASK, **options: Any) -> Submission:
         """Start an execution as an attempt of a task does."""

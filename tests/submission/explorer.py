@@ -32,9 +32,9 @@ from techflow_provider.client.retry import RetryPolicy
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.legacy import LegacyState
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import mark_done, resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import mark_done, resolve, send
 from tests.submission.stepping import OpenBudget, Send, Sleep, SteppingIO, UseState
 
 NOON = datetime(2026, 1, 1, 12, 0, 7, tzinfo=UTC)
@@ -272,7 +272,8 @@ class Simulation:
         date = format_datetime(
             (NOON + timedelta(seconds=self.time + self.date_offset)).replace(microsecond=0), usegmt=True
         )
-        found = httpx.Response(status, headers={"date": date}, content=json.dumps(value))
+        request = httpx.Request("GET", "https://api.techflow.com/v2/executions")
+        found = httpx.Response(status, headers={"date": date}, content=json.dumps(value), request=request)
         found.elapsed = timedelta(seconds=elapsed)
         return found
 
@@ -318,17 +319,17 @@ class Simulation:
         context = FlowContext(
             settings, SteppingIO(), OpenBudget(), RetryPolicy(), lambda: self.time, self.random.random, now=self.now
         )
-        attempts = AttemptStore(self.store, settings.site, job.name, former=((settings.account, job.name),))
+        legacy = LegacyState(self.store, settings.account, job.name)
+        attempts = AttemptStore(self.store, settings.site, job.name, legacy=legacy)
         began = NOON + timedelta(seconds=self.time if job.attempts <= 1 else self.begins[job.name])
         self.begins.setdefault(job.name, self.time)
-        submitter = Submitter(job.name, "1", attempts, is_retry=job.attempts > 1, began=began)
-        attempt = Attempt(
-            context, submitter, SubmissionPolicy(wait_for_completion=job.waits), job.workflow_id, job.payload
-        )
+        submitter = Submitter(job.name, "1", is_retry=job.attempts > 1, began=began)
+        policy = SubmissionPolicy(wait_for_completion=job.waits)
+        attempt = Attempt(context, submitter, attempts, policy, job.workflow_id, job.payload)
         submission = await resolve(attempt) or await send(attempt)
         if job.waits:
             await SteppingIO().sleep(self.random.uniform(0, 60))
-            await mark_done(context, submitter, submission.execution.id)
+            await mark_done(context, attempts, submission.execution.id)
         return submission.execution.workflow_id or job.workflow_id, submission.execution.id
 
     def now(self) -> datetime:

@@ -13,10 +13,10 @@ import pytest
 from techflow_provider.client import StateUnavailableError
 from techflow_provider.state.store import StoreError, Write
 from techflow_provider.submission.attempts import CLAIMS, KNOWN, PENDING, AttemptStore
+from techflow_provider.submission.legacy import LegacyState
 from techflow_provider.submission.model import Origin, SubmissionPolicy
 from techflow_provider.submission.records import AttemptRecord, Claim
-from techflow_provider.submission.reuse import discard, mark_done, resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import discard, mark_done, resolve, send
 from tests.submission.conftest import ACCOUNT, SITE, TASK, TaskState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -27,7 +27,7 @@ DAY_SECONDS = 86400.0
 
 @pytest.fixture
 def attempts(store) -> AttemptStore:
-    return AttemptStore(store, SITE, TASK, former=((ACCOUNT, TASK),))
+    return AttemptStore(store, SITE, TASK, legacy=LegacyState(store, ACCOUNT, TASK))
 
 
 def put(store: Any, kind: str, value: Any, name: str = TASK, site: str = ACCOUNT) -> None:
@@ -88,7 +88,7 @@ def test_an_intent_is_deleted_by_its_attempt_or_whoever_knows_what_came_of_it(at
     attempts.update(lambda _: RECORD)
     attempts.drop("another submission")
     attempts.drop(RECORD.submission_id, "attempt-2")
-    assert attempts.read_kind(PENDING).is_same(RECORD)
+    assert attempts.read_kind(PENDING).submission_id == RECORD.submission_id
     attempts.drop(RECORD.submission_id, RECORD.attempt_id)
     assert attempts.read() is None
 
@@ -100,14 +100,13 @@ def test_of_two_records_the_later_request_counts_and_of_one_request_what_came_of
     assert attempts.read().execution_id == "ex_1"
     attempts.update(lambda _: replace(RECORD, submission_id="later", sequence=2))
     assert attempts.read().submission_id == "later"
-    assert attempts.sequence == 2
 
 
 def test_what_another_attempt_or_a_later_request_has_recorded_is_kept(attempts):
     for other in (replace(RECORD, attempt_id="attempt-2", execution_id="ex_2"), replace(RECORD, submission_id="later")):
         attempts.update(lambda _, other=other: other, KNOWN)
         attempts.keep(RECORD, replace(RECORD, execution_id="ex_1"))
-        assert attempts.read_kind(KNOWN).is_same(other)
+        assert replace(attempts.read_kind(KNOWN), sent_clock=None) == other
 
 
 def test_pending_submissions_are_listed_by_workflow_until_they_name_an_execution(store):
@@ -115,15 +114,15 @@ def test_pending_submissions_are_listed_by_workflow_until_they_name_an_execution
         "a": RECORD,
         "b": replace(RECORD, lost=True),
         "c": replace(RECORD, workflow_id="wf_10"),
-        "d": replace(RECORD, execution_id="ex_1"),
-        "e": replace(RECORD, execution_id="ex_2", done=True),
     }
-    for kind, site in ((PENDING, SITE), (KNOWN, ACCOUNT)):
-        for task, record in records.items():
-            put(store, kind, replace(record, submission_id=f"{task}-{site}").to_dict(1.0), task, site)
-    attempts = AttemptStore(store, SITE, "f", former=((ACCOUNT, "f"),))
-    assert [each.submission_id for each in attempts.pending("wf_1")] == ["a-site", "b-site", "a-account", "b-account"]
+    for task, record in records.items():
+        put(store, PENDING, replace(record, submission_id=task).to_dict(1.0), task, SITE)
+    attempts = AttemptStore(store, SITE, "a")
+    assert [each.submission_id for each in attempts.pending("wf_1")] == ["a", "b"]
     assert {each.workflow_id for each in attempts.pending()} == {"wf_1", "wf_10"}
+    requested = replace(RECORD, submission_id="a")
+    attempts.keep(requested, replace(requested, execution_id="ex_1"))
+    assert [each.submission_id for each in attempts.pending("wf_1")] == ["b"]
 
 
 def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
@@ -136,7 +135,7 @@ def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
 
 
 def test_a_claim_is_read_as_it_was_written_and_one_of_an_earlier_version_as_a_submission(attempts, store):
-    claim = Claim("a", True, (1.5, 2.5), 2.0, "abc")
+    claim = Claim("a", True, (1.5, 2.5), "abc")
     attempts.claim("wf_1", "1", claim)
     put(store, CLAIMS, f"{TASK}#1", "ex_2")
     assert attempts.claims([("wf_1", "1"), ("wf_1", "ex_2")]) == {
@@ -162,9 +161,9 @@ def test_an_unreadable_record_of_another_task_is_skipped_with_one_warning(store,
     assert [record.getMessage()[:28] for record in caplog.records] == ["The record of other is ignor"]
 
 
-@pytest.mark.parametrize("kind", ["attempts", "notes"])
-def test_an_unreadable_record_of_the_task_itself_is_an_error_and_nothing_is_sent(starter, sandbox, store, kind):
-    put(store, kind, '{"ticket": "of version 9"}')
+@pytest.mark.parametrize(("kind", "site"), [(KNOWN, SITE), ("notes", ACCOUNT)])
+def test_an_unreadable_record_of_the_task_itself_is_an_error_and_nothing_is_sent(starter, sandbox, store, kind, site):
+    put(store, kind, '{"ticket": "of version 9"}', site=site)
     with pytest.raises(StateUnavailableError, match=r"of version 9|written by version"):
         starter.start()
     assert not sandbox.executions
@@ -233,14 +232,14 @@ def test_a_retry_starts_an_execution_when_version_0_1_0_had_not_sent_its_request
 
 
 def test_a_task_that_version_0_1_0_has_deferred_completes_and_fails(starter, store):
-    context, submitter = starter.client.context, starter.attempt().submitter
+    context, attempts = starter.client.context, starter.attempt().attempts
     put(store, "notes", {**NOTE, "execution_id": "ex_1", "told": {"decision": "started"}})
-    assert starter.run(mark_done(context, submitter, "ex_1")) == {"decision": "started"}
+    assert starter.run(mark_done(context, attempts, "ex_1")) == {"decision": "started"}
     assert starter.run(resolve(starter.attempt(policy=WAITS))).execution.id == "ex_1"
-    starter.run(discard(context, submitter, "ex_1"))
-    assert starter.attempt().submitter.attempts.read().failed
+    starter.run(discard(context, attempts, "ex_1"))
+    assert starter.attempt().attempts.read().failed
     put(store, "notes", {**NOTE, "execution_id": "ex_1"})
-    starter.run(discard(context, submitter, "ex_1"))
+    starter.run(discard(context, attempts, "ex_1"))
     assert starter.run(resolve(starter.attempt())) is None
 
 
@@ -280,9 +279,9 @@ def test_a_request_of_a_note_in_the_tasks_own_state_is_as_old_as_its_intent(star
 def test_a_task_with_a_note_in_its_own_state_completes_and_fails(starter, store, end):
     task_state = TaskState()
     task_state.value = {**NOTE, "execution_id": "ex_1", "told": {"decision": "started"}}
-    submitter = starter.attempt(task_state=task_state).submitter
-    starter.run(end(starter.client.context, submitter, "ex_1"))
-    record = submitter.attempts.read()
+    attempts = starter.attempt(task_state=task_state).attempts
+    starter.run(end(starter.client.context, attempts, "ex_1"))
+    record = attempts.read()
     assert (record.done, record.failed) == (end is mark_done, end is discard)
     assert (task_state.value["done"], task_state.value["failed"]) == (end is mark_done, end is discard)
 
@@ -291,6 +290,6 @@ def test_an_execution_that_a_task_of_version_0_1_0_may_get_is_left_to_it(starter
     sandbox.start("wf_1")
     put(store, "intents", {**INTENT, "ticket": "other#1"}, "other")
     attempt = starter.attempt()
-    assert [each.submission_id for each in attempt.submitter.attempts.pending("wf_1")] == ["other#1"]
-    assert attempt.submitter.attempts.pending("wf_2") == []
+    assert [each.submission_id for each in attempt.attempts.pending("wf_1")] == ["other#1"]
+    assert attempt.attempts.pending("wf_2") == []
     assert starter.run(send(attempt)).origin is Origin.STARTED

@@ -29,8 +29,7 @@ from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.records import AttemptRecord
-from techflow_provider.submission.reuse import discard, mark_done, resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import discard, mark_done, resolve, send
 from tests.submission.conftest import TaskState
 from tests.submission.stepping import OpenBudget, Send, Sleep, SteppingIO, UseState, step
 
@@ -254,9 +253,9 @@ class Starts(RuleBasedStateMachine):
 
     async def life(self, job: Job) -> None:
         """What the operator does in one attempt."""
-        submitter = Submitter(job.name, str(job.generation), self.attempts(job))
+        submitter, attempts = Submitter(job.name, str(job.generation)), self.attempts(job)
         policy = SubmissionPolicy(wait_for_completion=job.waits)
-        attempt = Attempt(self.context, submitter, policy, job.workflow_id, job.payload)
+        attempt = Attempt(self.context, submitter, attempts, policy, job.workflow_id, job.payload)
         before = self.attempts(job).read()
         known = await resolve(attempt)
         if known is None and before is not None and before.execution_id is None and not before.failed:
@@ -267,7 +266,7 @@ class Starts(RuleBasedStateMachine):
         job.got.add(execution_id)
         completed = (await step(WaitForCompletion(execution_id))) if job.waits else True
         if job.waits:
-            await (mark_done if completed else discard)(self.context, submitter, execution_id)
+            await (mark_done if completed else discard)(self.context, attempts, execution_id)
         await step(Report(completed))
 
     def resume(self, process: Process, outcome: str, seconds: float) -> None:

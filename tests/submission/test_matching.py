@@ -11,9 +11,9 @@ import pytest
 
 from techflow_provider.client.models import Execution
 from techflow_provider.submission.matching import (
+    DOUBT,
     Ambiguous,
-    CompetingIntent,
-    HistorySnapshot,
+    Intent,
     Match,
     MatchInput,
     MatchResult,
@@ -22,7 +22,6 @@ from techflow_provider.submission.matching import (
     Undecided,
     describe,
     match,
-    window_of,
 )
 from techflow_provider.submission.records import AttemptRecord, Claim, payload_digest
 from techflow_provider.submission.times import ServerClock, Span
@@ -66,21 +65,21 @@ def competitor(
     *,
     in_flight: bool = False,
     submitter: str = "other",
-) -> CompetingIntent:
+) -> Intent:
     span = window(since, until)
-    return CompetingIntent(record(submitter, payload, lost=not in_flight), span, span.low)
+    return Intent(record(submitter, payload, lost=not in_flight), span, span.low)
 
 
 def search(
     executions: Sequence[Execution | Row],
-    competing: Sequence[CompetingIntent] = (),
+    competing: Sequence[Intent] = (),
     claims: dict[str, Claim] | None = None,
     payload: str | None = None,
     **more: Any,
 ) -> MatchInput:
     rows = tuple(each if isinstance(each, Row) else row(each) for each in executions)
     own = more.pop("record", record(payload=payload))
-    return MatchInput(own, window(), window().low, rows, tuple(competing), claims or {}, **more)
+    return MatchInput(Intent(own, window(), window().low), rows, tuple(competing), claims or {}, **more)
 
 
 def result(*arguments: Any, early: bool = False, **more: Any) -> MatchResult:
@@ -219,7 +218,7 @@ def test_a_history_that_shows_payloads_decides_at_once():
     for payload, own in (("a", "ex_2"), (None, "ex_3")):
         found = result(history, foreign, payload=payload, shows_payloads=True, early=True)
         assert isinstance(found, Match)
-        assert (found.execution.id, found.is_certain) == (own, True)
+        assert (found.execution.id, DOUBT in found.reason) == (own, False)
     assert isinstance(result(history, foreign, payload="c", shows_payloads=True), NoMatch)
 
 
@@ -257,24 +256,23 @@ def test_an_execution_that_another_task_is_nearer_to_is_left_to_it_for_a_while()
     assert waiting.otherwise.execution.id == "ex_1"
 
 
-def snapshot(age_seconds: float = 2.0, now: datetime = NOON) -> HistorySnapshot:
-    return HistorySnapshot((), NOON, now, age_seconds)
+def window_of(found: AttemptRecord) -> Span:
+    return Intent.of(found, NOON, now=NOON, age_seconds=2.0, effect_seconds=70.0).window
 
 
 def test_a_window_reaches_from_the_request_to_its_last_possible_effect_with_a_second_and_a_half_to_spare():
-    found = window_of(record(since_sent=10.0), snapshot(), effect_seconds=70)
-    assert found == Span(after(-11.5).timestamp(), after(2 - 10 + 70 + 1.5).timestamp())
+    assert window_of(record(since_sent=10.0)) == Span(after(-11.5).timestamp(), after(2 - 10 + 70 + 1.5).timestamp())
 
 
 def test_a_window_begins_by_the_hosts_clock_where_the_stores_clock_has_had_a_break():
     broken = record(since_sent=10.0, sent_at=after(-300), is_clock_kept=False)
-    assert window_of(broken, snapshot(), 70).low == after(-301.5).timestamp()
-    assert window_of(replace(broken, is_clock_kept=True), snapshot(), 70).low == after(-11.5).timestamp()
+    assert window_of(broken).low == after(-301.5).timestamp()
+    assert window_of(replace(broken, is_clock_kept=True)).low == after(-11.5).timestamp()
 
 
 def test_a_clock_that_is_wrong_by_millennia_breaks_nothing():
     ancient = record(sent_at=datetime.min.replace(tzinfo=UTC), since_sent=1e14, is_clock_kept=False)
-    found = window_of(ancient, snapshot(), effect_seconds=70)
+    found = window_of(ancient)
     assert found.low == pytest.approx((NOON - TEN_YEARS).timestamp(), abs=2)
     assert describe(found).startswith("from 2016-01-04T11:59:58+00:00 to 2016-01-04T12:01:")
 

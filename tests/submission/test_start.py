@@ -22,9 +22,8 @@ from techflow_provider.sandbox import Fault
 from techflow_provider.state.store import Write
 from techflow_provider.submission.model import Origin, SubmissionPolicy
 from techflow_provider.submission.records import Claim
-from techflow_provider.submission.recovery import OtherAttemptError, take_over
-from techflow_provider.submission.reuse import LostStartError, discard, mark_done, resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.recovery import LostStartError, OtherAttemptError, take_over
+from techflow_provider.submission.start import discard, mark_done, resolve, send
 from tests.submission.conftest import SITE, Starter, TaskState
 
 START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
@@ -74,8 +73,8 @@ def test_a_start_that_never_has_an_effect_raises_its_error_and_leaves_no_intent(
     with pytest.raises(ServerError):
         starter.start()
     assert sandbox.count(**START) == 3
-    assert starter.attempt().submitter.attempts.read().failed
-    assert starter.attempt().submitter.attempts.pending() == []
+    assert starter.attempt().attempts.read().failed
+    assert starter.attempt().attempts.pending() == []
 
 
 def test_an_accepted_start_that_never_appears_is_not_sent_again(starter, sandbox):
@@ -94,7 +93,7 @@ def test_two_tasks_with_lost_responses_get_one_execution_each(starter, sandbox):
 
 def test_an_execution_that_another_task_claims_is_not_adopted(starter, sandbox):
     other = sandbox.start("wf_1")
-    starter.attempt().submitter.attempts.claim("wf_1", other.id, Claim("another task"))
+    starter.attempt().attempts.claim("wf_1", other.id, Claim("another task"))
     sandbox.faults.add(LOST[0])
     assert starter.start().execution.id == sandbox.executions[1].id
 
@@ -137,14 +136,14 @@ def test_a_later_attempt_replaces_an_execution_that_failed(starter, sandbox):
 
 def test_after_its_execution_was_discarded_a_task_starts_another(starter, sandbox):
     first = starter.start(policy=WAITS)
-    starter.run(discard(starter.client.context, starter.attempt().submitter, first.execution.id))
+    starter.run(discard(starter.client.context, starter.attempt().attempts, first.execution.id))
     starter.start(policy=WAITS)
     assert len(sandbox.executions) == 2
 
 
 def test_a_success_that_was_not_noticed_starts_no_other_execution(starter, sandbox):
     first = starter.start(policy=WAITS)
-    report = starter.run(mark_done(starter.client.context, starter.attempt().submitter, first.execution.id))
+    report = starter.run(mark_done(starter.client.context, starter.attempt().attempts, first.execution.id))
     assert report["decision"] == "started"
     assert starter.start(policy=WAITS).execution.id == first.execution.id
     assert len(sandbox.executions) == 1
@@ -154,7 +153,7 @@ def test_a_success_that_was_not_noticed_starts_no_other_execution(starter, sandb
 def test_a_finished_task_that_is_cleared_starts_another(starter, sandbox, policy):
     started = starter.start(policy=policy)
     if policy.wait_for_completion:
-        starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
+        starter.run(mark_done(starter.client.context, starter.attempt().attempts, started.execution.id))
     assert starter.start(generation=2, policy=policy).origin is Origin.STARTED
     assert len(sandbox.executions) == 2
 
@@ -168,8 +167,8 @@ def test_a_completion_that_cannot_be_recorded_changes_neither_a_retry_nor_a_clea
     first = starter.start(policy=WAITS)
     sandbox.finish(first.execution.id)
     store.broken = True
-    assert starter.run(mark_done(starter.client.context, starter.attempt().submitter, first.execution.id)) is None
-    assert "a retry polls again: the disk is full" in caplog.text
+    assert starter.run(mark_done(starter.client.context, starter.attempt().attempts, first.execution.id)) is None
+    assert "a retry reads it again: the disk is full" in caplog.text
     store.broken = False
     assert starter.start(policy=WAITS).execution.id == first.execution.id
     assert starter.start(generation=2, policy=WAITS).origin is Origin.STARTED
@@ -204,7 +203,7 @@ def test_nothing_is_recorded_while_a_request_waits_for_its_slot(starter, store):
     starter.client.budget.cool_down(60.0, starter.client.budget.reserve("command", 0.0))
     with pytest.raises(BudgetTimeoutError):
         starter.run(send(attempt, within_seconds=1.0))
-    assert attempt.submitter.attempts.read() is None
+    assert attempt.attempts.read() is None
 
 
 # Two attempts of one task that are alive at once.
@@ -256,7 +255,7 @@ def test_a_late_response_does_not_undo_what_a_later_attempt_has_completed(starte
     def later() -> None:
         started = starter.start(generation=2, policy=WAITS)
         sandbox.finish(started.execution.id)
-        starter.run(mark_done(starter.client.context, starter.attempt().submitter, started.execution.id))
+        starter.run(mark_done(starter.client.context, starter.attempt().attempts, started.execution.id))
 
     interrupt(starter, later)
     starter.run(send(starter.attempt(policy=WAITS)))
@@ -267,7 +266,7 @@ def test_a_late_response_does_not_undo_what_a_later_attempt_has_completed(starte
 @pytest.mark.parametrize("decide", [lambda _: None, lambda present: present.taken_over("another attempt")])
 def test_a_refused_request_is_not_repeated_once_a_later_attempt_has_taken_over(starter, sandbox, decide):
     sandbox.faults.add(Fault(status=429, when="before", retry_after="1", times=1, **START))
-    interrupt(starter, lambda: starter.attempt().submitter.attempts.update(decide))
+    interrupt(starter, lambda: starter.attempt().attempts.update(decide))
     with pytest.raises(SupersededError):
         starter.run(send(starter.attempt()))
     assert not sandbox.executions
@@ -282,7 +281,7 @@ def test_a_request_that_is_held_up_after_it_was_recorded_is_recorded_again(start
         return result
 
     attempt = starter.attempt()
-    interrupt(starter, lambda: ages.append(attempt.submitter.attempts.read().since_sent))
+    interrupt(starter, lambda: ages.append(attempt.attempts.read().since_sent))
     monkeypatch.setattr(store, "update", slow_update)
     starter.run(send(attempt))
     assert ages == [pytest.approx(0.0, abs=1.0)]
@@ -291,13 +290,14 @@ def test_a_request_that_is_held_up_after_it_was_recorded_is_recorded_again(start
 def test_a_record_that_changed_meanwhile_is_not_taken_over(starter):
     attempt = starter.attempt(policy=WAITS)
     starter.start(policy=WAITS)
-    known = attempt.submitter.attempts.read()
+    known = attempt.attempts.read()
     pending = replace(known, execution_id=None)
     other = replace(pending, submission_id="another")
-    for stale in (pending, other):
-        with pytest.raises(OtherAttemptError) as caught:
-            starter.run(take_over(attempt, stale))
-        assert caught.value.record.is_same(known)
+    with pytest.raises(OtherAttemptError) as caught:
+        starter.run(take_over(attempt, pending))
+    assert caught.value.record == known
+    with pytest.raises(SupersededError):
+        starter.run(take_over(attempt, other))
     assert starter.run(take_over(attempt, replace(other, is_restored=True))).submission_id == "another"
 
 
@@ -336,9 +336,9 @@ def test_the_tasks_own_state_wins_over_a_shared_state_of_another_submission(star
     task_state = TaskState()
     starter.start(policy=WAITS)
     sandbox.finish(sandbox.executions[0].id, outcome="failed")
-    shared = starter.attempt().submitter.attempts.read()
+    shared = starter.attempt().attempts.read()
     second = starter.start(task_state=task_state, policy=WAITS)
-    starter.attempt().submitter.attempts.update(lambda _: shared)
+    starter.attempt().attempts.update(lambda _: shared)
     assert starter.start(task_state=task_state, policy=WAITS).execution.id == second.execution.id
     assert len(sandbox.executions) == 2
 
@@ -346,10 +346,10 @@ def test_the_tasks_own_state_wins_over_a_shared_state_of_another_submission(star
 def test_discarding_and_completing_reach_the_tasks_own_state(starter):
     task_state = TaskState()
     first = starter.start(task_state=task_state, policy=WAITS)
-    submitter = starter.attempt(task_state=task_state).submitter
-    starter.run(mark_done(starter.client.context, submitter, first.execution.id))
+    attempts = starter.attempt(task_state=task_state).attempts
+    starter.run(mark_done(starter.client.context, attempts, first.execution.id))
     assert task_state.value["done"]
-    starter.run(discard(starter.client.context, submitter, first.execution.id))
+    starter.run(discard(starter.client.context, attempts, first.execution.id))
     assert task_state.value["failed"]
 
 
@@ -361,7 +361,7 @@ def test_without_the_tasks_own_state_nothing_is_sent_and_no_record_is_left(start
     with pytest.raises(StateUnavailableError, match="no supervisor"):
         starter.run(send(attempt))
     assert not sandbox.executions
-    assert starter.attempt().submitter.attempts.pending() == []
+    assert starter.attempt().attempts.pending() == []
 
 
 def create(client: Any) -> Any:

@@ -21,8 +21,7 @@ from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, Submission, SubmissionPolicy, Submitter
-from techflow_provider.submission.reuse import resolve
-from techflow_provider.submission.start import send
+from techflow_provider.submission.start import resolve, send
 from tests.submission.conftest import ACCOUNT, TASK, TaskState
 
 KEY = "key-of-the-step-tests"
@@ -97,8 +96,8 @@ class World:
             clock=self.clock.monotonic,
             sleep=self.clock.advance,
         ) as client:
-            submitter = Submitter(TASK, "1", AttemptStore(store, ACCOUNT, TASK, own))
-            attempt = Attempt(replace(client.context, now=self.clock.now), submitter, WAITS, "wf_1", payload)
+            context, attempts = replace(client.context, now=self.clock.now), AttemptStore(store, ACCOUNT, TASK, own)
+            attempt = Attempt(context, Submitter(TASK, "1"), attempts, WAITS, "wf_1", payload)
             found: Submission | None = client.run(resolve(attempt))
             return found or client.run(send(attempt))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from techflow_provider.client import (
 )
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.sandbox import Fault, Sandbox
-from techflow_provider.submission.model import Origin, SubmissionPolicy
+from techflow_provider.submission.model import Origin, SubmissionPolicy, Submitter
 
 pytestmark = [
     pytest.mark.airflow,
@@ -74,13 +75,15 @@ def connect(monkeypatch: pytest.MonkeyPatch, url: str, **extra: int) -> None:
 def starter(served: Sandbox) -> Iterator[Callable[..., Any]]:
     """Make what starts an execution in one attempt of a task."""
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.submission.airflow import ExecutionStarter, Identity
+    from techflow_provider.submission.airflow import ExecutionStarter, name_of
 
     hook = TechFlowHook()
 
-    def make(state: TaskState | None = None, policy: SubmissionPolicy | None = None, **identity: Any) -> Any:
+    def make(
+        state: TaskState | None = None, policy: SubmissionPolicy | None = None, generation: str = "1", **names: Any
+    ) -> Any:
         kept: Any = None if state is None else {"task_state_store": state}
-        return ExecutionStarter(hook, Identity("d", "r", "t", **{"generation": "1", **identity}), policy, kept)
+        return ExecutionStarter(hook, Submitter(name_of("d", "r", "t", **names), generation), policy, kept)
 
     yield make
     hook.get_conn().close()
@@ -91,27 +94,25 @@ def context(max_tries: int = 2, began: datetime | None = BEGAN) -> Any:
     return {"ti": ti, "dag_run": SimpleNamespace(start_date=began)}
 
 
-def test_an_identity_names_a_tasks_dag_run_and_map_index_and_its_generation_the_runs_start_and_clears():
-    from techflow_provider.submission.airflow import Identity
+def test_a_submitter_has_a_tasks_dag_run_and_map_index_and_its_generation_the_runs_start_and_clears():
+    from techflow_provider.submission.airflow import submitter_of
 
-    known = Identity.of(context())
-    generation = "2026-01-01T00:00:00+00:00/2"
-    assert known == Identity("d", "r", "t", 3, generation=generation, is_retry=False, began=BEGAN)
-    assert Identity.of(context(max_tries=5)).generation != known.generation
-    assert Identity.of(context(began=None)).generation == "/2"
+    known = submitter_of(context())
+    expected = Submitter("d/r/t/3", "2026-01-01T00:00:00+00:00/2", is_retry=False, began=BEGAN)
+    assert replace(known, attempt_id="") == replace(expected, attempt_id="")
+    assert submitter_of(context(max_tries=5)).generation != known.generation
+    assert submitter_of(context(began=None)).generation == "/2"
     without_start = context()
     del without_start["dag_run"].start_date
-    assert Identity.of(without_start).generation == "/2"
+    assert submitter_of(without_start).generation == "/2"
 
 
-def test_no_two_identities_have_the_same_text():
-    from techflow_provider.submission.airflow import Identity
+def test_no_two_submitters_have_the_same_name():
+    from techflow_provider.submission.airflow import name_of
 
-    assert str(Identity("a/b", "c d", "t")) == "a%2Fb/c%20d/t/-1"
-    assert str(Identity("a", "b/c", "t", 4)) == "a/b%2Fc/t/4"
-    assert str(Identity("a", "b", "", part="x/y")) == "a/b//-1/x%2Fy"
-    assert str(Identity("a", "b", "t", generation="1")) == str(Identity("a", "b", "t", generation="2"))
-    assert Identity("a", "b", "t") == Identity("a", "b", "t", -1, "", "")
+    assert name_of("a/b", "c d", "t") == "a%2Fb/c%20d/t/-1"
+    assert name_of("a", "b/c", "t", 4) == "a/b%2Fc/t/4"
+    assert name_of("a", "b", "", part="x/y") == "a/b//-1/x%2Fy"
 
 
 def test_the_record_is_also_kept_in_the_tasks_own_state_where_airflow_has_one(served, starter):
@@ -120,7 +121,7 @@ def test_the_record_is_also_kept_in_the_tasks_own_state_where_airflow_has_one(se
     (record,) = map(json.loads, state.kept.values())
     assert list(state.kept) == ["techflow_start"]
     assert (record["execution_id"], record["workflow_id"]) == (started.execution.id, "wf_1")
-    starter().submitter.attempts.update(lambda _: None)
+    starter().attempts.update(lambda _: None)
     again = starter(state).start("wf_1")
     assert (again.execution.id, again.origin) == (started.execution.id, Origin.REATTACHED)
     assert len(served.executions) == 1
@@ -169,7 +170,7 @@ def test_an_execution_that_nobody_waits_for_is_not_joined_by_another_generation_
 
 def test_an_execution_is_claimed_where_all_tasks_see_it(served, starter):
     execution_id = starter().start("wf_1").execution.id
-    claims = starter(map_index=1).submitter.attempts.claims([("wf_1", execution_id), ("wf_1", "ex_0")])
+    claims = starter(map_index=1).attempts.claims([("wf_1", execution_id), ("wf_1", "ex_0")])
     assert list(claims) == [("wf_1", execution_id)]
 
 
@@ -229,17 +230,6 @@ def test_a_lag_that_is_not_a_time_is_refused(monkeypatch, lag):
         history_lag()
 
 
-@pytest.mark.parametrize("word", ["adopt", "fail"])
-def test_each_word_for_what_is_ambiguous_can_be_used(starter, word):
-    assert starter(policy=SubmissionPolicy(word)).policy.on_ambiguous == word
-
-
-@pytest.mark.parametrize("word", ["perhaps", "resubmit"])
-def test_another_word_for_what_is_ambiguous_is_refused(starter, word):
-    with pytest.raises(InvalidParameterError, match="on_ambiguous: expected adopt or fail"):
-        starter(policy=SubmissionPolicy(word))
-
-
 def test_deployments_that_share_a_state_start_an_execution_each(served, starter, monkeypatch, tmp_path):
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", str(tmp_path / "shared.db"))
     address = "AIRFLOW__CORE__EXECUTION_API_SERVER_URL"
@@ -295,7 +285,7 @@ def test_what_the_hook_starts_is_claimed_and_adopted_by_no_task(served, starter)
     from techflow_provider.hooks.techflow import TechFlowHook
 
     execution = TechFlowHook().trigger_workflow("wf_1")
-    attempts = starter().submitter.attempts
+    attempts = starter().attempts
     assert list(attempts.claims([("wf_1", execution.id)])) == [("wf_1", execution.id)]
     assert attempts.pending() == []
 
