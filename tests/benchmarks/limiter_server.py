@@ -3,7 +3,8 @@
     python limiter_server.py KIND PORT
 
 KIND: `backend` (no limit), `bucket-2-1.2` (so many tokens, refilled at once every so many seconds, as in Envoy's local
-rate limit), `flask-fixed-window`, `flask-moving-window`, `flask-sliding-window-counter`, `slowapi`.
+rate limit), `flask-fixed-window`, `flask-moving-window`, `flask-sliding-window-counter`, `slowapi`. Flask's limit per
+minute is read from the file `conf` in the working directory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 BODY = b'{"workflows": []}'
@@ -64,7 +66,7 @@ def flask_app(strategy: str) -> Any:
     limiter.Limiter(
         lambda: flask.request.headers.get(KEY_HEADER, ""),
         app=app,
-        default_limits=["100 per minute"],
+        default_limits=[lambda: f"{Path('conf').read_text(encoding='utf-8')} per minute"],
         strategy=strategy,
         headers_enabled=True,
         storage_uri="memory://",

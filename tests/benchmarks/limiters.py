@@ -5,11 +5,13 @@ often as they may for a minute and three more. Then the loop sends 20 requests a
 Prints for each limiter: accepted requests and 429s in each minute and in the bursts, and the fewest and most accepted
 requests of a process. `--client retry` sends without a budget and heeds Retry-After; `--client pyrate` waits for
 pyrate-limiter's SQLite bucket. For another version of the package, set PYTHONPATH to it. All limiters run at once.
+`--limits 60@3 100@8` changes the limit of nginx and Flask-Limiter in those minutes. With `--apart`, each process keeps
+a state of its own, as on hosts that share nothing, and there is no loop.
 
     apt-get install nginx haproxy; npm install express express-rate-limit rate-limiter-flexible
     pip install flask-limiter slowapi uvicorn waitress pyrate-limiter filelock
     python tests/benchmarks/limiters.py [--only NAME …] [--modules node_modules] [--server-python PYTHON]
-        [--client techflow|retry|pyrate] [--minutes 4] [--others 50]
+        [--client techflow|retry|pyrate] [--minutes 4] [--others 50] [--limits 60@3 100@8] [--processes 300 --apart]
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +44,8 @@ else:
     from load import Gate, Run, in_processes
 
 HERE = Path(__file__).parent
-PROCESSES, COROUTINES, BURST, IDLE_SECONDS, BURSTS = 8, 100, 20, 12.0, 2
+COROUTINES, BURST, IDLE_SECONDS, BURSTS = 100, 20, 12.0, 2
+LIMIT = 100
 # Until the bursts are over; before them, the slots that somebody held may have to pass.
 TAIL_SECONDS = 150.0
 KEY = "some-key"
@@ -52,7 +57,7 @@ Sample = tuple[float, int]
 NGINX = """daemon off; worker_processes 1; pid nginx.pid; error_log stderr crit; events {{ }}
 http {{ access_log off; limit_req_status 429; client_body_temp_path body; proxy_temp_path proxy;
   fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-  limit_req_zone $http_authorization zone=key:1m rate=100r/m;
+  limit_req_zone $http_authorization zone=key:1m rate={limit}r/m;
   server {{ listen 127.0.0.1:{port}; location / {{
     limit_req zone=key {options}; proxy_pass http://127.0.0.1:{backend}; }} }} }}
 """
@@ -99,7 +104,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: list[str], folder: str, port: int) -> Iterator[None]:
+def running(command: list[str], folder: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the context ends."""
     process = subprocess.Popen(command, cwd=folder)
     try:
@@ -109,22 +114,34 @@ def running(command: list[str], folder: str, port: int) -> Iterator[None]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
                 break
             time.sleep(0.05)
-        yield
+        yield process
     finally:
         process.terminate()
         process.wait()
 
 
 @contextlib.contextmanager
-def limiter(name: str, options: argparse.Namespace) -> Iterator[str]:
-    """Run a limiter in front of a server, and yield its URL."""
+def limiter(name: str, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[int], None]]]:
+    """Run a limiter in front of a server, and yield its URL and what changes its limit."""
     kind, port, backend = LIMITERS[name], free_port(), free_port()
     script = str(HERE / "limiter_server.py")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        conf = Path(folder, "conf")
+
+        def configure(limit: int) -> None:
+            text = HAPROXY if kind == "haproxy" else NGINX if name.startswith("nginx") else "{limit}"
+            conf.write_text(text.format(port=port, backend=backend, options=kind, limit=limit), encoding="utf-8")
+
+        def change(limit: int) -> None:
+            if not name.startswith(("nginx", "flask")):
+                raise ValueError(f"the limit of {name} can't be changed while it runs")
+            configure(limit)
+            if name.startswith("nginx"):
+                server.send_signal(signal.SIGHUP)
+
+        configure(LIMIT)
         if name.startswith("nginx") or kind == "haproxy":
             stack.enter_context(running([sys.executable, script, "backend", str(backend)], folder, backend))
-            text = HAPROXY if kind == "haproxy" else NGINX
-            Path(folder, "conf").write_text(text.format(port=port, backend=backend, options=kind), encoding="utf-8")
             command = (
                 ["haproxy", "-f", "conf"] if kind == "haproxy" else ["nginx", "-p", folder, "-c", f"{folder}/conf"]
             )
@@ -132,8 +149,8 @@ def limiter(name: str, options: argparse.Namespace) -> Iterator[str]:
             command = ["node", str(HERE / "limiter_server.mjs"), options.modules, kind, str(port)]
         else:
             command = [options.server_python, script, kind, str(port)]
-        stack.enter_context(running(command, folder, port))
-        yield f"http://127.0.0.1:{port}"
+        server = stack.enter_context(running(command, folder, port))
+        yield f"http://127.0.0.1:{port}", change
 
 
 class Recording(httpx.BaseTransport, httpx.AsyncBaseTransport):
@@ -302,24 +319,38 @@ def somebody_else(run: Run, gate: Gate, url: str, saturated: float) -> Any:
 def measure(name: str, options: argparse.Namespace) -> str:
     """Run the callers of one limiter and return a line of the table."""
     saturated = options.minutes * 60.0
-    with tempfile.TemporaryDirectory() as folder, limiter(name, options) as url:
-        run = Run(options.client, f"{folder}/state.db", 60.0, saturated + TAIL_SECONDS)
-        others = Run(str(options.others), "", 60.0, saturated)
+    with tempfile.TemporaryDirectory() as folder, limiter(name, options) as (url, change):
+        places = [f"{folder}/{number if options.apart else 'state'}.db" for number in range(options.processes)]
         bound = {"url": url, "saturated": saturated}
-        callers: list[Any] = [(functools.partial(one_process, **bound), run)] * PROCESSES
-        callers.append((functools.partial(one_loop, **bound), run))
+        process, loop = functools.partial(one_process, **bound), functools.partial(one_loop, **bound)
+        callers: list[Any] = [(process, Run(options.client, each, 60.0, saturated + TAIL_SECONDS)) for each in places]
+        if not options.apart:
+            callers.append((loop, Run(options.client, places[0], 60.0, saturated + TAIL_SECONDS)))
         if options.others:
+            others = Run(str(options.others), "", 60.0, saturated)
             callers.append((functools.partial(somebody_else, **bound), others))
-        results: list[Any] = in_processes(callers)
+        timers = [threading.Timer(minute * 60.0, change, [limit]) for limit, minute in options.limits]
+
+        def begin(_: float) -> None:
+            for timer in timers:
+                timer.start()
+
+        results: list[Any] = in_processes(callers, begin)
     theirs = results.pop() if options.others else []
     ours = [sample for samples in results for sample in samples]
-    each = [sum(status < 400 for _, status in samples) for samples in results[:PROCESSES]]
+    each = [sum(status < 400 for _, status in samples) for samples in results[: options.processes]]
     parts = [name.ljust(27), *minutes(ours, options.minutes), f"processes {min(each)}-{max(each)}"]
     if options.others:
         parts += ["others", *minutes(theirs, options.minutes)]
     line = "  ".join(parts)
     print(line, flush=True)
     return line
+
+
+def limit_at(text: str) -> tuple[int, float]:
+    """Return a limit and the minute from which on it holds, from `60@3`."""
+    limit, _, minute = text.partition("@")
+    return int(limit), float(minute)
 
 
 def minutes(samples: list[Sample], count: int) -> list[str]:
@@ -339,6 +370,9 @@ def main() -> None:
     parser.add_argument("--client", choices=SENDERS, default="techflow")
     parser.add_argument("--minutes", type=int, default=4)
     parser.add_argument("--others", type=float, default=0.0, help="requests a minute of somebody else with the key")
+    parser.add_argument("--limits", nargs="*", type=limit_at, default=[], help="other limits, each with its minute")
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--apart", action="store_true", help="each process keeps a state of its own")
     parser.add_argument("--modules", default="node_modules", help="the folder of the npm packages")
     parser.add_argument("--server-python", default=sys.executable, help="a Python that has the limiters of PyPI")
     parser.add_argument("--at-once", type=int, default=len(LIMITERS), help="limiters that run at the same time")
