@@ -8,13 +8,13 @@ TEST_MINUTES := 2
 # Versions that this Airflow can't run with, from the matrix.
 HELD_BACK := $(foreach held,$(shell awk '$$1 == "$(AIRFLOW)" { $$1 = $$2 = ""; print; exit }' .ci/matrix.txt),"$(held)")
 # Test files run in parallel. Tests that need a deployment have targets of their own.
-TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/deployment --ignore tests/network
+TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/contract --ignore tests/documents --ignore tests/deployment --ignore tests/network
 # Environments that several targets use.
 TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
 DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
 
-.PHONY: help demo test lint types matrix fuzz network contract deployment deployments explore bench e2e soak wheel mutants clean
+.PHONY: help demo test lint types matrix fuzz network contract docs deployment deployments explore bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ network: ## Reach TLS servers through Squid, tinyproxy and microsocks (needs the
 contract: ## Check the sandbox against its OpenAPI document
 	@.ci/environment.sh contract "$(PYTHON)" editable --group contract
 	@$(ENVIRONMENTS)/contract/bin/pytest -q tests/contract
+
+docs: ## Build the documentation, check its links and run its code blocks
+	@.ci/environment.sh docs "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group docs
+	@$(ENVIRONMENTS)/docs/bin/python docs/build.py
 
 deployment: ## Kill and clear tasks in a complete Airflow deployment (AIRFLOW=2.11.2; needs PostgreSQL)
 	@.ci/airflow_environment.sh $(AIRFLOW) >/dev/null

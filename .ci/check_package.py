@@ -64,6 +64,9 @@ def check_wheel(wheel: Path, files: set[str], included: dict[str, str]) -> None:
     about = next(iter(held & {name for name in held if name.endswith("/METADATA")})).removesuffix("METADATA")
     wanted = {f"{about}{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     wanted |= {included.get(name, name) for name in files if name.startswith("techflow_provider/")}
+    wanted |= {
+        name.replace("dags_examples", included["dags_examples"]) for name in files if name.startswith("dags_examples/")
+    }
     none_left("files that the wheel lacks", wanted - held)
     none_left("files that the wheel should not have", held - wanted)
     named = {f"{each.partition(':')[0].replace('.', '/')}.py" for part in entries.values() for each in part.values()}

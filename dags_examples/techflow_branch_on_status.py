@@ -30,7 +30,8 @@ with DAG(
     "techflow_branch_on_status",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    default_args={"retries": 2},
+    default_args={"owner": "reports", "retries": 2},
+    owner_links={"reports": "https://dashboard.techflow.com"},
     tags=["techflow"],
 ) as dag:
     trigger = TechFlowTriggerWorkflowOperator(task_id="trigger", workflow_id="wf_123")

@@ -19,7 +19,8 @@ with DAG(
     "techflow_hook_in_python",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    default_args={"retries": 2},
+    default_args={"owner": "reports", "retries": 2},
+    owner_links={"reports": "https://dashboard.techflow.com"},
     tags=["techflow"],
     params={"workflow_id": "wf_123"},
 ) as dag:

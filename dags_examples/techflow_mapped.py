@@ -10,7 +10,8 @@ with DAG(
     "techflow_mapped",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    default_args={"retries": 2},
+    default_args={"owner": "reports", "retries": 2},
+    owner_links={"reports": "https://dashboard.techflow.com"},
     tags=["techflow"],
 ) as dag:
     workflows = TechFlowListWorkflowsOperator(task_id="list_workflows", status="active")

@@ -10,7 +10,8 @@ with DAG(
     "techflow_next_execution",
     schedule=None,
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    default_args={"retries": 2},
+    default_args={"owner": "reports", "retries": 2},
+    owner_links={"reports": "https://dashboard.techflow.com"},
     tags=["techflow"],
     params={"workflow_id": "wf_123"},
 ) as dag:

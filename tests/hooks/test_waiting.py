@@ -1,4 +1,4 @@
-"""Waiting with the hook in plain Python, as `docs/waiting.md` shows it."""
+"""Waiting with the hook in plain Python, as `docs/howto/hook.md` shows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a new API key in the connection changes for starts, as `docs/key-rotation.md` describes it."""
+"""What a new API key in the connection changes for starts, as `docs/operate/key-rotation.md` describes it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,25 @@
+"""Start a workflow when a task fails, and another one when the DAG run has succeeded."""
+
+from datetime import UTC, datetime
+
+from airflow.providers.common.compat.sdk import DAG
+
+from techflow_provider.notifications.techflow import TechFlowNotifier
+from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
+
+with DAG(
+    "techflow_callbacks",
+    schedule=None,
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    default_args={"owner": "reports", "retries": 2},
+    owner_links={"reports": "https://dashboard.techflow.com"},
+    tags=["techflow"],
+    on_success_callback=TechFlowNotifier(workflow_id="wf_789", payload={"run": "{{ run_id }}"}),
+) as dag:
+    TechFlowTriggerWorkflowOperator(
+        task_id="run",
+        workflow_id="wf_123",
+        wait_for_completion=True,
+        deferrable=True,
+        on_failure_callback=TechFlowNotifier(workflow_id="wf_456", payload={"task": "{{ ti.task_id }}"}),
+    )
