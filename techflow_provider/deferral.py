@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 
-from techflow_provider.client.errors import ExecutionFailedError, InvalidParameterError
+from techflow_provider.client.errors import ExecutionFailedError, ExecutionTimeoutError, InvalidParameterError
 from techflow_provider.client.history import has_status
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import in_seconds, quote
-from techflow_provider.triggers.outcomes import WaitOutcome, deadline_after
+from techflow_provider.triggers.outcomes import deadline_after, execution_of
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
@@ -83,29 +84,22 @@ def defer_until_ended(
     task.defer(trigger=trigger, method_name="execute_complete", timeout=limit + DEFERRAL_GRACE)
 
 
-def ended_execution(
-    task: BaseOperator, event: Any, timeout: timedelta, timeout_error: Callable[[str, timedelta, str], BaseException]
-) -> Execution:
+def ended_execution(task: BaseOperator, event: Any, timeout: timedelta) -> Execution:
     """Return the execution that a deferred task has waited for, whatever its final status.
 
     :param event: the trigger's event
     :param timeout: the task's own limit of the wait
-    :param timeout_error: makes the error of that limit, from what was waited for, the limit, and what was seen last
     :raises BaseException: why there is none: the time was up, or there was no point in waiting any longer
     """
-    outcome = WaitOutcome.from_event(event)
-    if outcome.execution is not None:
-        return outcome.execution
-    timed_out = outcome.timed_out
-    if timed_out is None:
-        # One of the three is always set.
-        raise outcome.error or TimeoutError
-    limit = shorter(timeout, task.execution_timeout)
-    if limit < timeout:
-        # Airflow doesn't enforce it while a task is deferred.
-        passed = f"execution_timeout of {in_seconds(limit.total_seconds())} passed while waiting for"
-        raise AirflowTaskTimeout(f"{passed} {timed_out.wanted}: {timed_out.last_seen}")
-    raise timeout_error(timed_out.wanted, timeout, timed_out.last_seen)
+    try:
+        return execution_of(event)
+    except ExecutionTimeoutError as error:
+        limit = shorter(timeout, task.execution_timeout)
+        if limit < timeout:
+            # Airflow doesn't enforce it while a task is deferred.
+            passed = f"execution_timeout of {in_seconds(limit.total_seconds())} passed while waiting for"
+            raise AirflowTaskTimeout(f"{passed} {error.execution}: {error.last_seen}") from error
+        raise replace(error, waited_seconds=timeout.total_seconds()) from error
 
 
 def check_ended(execution: Execution, allowed_statuses: Sequence[str] = ("completed",)) -> Execution:

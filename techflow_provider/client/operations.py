@@ -242,9 +242,9 @@ class AsyncExecutions(_Operations):
         began = clock()
         deadline = began + (math.inf if timeout_seconds is None else timeout_seconds)
         tracker, failures, memory = ExecutionTracker(selector), 0, PollMemory()
-        is_woken, seconds = False, interval_seconds
+        seconds = interval_seconds
         while True:
-            terms = ReadTerms.every(interval_seconds, deadline - clock(), is_woken=is_woken)
+            terms = ReadTerms.every(interval_seconds, deadline - clock())
             try:
                 history = await read_history(self._context, tracker.history_filter, terms, memory)
                 ended = tracker.update(history, clock())
@@ -262,7 +262,7 @@ class AsyncExecutions(_Operations):
             left = deadline - clock()
             if left <= 0:
                 raise ExecutionTimeoutError(str(selector), clock() - began, tracker.last_seen)
-            is_woken = await sleep_until_woken(self._context, min(seconds, left))
+            await sleep_until_woken(self._context, min(seconds, left))
 
     async def poll(
         self, within_seconds: float, history_filter: HistoryFilter | None = None, memory: PollMemory | None = None

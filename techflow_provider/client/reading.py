@@ -87,17 +87,10 @@ class ReadTerms:
     keep_seconds: float = 60.0
 
     @classmethod
-    def every(cls, interval_seconds: float, within_seconds: float, *, is_woken: bool) -> ReadTerms:
-        """Return the terms of a reader that polls all the time.
-
-        :param is_woken: whether a webhook asks for this poll
-        """
-        within = min(within_seconds, LONGEST_POLL_SECONDS)
-        if is_woken:
-            return cls(within, WOKEN_INTERVAL_SECONDS)
-        return cls(
-            within, max(interval_seconds, SHORTEST_INTERVAL_SECONDS), interval_seconds, 60 + 4 * interval_seconds
-        )
+    def every(cls, interval_seconds: float, within_seconds: float) -> ReadTerms:
+        """Return the terms of a reader that polls all the time."""
+        within, interval = min(within_seconds, LONGEST_POLL_SECONDS), max(interval_seconds, SHORTEST_INTERVAL_SECONDS)
+        return cls(within, interval, interval_seconds, 60 + 4 * interval_seconds)
 
 
 class HistoryReader(Protocol):
@@ -107,7 +100,7 @@ class HistoryReader(Protocol):
         """Return what a poll shows of what is wanted; see `read_history`."""
 
     async def sleep(self, context: FlowContext, seconds: float) -> bool:
-        """Sleep, and return at once with True when a webhook arrives."""
+        """Sleep, and return at once with True when a webhook arrives; the next call reads what is new since."""
 
 
 async def read_history(

@@ -13,7 +13,6 @@ from airflow.providers.common.compat.sdk import conf
 from techflow_provider.client.errors import (
     BudgetTimeoutError,
     ExecutionFailedError,
-    ExecutionTimeoutError,
     InvalidParameterError,
     NotFoundError,
     RateLimitError,
@@ -507,7 +506,7 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> str:
         """Resume after the trigger: return the execution's id, or fail as the wait in a worker would."""
-        execution = ended_execution(self, event, self._bounds()[0], _timeout_error)
+        execution = ended_execution(self, event, self._bounds()[0])
         return self._complete(context, self._starter(context), execution)
 
     def _complete(self, context: Context, starter: ExecutionStarter, execution: Execution) -> str:
@@ -535,7 +534,3 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         """Log which execution keeps running."""
         if self._execution is not None:
             log.warning("Execution %s keeps running: TechFlow has no call to cancel it", self._execution.id)
-
-
-def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> ExecutionTimeoutError:
-    return ExecutionTimeoutError(wanted, timeout.total_seconds(), last_seen)

@@ -173,7 +173,7 @@ class _PollLoop:
         wanted.has_new, self.added = self.added != self.observers.added, self.observers.added
         self.next_seconds = None
         try:
-            history = await self._read(wanted, woken=woken)
+            history = await self._read(wanted)
         except TechFlowError as error:
             if not error.is_transient:
                 raise
@@ -191,7 +191,7 @@ class _PollLoop:
         if error is not None and self.last_failure != before:
             await for_each(self.observers.present(), lambda observer: observer.report(error))
 
-    async def _read(self, wanted: HistoryFilter, *, woken: bool) -> History:
+    async def _read(self, wanted: HistoryFilter) -> History:
         # The workflows first: when they can't be read, no part of the history may count as received.
         workflows = None
         if wanted.wants_workflows:
@@ -199,7 +199,7 @@ class _PollLoop:
         if not wanted.wants_executions:
             return History((), workflows)
         interval = self.interval or max(self.observers.interval_seconds, SHORTEST_INTERVAL_SECONDS)
-        terms = ReadTerms.every(interval, POLL_DEADLINE_SECONDS, is_woken=woken)
+        terms = ReadTerms.every(interval, POLL_DEADLINE_SECONDS)
         history = await self.reader.read(self.context, wanted, terms)
         history.workflows = workflows
         return history

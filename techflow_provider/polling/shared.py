@@ -24,7 +24,13 @@ from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import Execution, read_executions
 from techflow_provider.client.parsing import Json
-from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, PollMemory, ReadTerms, poll_history
+from techflow_provider.client.reading import (
+    SHORTEST_INTERVAL_SECONDS,
+    WOKEN_INTERVAL_SECONDS,
+    PollMemory,
+    ReadTerms,
+    poll_history,
+)
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.board import Board, Registration, Want, begin, deliver, finish, register
@@ -72,7 +78,9 @@ class SharedReader:
         self._id = uuid4().hex
         self.failed_at: float = -math.inf
         self._wakeups = wakeups
-        self._wakeup_count = 0
+        self._wakeup_count: int | None = None
+        # Whether a webhook says that there may be something that no poll has shown.
+        self.woken: bool = False
         self._memory: PollMemory | None = None
         # What was read in the last poll of this process: for whom, and the statuses of all executions.
         self._served: set[tuple[str, object]] = set()
@@ -123,7 +131,8 @@ class SharedReader:
             self._report(UNCOUNTED, error)
             return False
         self._report(UNCOUNTED, None)
-        woken, self._wakeup_count = count != self._wakeup_count, count
+        woken, self._wakeup_count = self._wakeup_count not in (None, count), count
+        self.woken |= woken
         return woken
 
     @property
@@ -134,12 +143,12 @@ class SharedReader:
     async def sleep(self, context: FlowContext, seconds: float) -> bool:
         """Sleep, and return at once with True when a webhook arrives."""
         end, step = context.clock() + seconds, min(max(seconds / 5, self.check_seconds), LONGEST_CHECK_SECONDS)
-        await self.is_woken(context)
-        while (left := end - context.clock()) > 0:
+        while not await self.is_woken(context):
+            left = end - context.clock()
+            if left <= 0:
+                return False
             await context.io.sleep(min(step, left))
-            if await self.is_woken(context):
-                return True
-        return False
+        return True
 
     def has_read(self, now: float) -> None:
         """Record that this process has read all that it wants itself."""
@@ -207,6 +216,9 @@ class _ReadCall:
         self._terms = terms
         self._want = Want.of(history_filter)
         self._asked = context.clock()
+        if reader.woken:
+            self._terms = replace(terms, interval_seconds=WOKEN_INTERVAL_SECONDS, max_age_seconds=0.0)
+            reader.woken = False
 
     async def run(self) -> History:
         """Return what is wanted once there is a poll that may show it."""

@@ -11,7 +11,6 @@ from functools import cached_property
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pendulum
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowNotFoundException,
@@ -25,12 +24,13 @@ from airflow.providers.common.compat.sdk import (
 from techflow_provider.client.errors import (
     BudgetTimeoutError,
     ExecutionFailedError,
+    ExecutionTimeoutError,
     InvalidParameterError,
     TechFlowError,
     log_or_raise,
 )
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, ExecutionSelector, ExecutionTracker
-from techflow_provider.client.parsing import Json, in_seconds, quote
+from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.text import get_logger
 from techflow_provider.client.values import as_flag, as_id, as_statuses, as_text, check_final, optional
 from techflow_provider.compat import first_reschedule_date
@@ -60,11 +60,8 @@ POKE_SECONDS = 60.0
 ENDED_BY_TRIGGER = "success"
 # How long a poke waits for a poll; there will be another poke anyway.
 POLL_SECONDS = 10.0
-# Time from one poll of the deployment to the next, without a webhook and with one. A rescheduled sensor takes the
-# result of a poll that began so long before the poke; one that pokes waits for the next.
-POLL_INTERVAL_SECONDS = 5.0
-WOKEN_SECONDS = 1.0
-INSTANT = "an ISO 8601 time with a time zone"
+# A rescheduled sensor takes the result of a poll that began so long before the poke; one that pokes waits for the next.
+MAX_AGE_SECONDS = 5.0
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 IDS = ("execution_id", "workflow_id")
 
@@ -77,19 +74,13 @@ def _instant(parameter: str, value: Any) -> datetime | None:
 
     :raises InvalidParameterError: it isn't a time
     """
-    if value is None or isinstance(value, datetime):
-        return value
-    if not isinstance(value, str):
-        raise InvalidParameterError(parameter, quote(value), INSTANT)
-    if not value.strip():
-        return None
+    text = value.strip() if isinstance(value, str) else value
+    if text is None or isinstance(text, datetime):
+        return text
     try:
-        instant = pendulum.parse(value.strip(), exact=True, tz=None)
-    except ValueError as error:
-        raise InvalidParameterError(parameter, quote(value), INSTANT) from error
-    if isinstance(instant, datetime):
-        return instant
-    raise InvalidParameterError(parameter, quote(value), INSTANT)
+        return datetime.fromisoformat(text) if text else None
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(parameter, quote(value), "an ISO 8601 time with a time zone") from error
 
 
 class TechFlowExecutionSensor(BaseSensorOperator):
@@ -154,7 +145,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self._own_interval = poke_interval is not None
         self.operator_extra_links = links(self)
         self._ended: Execution | None = None
-        self._is_woken = False
+        self._tracker: ExecutionTracker | None = None
         check_plain(self)
         self._check_ids()
 
@@ -199,32 +190,22 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll once."""
-        terms = {
-            "interval_seconds": WOKEN_SECONDS if self._is_woken else POLL_INTERVAL_SECONDS,
-            "max_age_seconds": POLL_INTERVAL_SECONDS if self.mode == "reschedule" else 0.0,
-            # Others poll for the execution until the next poke.
-            "keep_seconds": 60.0 + 2 * self.poke_interval,
-        }
-        execution = self._poll(self._tracker(context), POLL_SECONDS, **terms)
+        if self._tracker is None:
+            first = first_reschedule_date(context) if self.mode == "reschedule" else None
+            waited = (datetime.now(UTC) - first).total_seconds() if first else 0.0
+            self._tracker = ExecutionTracker(self._selector, max(0.0, DEFAULT_APPEAR_SECONDS - waited))
+        max_age_seconds = MAX_AGE_SECONDS if self.mode == "reschedule" else 0.0
+        # Others poll for the execution until the next poke.
+        keep_seconds = 60.0 + 2 * self.poke_interval
+        execution = self._poll(self._tracker, POLL_SECONDS, max_age_seconds=max_age_seconds, keep_seconds=keep_seconds)
         return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._finish(execution))
-
-    def _tracker(self, context: Context) -> ExecutionTracker:
-        if self.mode != "reschedule":
-            return self._lasting_tracker
-        first = first_reschedule_date(context)
-        waited = (datetime.now(UTC) - first).total_seconds() if first else 0.0
-        return ExecutionTracker(self._selector, max(0.0, DEFAULT_APPEAR_SECONDS - waited))
-
-    @cached_property
-    def _lasting_tracker(self) -> ExecutionTracker:
-        return ExecutionTracker(self._selector)
 
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
         """Return how long Airflow sleeps before the next poke; a sensor that pokes sleeps until a webhook arrives."""
         seconds: float = super()._get_next_poke_interval(*args, **kwargs)
         if self.mode == "reschedule":
             return seconds
-        self._is_woken = self.hook.sleep_until_woken(seconds)
+        self.hook.sleep_until_woken(seconds)
         return 0.0
 
     def _poll(self, tracker: ExecutionTracker, within_seconds: float = 0, **terms: float) -> Execution | None:
@@ -258,7 +239,10 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         with self._skipping():
             if event == ENDED_BY_TRIGGER:
                 return self._finish(self.hook.get_conn().executions.wait(self._selector))
-            return self._finish(ended_execution(self, event, timedelta(seconds=self.timeout), _timeout_error))
+            try:
+                return self._finish(ended_execution(self, event, timedelta(seconds=self.timeout)))
+            except ExecutionTimeoutError as error:
+                raise AirflowSensorTimeout(str(error)) from error
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the execution's facets for OpenLineage."""
@@ -280,17 +264,12 @@ class TechFlowExecutionSensor(BaseSensorOperator):
     def _skipping(self) -> Iterator[None]:
         """Skip the task where `soft_fail` or `never_fail` says so, in every mode; Airflow does so only in some."""
         never_fail = getattr(self, "never_fail", False)
+        skipped: tuple[Any, ...] = ()
+        if self.soft_fail or never_fail:
+            skipped = (AirflowSensorTimeout, AirflowTaskTimeout, AirflowFailException)
+        if never_fail:
+            skipped = (*skipped, AirflowNotFoundException, TechFlowError)
         try:
             yield
-        except (AirflowSensorTimeout, AirflowTaskTimeout, AirflowFailException) as error:
-            if self.soft_fail or never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
-        except (AirflowNotFoundException, TechFlowError) as error:
-            if never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
-
-
-def _timeout_error(wanted: str, timeout: timedelta, last_seen: str) -> AirflowSensorTimeout:
-    return AirflowSensorTimeout(f"{wanted} did not end within {in_seconds(timeout.total_seconds())}: {last_seen}")
+        except skipped as error:
+            raise AirflowSkipException(str(error)) from error

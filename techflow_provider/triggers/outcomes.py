@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from techflow_provider.client.errors import TechFlowError, UnexpectedResponseError, rebuild_error
+from techflow_provider.client.errors import (
+    ExecutionTimeoutError,
+    TechFlowError,
+    UnexpectedResponseError,
+    rebuild_error,
+)
 from techflow_provider.client.models import Execution, ExecutionState, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, quote
 
@@ -38,68 +43,43 @@ async def sleep_until(began: float, seconds: float) -> None:
     await asyncio.sleep(max(0.0, began + seconds - asyncio.get_running_loop().time()))
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
-    """The deadline of a wait has passed.
-
-    :param wanted: the execution that was waited for, as a phrase
-    :param last_seen: what the history showed last, as a clause
-    """
-
-    wanted: str
-    last_seen: str
-
-
-@dataclass(frozen=True, slots=True)
-class WaitOutcome:
-    """How a wait ended: exactly one of the three is set.
-
-    :param execution: the execution, with a final status
-    :param timed_out: set when the deadline passed first
-    :param error: why there was no point in waiting any longer
-    """
-
-    execution: Execution | None = None
-    timed_out: TimedOut | None = None
-    error: TechFlowError | None = None
-
-    def to_event(self) -> dict[str, Json]:
-        """Return the payload: `execution` and its `state`, `timed_out`, or `error` with a class and its arguments."""
-        if self.execution is not None:
-            # With the state, since the task that is resumed need not know this TechFlow's own status words.
-            return {"execution": self.execution.to_dict(), "state": self.execution.state.value}
-        if self.error is not None:
-            return event_of(self.error)
-        return {"timed_out": asdict(self.timed_out) if self.timed_out is not None else None}
-
-    @classmethod
-    def from_event(cls, event: Any) -> WaitOutcome:
-        """Check the payload that a task is resumed with, which another version or a person may have written.
-
-        :raises UnexpectedResponseError: it holds none of the three
-        """
-        fields: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
-        try:
-            if isinstance(fields.get("execution"), Mapping):
-                return cls(execution=_execution(dict(fields["execution"]), fields.get("state")))
-            if isinstance(fields.get("error"), Mapping):
-                error = fields["error"]
-                return cls(error=rebuild_error(str(error.get("class")), error.get("args", ())))
-            if isinstance(fields.get("timed_out"), Mapping):
-                return cls(timed_out=TimedOut(**fields["timed_out"]))
-        except (DecodeError, TypeError, ValueError) as error:
-            raise unreadable(event) from error
-        raise unreadable(event)
+def ended_event(execution: Execution) -> dict[str, Json]:
+    """Return the payload that resumes a task with its execution."""
+    # With the state, since the task that is resumed need not know this TechFlow's own status words.
+    return {"execution": execution.to_dict(), "state": execution.state.value}
 
 
 def event_of(error: TechFlowError) -> dict[str, Json]:
-    """Return the payload that carries an error: its class and its arguments."""
+    """Return the payload that resumes a task with an error: its class and its arguments."""
     return {"error": {"class": type(error).__name__, "args": list(error.args)}}
 
 
-def admitted_event(error: TechFlowError | None = None) -> dict[str, Json]:
-    """Return the payload that lets a task reserve its slot in the rate budget, or fails it."""
-    return {"admitted": True} if error is None else WaitOutcome(error=error).to_event()
+def execution_of(event: Any) -> Execution:
+    """Check the payload that resumes a task after a wait, and return its execution.
+
+    :raises TechFlowError: why there is none: `ExecutionTimeoutError` when the deadline passed, the wait's error, or
+        `UnexpectedResponseError` for a payload that isn't one of ours
+    """
+    if not isinstance(event, Mapping) or not isinstance(event.get("execution"), Mapping):
+        raise error_of(event)
+    try:
+        execution, state = Execution.read(dict(event["execution"])), event.get("state")
+        if state is None:
+            return execution
+        return replace(execution, words=StatusWords.meaning(execution.status, ExecutionState(str(state))))
+    except (DecodeError, ValueError) as error:
+        raise unreadable(event) from error
+
+
+def error_of(event: Any) -> TechFlowError:
+    """Return the error in a payload, which another version or a person may have written."""
+    try:
+        if "timed_out" in event:
+            # Of version 0.1.0.
+            return ExecutionTimeoutError(event["timed_out"]["wanted"], 0.0, event["timed_out"]["last_seen"])
+        return rebuild_error(str(event["error"]["class"]), event["error"]["args"])
+    except (KeyError, TypeError):
+        return unreadable(event)
 
 
 def check_admitted(event: Any) -> None:
@@ -107,16 +87,8 @@ def check_admitted(event: Any) -> None:
 
     :raises TechFlowError: why it was not admitted
     """
-    if isinstance(event, Mapping) and event.get("admitted") is True:
-        return
-    raise WaitOutcome.from_event(event).error or unreadable(event)
-
-
-def _execution(fields: dict[str, Json], state: object) -> Execution:
-    execution = Execution.read(fields)
-    if state is None:
-        return execution
-    return replace(execution, words=StatusWords.meaning(execution.status, ExecutionState(str(state))))
+    if not (isinstance(event, Mapping) and event.get("admitted") is True):
+        raise error_of(event)
 
 
 def unreadable(event: object) -> UnexpectedResponseError:

@@ -23,7 +23,7 @@ from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submit
 from techflow_provider.submission.recovery import LostStart, OtherAttemptError, search
 from techflow_provider.triggers.outcomes import (
     FIRST_EVENT_SECONDS,
-    WaitOutcome,
+    error_of,
     event_of,
     seconds_until,
     sleep_until,
@@ -102,7 +102,7 @@ def read_search(event: Any) -> tuple[LostStart, Match | NoMatch | None]:
     """
     fields: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
     if not isinstance(fields.get("start"), Mapping):
-        raise WaitOutcome.from_event(event).error or unreadable(event)
+        raise error_of(event)
     try:
         start, found = LostStart.read(fields["start"]), fields["found"]
         if not found:

@@ -10,11 +10,11 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
-from techflow_provider.client import TechFlowError
+from techflow_provider.client import Execution, ExecutionTimeoutError, TechFlowError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, has_status
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.registry import shared_poller
-from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, TimedOut, WaitOutcome, seconds_until, sleep_until
+from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, ended_event, event_of, seconds_until, sleep_until
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
@@ -82,21 +82,22 @@ class TechFlowExecutionTrigger(BaseTrigger):
             async with asyncio.timeout(seconds_until(self.deadline)):
                 poller, tracker.words = await shared_poller(self.techflow_conn_id)
             execution = await poller.wait(tracker, self.poll_interval, seconds_until(self.deadline))
-            outcome = WaitOutcome(execution=execution)
             log.info("Execution %s ended with status %r", execution.id, execution.status)
+            event = self._ended(execution)
         except TimeoutError:
             log.info("The deadline passed while waiting for %s: %s", self.selector, tracker.last_seen)
-            outcome = WaitOutcome(timed_out=TimedOut(str(self.selector), tracker.last_seen))
+            waited = asyncio.get_running_loop().time() - began
+            event = TriggerEvent(event_of(ExecutionTimeoutError(str(self.selector), waited, tracker.last_seen)))  # type: ignore[no-untyped-call]  # as above
         except TechFlowError as error:
             log.info("Stopped waiting for %s: %s", self.selector, error)
-            outcome = WaitOutcome(error=error)
+            event = TriggerEvent(event_of(error))  # type: ignore[no-untyped-call]  # as above
         await sleep_until(began, FIRST_EVENT_SECONDS)
-        yield self._event(outcome)
+        yield event
 
-    def _event(self, outcome: WaitOutcome) -> TriggerEvent:
-        if outcome.execution and has_status(outcome.execution, self.success_statuses or ()):
-            return TaskSuccessEvent(xcoms={"return_value": outcome.execution.to_dict()})
-        return TriggerEvent(outcome.to_event())  # type: ignore[no-untyped-call]  # as above
+    def _ended(self, execution: Execution) -> TriggerEvent:
+        if has_status(execution, self.success_statuses or ()):
+            return TaskSuccessEvent(xcoms={"return_value": execution.to_dict()})
+        return TriggerEvent(ended_event(execution))  # type: ignore[no-untyped-call]  # as above
 
     async def on_kill(self) -> None:
         """Log that the execution keeps running: TechFlow documents no call to cancel one."""

@@ -18,7 +18,7 @@ from techflow_provider.client.history import ExecutionSelector, select, select_w
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger, printable, storable
 from techflow_provider.client.values import as_id, as_payload, as_statuses, check_final
-from techflow_provider.triggers.outcomes import WaitOutcome
+from techflow_provider.triggers.outcomes import ended_event, execution_of
 
 ROW: dict[str, Any] = {
     "id": "ex_1",
@@ -175,8 +175,8 @@ def test_a_number_that_json_lacks_is_none_in_every_mode(number):
     result = execution.to_dict()
     assert (result["score"], result["deep"]) == (None, [{"x": None}])
     json.dumps(result, allow_nan=False)
-    event = json.loads(json.dumps(WaitOutcome(execution=execution).to_event(), allow_nan=False))
-    resumed = WaitOutcome.from_event(event).execution
+    event = json.loads(json.dumps(ended_event(execution), allow_nan=False))
+    resumed = execution_of(event)
     assert resumed is not None
     assert resumed.to_dict() == result
 

@@ -14,7 +14,7 @@ from techflow_provider.client.models import Execution, StatusWords
 from techflow_provider.hooks.connection import ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Sandbox
-from techflow_provider.triggers.outcomes import WaitOutcome
+from techflow_provider.triggers.outcomes import ended_event, execution_of
 
 KEY = "key-of-the-correction-tests"
 
@@ -75,8 +75,8 @@ def test_an_event_contains_the_meaning_of_its_status(state):
     words = StatusWords(frozenset({"done"}), frozenset({"broken"}))
     status = {"completed": "Done", "failed": "broken", "running": "queued"}[state]
     execution = Execution.read({"id": "ex_1", "status": status}, words)
-    event = json.loads(json.dumps(WaitOutcome(execution=execution).to_event()))
-    received = WaitOutcome.from_event(event).execution
+    event = json.loads(json.dumps(ended_event(execution)))
+    received = execution_of(event)
     assert received is not None
     assert received.state is state
 

@@ -10,24 +10,34 @@ import pytest
 from techflow_provider.client import (
     Execution,
     ExecutionNotFoundError,
+    ExecutionTimeoutError,
     TechFlowError,
     TransportError,
     UnauthorizedError,
     UnexpectedResponseError,
 )
-from techflow_provider.triggers.outcomes import TimedOut, WaitOutcome
+from techflow_provider.triggers.outcomes import ended_event, error_of, event_of, execution_of
 
 EXECUTION = Execution.read({"id": "ex_1", "workflow_id": "wf_1", "status": "failed", "error": "disk full", "x": 1})
 
 
-@pytest.mark.parametrize(
-    "outcome",
-    [WaitOutcome(execution=EXECUTION), WaitOutcome(timed_out=TimedOut("execution ex_1", "status 'running'"))],
-    ids=["ended", "timed out"],
-)
-def test_an_outcome_survives_json(outcome: WaitOutcome) -> None:
-    received = WaitOutcome.from_event(json.loads(json.dumps(outcome.to_event())))
-    assert received.to_event() == outcome.to_event()
+def received(event: Any) -> Any:
+    """Return an event as the task receives it."""
+    return json.loads(json.dumps(event))
+
+
+def test_an_execution_arrives_with_its_state() -> None:
+    execution = execution_of(received(ended_event(EXECUTION)))
+    assert (execution.to_dict(), execution.state) == (EXECUTION.to_dict(), EXECUTION.state)
+
+
+def test_the_end_of_the_time_arrives_from_this_version_and_from_the_first() -> None:
+    error = ExecutionTimeoutError("execution ex_1", 7.0, "status 'running'")
+    first = {"timed_out": {"wanted": "execution ex_1", "last_seen": "status 'running'"}}
+    for event in (event_of(error), first):
+        with pytest.raises(ExecutionTimeoutError) as raised:
+            execution_of(received(event))
+        assert (raised.value.execution, raised.value.last_seen) == (error.execution, error.last_seen)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +51,14 @@ def test_an_outcome_survives_json(outcome: WaitOutcome) -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_arrives_with_its_class_and_its_message(error: TechFlowError) -> None:
-    received = WaitOutcome.from_event(json.loads(json.dumps(WaitOutcome(error=error).to_event()))).error
-    assert type(received) is type(error)
-    assert str(received) == str(error)
+    with pytest.raises(type(error)) as raised:
+        execution_of(received(event_of(error)))
+    assert str(raised.value) == str(error)
 
 
 def test_an_error_of_an_unknown_class_is_still_an_error() -> None:
     event = {"error": {"class": "os.system", "args": ["true"]}}
-    error = WaitOutcome.from_event(event).error
+    error = error_of(event)
     assert type(error) is TechFlowError
     assert "os.system" in str(error)
 
@@ -60,4 +70,4 @@ def test_an_error_of_an_unknown_class_is_still_an_error() -> None:
 )
 def test_an_event_that_cannot_be_read_is_quoted_in_the_error(event: Any) -> None:
     with pytest.raises(UnexpectedResponseError, match="expected a wait's outcome, got"):
-        WaitOutcome.from_event(event)
+        execution_of(event)
