@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, WOKEN_INTERVAL_SECONDS
-from techflow_provider.state.gcra import MINUTE_SECONDS, POLL_SHARE
+from techflow_provider.state.gcra import POLL_SHARE
+from techflow_provider.state.learning import MINUTE_SECONDS
 from techflow_provider.state.snapshot import Snapshot
 
 # A webhook's poll comes soon after the last one, unless another webhook's poll has come so shortly before.

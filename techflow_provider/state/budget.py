@@ -13,18 +13,9 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from techflow_provider.state.budget_state import (
-    BUDGET_TTL_SECONDS,
-    Adjustment,
-    BudgetState,
-    CoolDown,
-    Observe,
-    Release,
-    Reserve,
-    Settle,
-)
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Adjust, Adjustment, BudgetState, Reserve
 from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.learning import Quota, Rejection
 from techflow_provider.state.memory import MemoryStore
@@ -91,7 +82,6 @@ class _Tier:
 
     :param store: the store
     :param policy: the budget's parameters there
-    :param requests_per_minute: the limit that the policy enforces
     :param grace_seconds: how long it may fail until another tier is used: a slow network is not one that is gone
     :param failing_since: when it failed after it had worked, on the budget's clock
     :param failures: failed operations in a row since the grace time was over
@@ -100,7 +90,6 @@ class _Tier:
 
     store: Store
     policy: Policy
-    requests_per_minute: int
     grace_seconds: float = 0.0
     failing_since: float = math.inf
     failures: int = 0
@@ -118,7 +107,7 @@ class _Tier:
         log.info(
             "The rate budget now uses %.0f of %s requests a minute, in bursts of %.0f at most: %s",
             self.policy.limit * adjustment.share,
-            self.requests_per_minute,
+            self.policy.limit,
             adjustment.burst,
             adjustment.cause,
         )
@@ -173,29 +162,29 @@ class _TieredBudget:
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
         """Let no caller send for a while, because the server responded with 429, and return how long."""
         rejection = Rejection(seconds, reservation.epoch, reservation.in_burst, random.random())  # noqa: S311 - jitter
-        return self._adjust(lambda policy: CoolDown(policy, rejection)).cool_down_seconds
+        return self._adjust(rejection=rejection).cool_down_seconds
 
     def observe(self, quota: Quota, reservation: Reservation) -> None:
         """Heed what a response states about the limit."""
         if reservation.usage is None or quota.adds_to(reservation.usage):
-            self._adjust(lambda policy: Observe(policy, quota))
+            self._adjust(quota=quota)
 
-    def _adjust(self, change: Callable[[Policy], CoolDown | Observe]) -> Adjustment:
+    def release(self, reservation: Reservation) -> None:
+        """Give back a slot that was waited for and is not used."""
+        self._adjust(unused=reservation)
+
+    def settle(self, reservation: Reservation) -> None:
+        """Report that the server accepted a request that was sent as a probe, so that others may follow."""
+        self._adjust(accepted=reservation.epoch)
+
+    def _adjust(self, **event: Any) -> Adjustment:
         def act(tier: _Tier, _: bool) -> Adjustment:
-            adjustment = tier.update(self._key, change(tier.policy))
+            adjustment = tier.update(self._key, Adjust(tier.policy, **event))
             if adjustment.changed:
                 tier.log_adjustment(adjustment)
             return adjustment
 
         return self._on_store(act)
-
-    def release(self, reservation: Reservation) -> None:
-        """Give back a slot that was waited for and is not used."""
-        self._on_store(lambda tier, _: tier.store.update(self._key, BUDGET_NAME, Release(tier.policy, reservation)))
-
-    def settle(self, reservation: Reservation) -> None:
-        """Report that the server accepted a request that was sent as a probe, so that others may follow."""
-        self._on_store(lambda tier, _: tier.store.update(self._key, BUDGET_NAME, Settle(reservation.epoch)))
 
     def snapshot(self) -> Snapshot:
         """Return the state of the budget; changes nothing."""
@@ -203,14 +192,9 @@ class _TieredBudget:
         def act(tier: _Tier, _: bool) -> Snapshot:
             entry, now = tier.store.update(self._key, BUDGET_NAME, read_only)
             state = None if entry is None else BudgetState.read(entry.value)
-            return snapshot_of(
-                state or BudgetState(GcraState.empty(tier.policy, now)),
-                tier.policy,
-                now,
-                requests_per_minute=tier.requests_per_minute,
-                store=tier.store.location,
-                shared=tier is self._tiers[0],
-            )
+            state = state or BudgetState(GcraState.empty(tier.policy, now))
+            is_shared = tier is self._tiers[0]
+            return snapshot_of(state, tier.policy, now, store=tier.store.location, shared=is_shared)
 
         return self._on_store(act)
 
@@ -252,7 +236,7 @@ class _TieredBudget:
                 "The rate budget's state can't be used (%s); until it can, at most %s requests a minute are sent, "
                 "counted in %s",
                 error,
-                following.requests_per_minute,
+                following.policy.limit,
                 following.store.location,
             )
 
@@ -283,7 +267,7 @@ class LocalBudget(_TieredBudget):
         burst: int = DEFAULT_BURST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        tier = _Tier(MemoryStore(clock), Policy.of(requests_per_minute, burst), requests_per_minute)
+        tier = _Tier(MemoryStore(clock), Policy.of(requests_per_minute, burst))
         super().__init__("", (tier,), clock)
 
         def fill(_: Entry | None, now: float) -> tuple[Write, None]:
@@ -305,8 +289,6 @@ class SharedBudget(_TieredBudget):
     :param requests_per_minute: the limit, in any window of 60 s (Rate Limiting)
     :param burst: requests that may be sent at once after an idle time
     :param fallback: a store that this host's processes use while `store` can't be used; without one, memory
-    :param fallback_share: the part of the limit that is used then
-    :param minute_seconds: a shorter minute, for tests
     :param clock: monotonic seconds
     """
 
@@ -318,14 +300,10 @@ class SharedBudget(_TieredBudget):
         burst: int = DEFAULT_BURST,
         *,
         fallback: Store | None = None,
-        fallback_share: float = FALLBACK_SHARE,
-        minute_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        share = max(1, int(requests_per_minute * fallback_share))
-        reduced = Policy.of(share, 1, minute_seconds)
-        policy = Policy.of(requests_per_minute, burst, minute_seconds)
+        reduced = Policy.of(max(1, int(requests_per_minute * FALLBACK_SHARE)), 1)
         grace_seconds = GRACE_SECONDS if isinstance(store, OptimisticStore) else 0.0
-        first = _Tier(store, policy, requests_per_minute, grace_seconds)
+        first = _Tier(store, Policy.of(requests_per_minute, burst), grace_seconds)
         spares = [spare for spare in (fallback, MemoryStore(clock)) if spare is not None]
-        super().__init__(key, (first, *(_Tier(spare, reduced, share) for spare in spares)), clock)
+        super().__init__(key, (first, *(_Tier(spare, reduced) for spare in spares)), clock)

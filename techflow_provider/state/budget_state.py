@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
 from techflow_provider.state.gcra import (
-    MINUTE_SECONDS,
     GcraState,
     Policy,
     RequestClass,
@@ -26,7 +25,7 @@ from techflow_provider.state.gcra import (
     reserve,
     settle,
 )
-from techflow_provider.state.learning import Cause, Learned, Quota, Rejection
+from techflow_provider.state.learning import MINUTE_SECONDS, Cause, Learned, Quota, Rejection
 from techflow_provider.state.store import Entry, Write
 from techflow_provider.state.wire import build
 
@@ -159,7 +158,7 @@ class Reserve:
         if reservation.may_send and self.request.request_class is not RequestClass.ADMISSION:
             state = state.with_grant(reservation.at, self.request.request_class)
             if gcra.learned.stated:
-                usage = gcra.usage(self.policy, state.sent(reservation.at, self.policy.minute_seconds))
+                usage = gcra.usage(self.policy, state.sent(reservation.at, MINUTE_SECONDS))
                 reservation = replace(reservation, usage=usage)
         return state.to_write(), (reservation, discarded)
 
@@ -182,96 +181,50 @@ class Adjustment:
     cool_down_seconds: float
 
     @classmethod
-    def between(cls, before: GcraState, after: GcraState, policy: Policy) -> Adjustment:
+    def between(cls, before: GcraState, after: GcraState) -> Adjustment:
         """Return how a state has changed."""
         old, new = before.learned, after.learned
         changed = (old.burst, old.plateau, old.cause) != (new.burst, new.plateau, new.cause)
-        left = max(0.0, after.cool_until - after.updated_at)
-        return cls(changed, new.burst, after.share(policy), new.cause, left)
+        return cls(changed, new.burst, after.share, new.cause, max(0.0, after.cool_until - after.updated_at))
 
 
 @dataclass(frozen=True, slots=True)
-class CoolDown:
-    """Begin or extend a cool-down and learn from the 429; results in an adjustment, and whether a state was discarded.
+class Adjust:
+    """Heed what came of a slot; results in an adjustment, and whether a state that can't be read was discarded.
 
     :param policy: the budget's parameters
-    :param rejection: the 429
+    :param rejection: the 429 that a request met
+    :param quota: what a response states
+    :param unused: the reservation of a slot that is given back
+    :param accepted: the epoch of a probe that the server has accepted
     """
 
     policy: Policy
-    rejection: Rejection
+    rejection: Rejection | None = None
+    quota: Quota | None = None
+    unused: Reservation | None = None
+    accepted: float | None = None
 
     def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Adjustment, bool]]:
         """Return what to write and the result."""
         state, discarded = _begin(entry, self.policy, now)
-        gcra = cool_down(state.gcra, self.policy, self.rejection, partial(state.sent, now), now)
-        adjustment = Adjustment.between(state.gcra, gcra, self.policy)
-        return BudgetState(gcra, state.grants).to_write(), (adjustment, discarded)
+        gcra = state.gcra
+        if self.rejection is not None:
+            gcra = cool_down(gcra, self.policy, self.rejection, partial(state.sent, now), now)
+        if self.quota is not None:
+            gcra = observe(gcra, self.policy, self.quota, state.sent(now, MINUTE_SECONDS), now)
+        if self.unused is not None:
+            gcra = release(gcra, self.policy, self.unused)
+        if self.accepted is not None:
+            gcra = settle(gcra, self.accepted)
+        return BudgetState(gcra, state.grants).to_write(), (Adjustment.between(state.gcra, gcra), discarded)
 
 
-@dataclass(frozen=True, slots=True)
-class Observe:
-    """Heed what a response states; results in an adjustment, and whether a state was discarded.
-
-    :param policy: the budget's parameters
-    :param quota: what the response states
-    """
-
-    policy: Policy
-    quota: Quota
-
-    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Adjustment, bool]]:
-        """Return what to write and the result."""
-        state, discarded = _begin(entry, self.policy, now)
-        gcra = observe(state.gcra, self.policy, self.quota, state.sent(now, self.policy.minute_seconds), now)
-        adjustment = Adjustment.between(state.gcra, gcra, self.policy)
-        return BudgetState(gcra, state.grants).to_write(), (adjustment, discarded)
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give back a slot that is held.
-
-    :param policy: the budget's parameters
-    :param reservation: the reservation that holds it
-    """
-
-    policy: Policy
-    reservation: Reservation
-
-    def __call__(self, entry: Entry | None, _: float) -> tuple[Write | None, None]:
-        """Return what to write."""
-        state = None if entry is None else BudgetState.read(entry.value)
-        if state is None:
-            return None, None
-        return BudgetState(release(state.gcra, self.policy, self.reservation), state.grants).to_write(), None
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """End the probing, because the server accepted the probe.
-
-    :param epoch: the epoch of the probe's slot
-    """
-
-    epoch: float
-
-    def __call__(self, entry: Entry | None, _: float) -> tuple[Write | None, None]:
-        """Return what to write."""
-        state = None if entry is None else BudgetState.read(entry.value)
-        if state is None or state.gcra.epoch != self.epoch:
-            return None, None
-        return BudgetState(settle(state.gcra, self.epoch), state.grants).to_write(), None
-
-
-BudgetChange = Reserve | CoolDown | Observe | Release | Settle
-# Each change with the type of its result, beside which it says whether a state was discarded; None: it has no result.
-CHANGES: Mapping[str, tuple[type[BudgetChange], type | None]] = {
+BudgetChange = Reserve | Adjust
+# Each change with the type of its result, beside which it says whether a state was discarded.
+CHANGES: Mapping[str, tuple[type[BudgetChange], type]] = {
     "Reserve": (Reserve, Reservation),
-    "CoolDown": (CoolDown, Adjustment),
-    "Observe": (Observe, Adjustment),
-    "Release": (Release, None),
-    "Settle": (Settle, None),
+    "Adjust": (Adjust, Adjustment),
 }
 
 
@@ -291,18 +244,16 @@ def read_change(value: Mapping[str, Any]) -> BudgetChange:
     return build(kind, value)
 
 
-def result_to_dict(result: object) -> dict[str, object]:
+def result_to_dict(result: tuple[Any, bool]) -> dict[str, object]:
     """Return the result of a change as a JSON object."""
-    if not isinstance(result, tuple):
-        return {}
     value, discarded = result
-    return {"result": asdict(value) if is_dataclass(value) else value, "discarded": discarded}  # type: ignore[arg-type]  # an instance
+    return {"result": asdict(value), "discarded": discarded}
 
 
-def read_result(change: BudgetChange, value: Mapping[str, Any]) -> object:
+def read_result(change: BudgetChange, value: Mapping[str, Any]) -> tuple[Any, bool]:
     """Read the result of a change that was run elsewhere.
 
     :raises ValueError: it isn't one
     """
     _, kind = CHANGES[type(change).__name__]
-    return None if kind is None else (build(kind, value.get("result")), build(bool, value.get("discarded")))
+    return build(kind, value.get("result")), build(bool, value.get("discarded"))

@@ -10,7 +10,8 @@ local LEARNED_FIELDS = {'burst', 'burst_until', 'plateau', 'plateau_at', 'reduce
 local MOVING_FIELDS = {'tat', 'tokens_at', 'admission_tat', 'pushed_at', 'polled_at', 'cool_until', 'probe_until'}
 local LEARNED_TIMES = {'burst_until', 'plateau_at', 'reduced_at', 'quota_until'}
 local MINUTE_SECONDS, HISTORY_SECONDS, SLICE_SECONDS, SHORTEST_WAIT_SECONDS, JUMPS = 60, 600, 10, 0.001, 3
-local MARGIN_SECONDS, LONGEST_SECONDS, ROUNDING, GROWTH, LOWEST_SHARE = 0.001, 30 * 24 * 3600, 1e-6, 0.01, 0.002
+local WINDOW_SECONDS, LATE_SECONDS, SHORTEST_COOL_DOWN_SECONDS, PROBE_SECONDS, POLL_SHARE = 61.501, 1, 1, 30, 0.2
+local LONGEST_SECONDS, ROUNDING, GROWTH, LOWEST_SHARE = 30 * 24 * 3600, 1e-6, 0.01, 0.002
 
 local name, clock, ttl_seconds = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local change = cjson.decode(ARGV[4])
@@ -123,7 +124,7 @@ local function count(grants, at, class)
   end
   add(now, class == 'command' and 1 or 0, class == 'command' and 0 or 1)
   for index, grant in ipairs(merged) do
-    if -1 <= at - grant[1] and at - grant[1] < policy.minute_seconds then sent = sent + grant[2] + grant[3] end
+    if -1 <= at - grant[1] and at - grant[1] < MINUTE_SECONDS then sent = sent + grant[2] + grant[3] end
     merged[index] = string.format('%.0f:%.0f:%.0f', unpack(grant))
   end
   return table.concat(merged, ' '), sent
@@ -133,18 +134,17 @@ end
 
 local found, discarded = read()
 
--- Returns the burst and the interval that a share of the limit allows.
-local function rate_of(burst, share)
+-- Returns the interval that a burst leaves of a share of the limit.
+local function interval_of(burst, share)
   local limit = policy.limit * share
   local kept = math.max(1, math.floor(math.min(burst, policy.burst, math.floor(limit / 2))))
-  local window = policy.minute_seconds + policy.jitter_seconds + MARGIN_SECONDS
-  return kept, window / math.max(limit - kept, math.min(1, limit))
+  return WINDOW_SECONDS / math.max(limit - kept, math.min(1, limit))
 end
 
 local function empty()
-  local _, interval = rate_of(1, 1)
+  local interval = interval_of(1, 1)
   return {updated_at = clock, tat = clock + interval, tokens = 0, tokens_at = clock, admission_tat = clock,
-    pushback_seconds = 0, pushed_at = clock, polled_at = clock - interval / policy.poll_share, cool_until = clock,
+    pushback_seconds = 0, pushed_at = clock, polled_at = clock - interval / POLL_SHARE, cool_until = clock,
     probe_until = clock, consecutive_429 = 0, epoch = clock, released = {}, grants = '',
     learned = {burst = 1, burst_until = clock, plateau = 1, plateau_at = clock, reduced_at = clock, reductions = 0,
       quota_interval = 0, quota_until = clock, stated = 0, cause = 'nothing'}}
@@ -154,24 +154,23 @@ local state = found or empty()
 local learned = state.learned
 
 local function share()
-  local x = (state.updated_at - learned.plateau_at) / policy.minute_seconds
+  local x = (state.updated_at - learned.plateau_at) / MINUTE_SECONDS
   return math.max(LOWEST_SHARE, math.min(1, learned.plateau * (1 + GROWTH * x * x * x)))
 end
 
-local function rate()
-  local window = policy.minute_seconds + policy.jitter_seconds + MARGIN_SECONDS
-  local steady = state.tokens == 0 and state.updated_at - state.tokens_at >= window
-  return rate_of(steady and 1 or learned.burst, share())
+local function present_interval()
+  local steady = state.tokens == 0 and state.updated_at - state.tokens_at >= WINDOW_SECONDS
+  return interval_of(steady and 1 or learned.burst, share())
 end
 
 local function interval_after(due)
-  local _, interval = rate()
+  local interval = present_interval()
   if due < learned.quota_until then return math.max(interval, learned.quota_interval) end
   return interval
 end
 
 local function void()
-  local _, interval = rate()
+  local interval = present_interval()
   state.tat = math.min(state.tat, state.updated_at + interval)
   state.admission_tat = math.min(state.admission_tat, state.tat)
   state.epoch = math.max(state.updated_at, state.epoch + 0.000001)
@@ -179,8 +178,8 @@ local function void()
 end
 
 local function move_to(now, expected)
-  if state.updated_at - policy.late_seconds <= now and now < state.updated_at then return end
-  local ahead = expected and math.max(expected, state.updated_at) < now - JUMPS * policy.late_seconds
+  if state.updated_at - LATE_SECONDS <= now and now < state.updated_at then return end
+  local ahead = expected and math.max(expected, state.updated_at) < now - JUMPS * LATE_SECONDS
   if now >= state.updated_at and not ahead then
     state.updated_at = now
     return
@@ -203,7 +202,7 @@ local COOL_DOWN, PROBE = 'the cool-down after a 429', 'the first request after a
 local function usage(sent)
   local part = share()
   local others = learned.cause == 'responses show that somebody else uses the key' and policy.limit * (1 - part) or 0
-  return {limit = policy.limit, minute_seconds = policy.minute_seconds, share = part,
+  return {limit = policy.limit, share = part,
     interval_seconds = interval_after(now), sent = sent, stated = learned.stated, others = others}
 end
 
@@ -231,10 +230,10 @@ local function held_slot()
   if class == 'command' then pushed = state.pushback_seconds - earlier.pushback_seconds end
   if pushed > 0 then
     due = due + pushed
-    local _, interval = rate()
+    local interval = present_interval()
     if state.pushed_at >= due - interval then due = due - interval end
   end
-  if now - due <= policy.late_seconds then return due end
+  if now - due <= LATE_SECONDS then return due end
   return nil
 end
 
@@ -247,7 +246,7 @@ local function value(field)
 end
 
 local function refill()
-  local _, interval = rate()
+  local interval = present_interval()
   local gained = math.floor((now - state.tat) / interval + ROUNDING)
   if gained < 1 then return end
   local grows = state.tokens == 0 and learned.burst <= gained and learned.burst < policy.burst
@@ -280,7 +279,7 @@ local function take()
 end
 
 local function admit()
-  local _, interval = with_after(rate)
+  local interval = with_after(present_interval)
   after.admission_tat = math.max(now, state.admission_tat) + interval
 end
 
@@ -298,7 +297,7 @@ end
 -- Returns when the next slot is, and whether it can be had; otherwise, when to ask again.
 local function place()
   if class == 'admission' then
-    local _, interval = rate()
+    local interval = present_interval()
     admit()
     return math.max(now, state.admission_tat - (policy.burst - 1) * interval), true
   end
@@ -306,7 +305,7 @@ local function place()
   if class == 'command' then return take_released() or take(), true end
   local interval, burst = with_after(function() return interval_after(now) end), after.burst or learned.burst
   local reserved = math.floor(math.min(policy.burst, burst + (now >= learned.burst_until and 1 or 0)) / 2)
-  local free, turn = now, state.polled_at + interval / policy.poll_share
+  local free, turn = now, state.polled_at + interval / POLL_SHARE
   if value('tokens') <= reserved then free = state.tat + (reserved - value('tokens')) * interval end
   if math.min(free, turn) > now then return math.min(free, turn), false end
   local due = take()
@@ -322,7 +321,7 @@ local function place()
 end
 
 if request.assume_spent then
-  local _, interval = rate()
+  local interval = present_interval()
   state.tat, state.tokens, state.tokens_at = math.max(state.tat, now + interval), 0, now
 end
 local slot = held_slot()
@@ -330,7 +329,7 @@ if slot then return reservation(slot, LIMIT, true, false) end
 if now < state.cool_until then return reservation(state.cool_until, COOL_DOWN, false, false) end
 local probing = state.consecutive_429 > 0
 if probing and now < state.probe_until then
-  return reservation(math.min(state.probe_until, now + policy.shortest_cool_down_seconds), PROBE, false, false)
+  return reservation(math.min(state.probe_until, now + SHORTEST_COOL_DOWN_SECONDS), PROBE, false, false)
 end
 local due, has_slot = place()
 local probe = probing and class ~= 'admission'
@@ -341,5 +340,5 @@ local in_burst = value('tokens') < state.tokens
 for field, changed in pairs(after) do
   if field == 'burst' then learned.burst = changed else state[field] = changed end
 end
-if probe then state.probe_until = now + policy.probe_seconds end
+if probe then state.probe_until = now + PROBE_SECONDS end
 return reservation(due, LIMIT, true, probe, in_burst)

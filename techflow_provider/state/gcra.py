@@ -19,21 +19,33 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import attrgetter
 
-from techflow_provider.state.learning import WINDOW_INTERVALS, Cause, FullWindow, Learned, Quota, Rejection, Usage
+from techflow_provider.state.learning import (
+    MINUTE_SECONDS,
+    WINDOW_INTERVALS,
+    Cause,
+    FullWindow,
+    Learned,
+    Quota,
+    Rejection,
+    Usage,
+)
 
-MINUTE_SECONDS = 60.0
 # How much later than its slot a request may reach the server without a window ever holding more than the limit.
 JITTER_SECONDS = 1.5
 # A caller that wakes up later than this after its slot has missed it; the rest of the jitter is left to the network.
 LATE_SECONDS = 1.0
 # The part of the rate that polls get even when commands want it all; all pollers of a key share it.
 POLL_SHARE = 0.2
-# Without a Retry-After: the first cool-down and the longest one; and the least that even a Retry-After of 0 brings. A
-# server that rejects all gets one request a minute then, and callers notice within as much time that it has recovered.
-COOL_DOWNS = FIRST_COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS, SHORTEST_COOL_DOWN_SECONDS = 3.0, 48.0, 1.0
+# Without a Retry-After: the first cool-down, which each rejected probe doubles, and the longest one; and the least that
+# even a Retry-After of 0 brings. A server that rejects all gets one request a minute then, and callers notice within as
+# much time that it has recovered.
+FIRST_COOL_DOWN_SECONDS, LONGEST_COOL_DOWN_SECONDS, SHORTEST_COOL_DOWN_SECONDS = 3.0, 48.0, 1.0
+# A probe without a response is given up after this.
 PROBE_SECONDS = 30.0
 # Covers rounding, and a window that includes both its ends.
 MARGIN_SECONDS = 0.001
+# The time in which no more requests get a slot than the limit allows.
+WINDOW_SECONDS = MINUTE_SECONDS + JITTER_SECONDS + MARGIN_SECONDS
 # No caller is made to wait less than this, so that none asks in a busy loop.
 SHORTEST_WAIT_SECONDS = 0.001
 # A clock that is this many times the lateness ahead was set; less may be a slow store or a busy host.
@@ -48,25 +60,14 @@ MOST_RELEASED = 1000
 ROUNDING = 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A burst and a steady rate.
+def burst_within(limit: float, burst: float) -> int:
+    """Return as much of a burst as leaves at least half of the limit to the steady rate."""
+    return max(1, int(min(burst, limit // 2)))
 
-    :param burst: requests that may be sent at once after an idle time
-    :param interval_seconds: time between two requests in the long run
-    """
 
-    burst: int
-    interval_seconds: float
-
-    @classmethod
-    def within(cls, limit: float, period_seconds: float, burst: float, jitter_seconds: float = JITTER_SECONDS) -> Rate:
-        """Return the fastest rate that never exceeds `limit` requests in any window of `period_seconds`.
-
-        The burst is cut so that at least half of the limit is left to the steady rate.
-        """
-        kept = max(1, int(min(burst, limit // 2)))
-        return cls(kept, (period_seconds + jitter_seconds + MARGIN_SECONDS) / max(limit - kept, min(1.0, limit)))
+def interval_within(limit: float, burst: float) -> float:
+    """Return the seconds between two requests at the fastest rate that never exceeds `limit` requests in any minute."""
+    return WINDOW_SECONDS / max(limit - burst_within(limit, burst), min(1.0, limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,57 +76,27 @@ class Policy:
 
     :param limit: requests in any minute
     :param burst: requests that may be sent at once after an idle time, at most
-    :param minute_seconds: the length of a minute
-    :param jitter_seconds: how much later than its slot a request may reach the server
-    :param late_seconds: a caller that wakes up later than this after its slot has missed it
-    :param first_cool_down_seconds: cool-down after a first 429 without a Retry-After; each rejected probe doubles it
-    :param longest_cool_down_seconds: bound of that growth
-    :param shortest_cool_down_seconds: cool-down that even a Retry-After of 0 brings
-    :param probe_seconds: time after which a probe without a response is given up
-    :param poll_share: the part of the rate that polls get even when commands want it all
     """
 
     limit: int
     burst: int
-    minute_seconds: float = MINUTE_SECONDS
-    jitter_seconds: float = JITTER_SECONDS
-    late_seconds: float = LATE_SECONDS
-    first_cool_down_seconds: float = FIRST_COOL_DOWN_SECONDS
-    longest_cool_down_seconds: float = LONGEST_COOL_DOWN_SECONDS
-    shortest_cool_down_seconds: float = SHORTEST_COOL_DOWN_SECONDS
-    probe_seconds: float = PROBE_SECONDS
-    poll_share: float = POLL_SHARE
 
     def __post_init__(self) -> None:
-        """Check the parameters, which may come from another process.
+        """Check the numbers, which may come from another process.
 
         :raises ValueError: one can't be right
         """
-        numbers = (self.minute_seconds, self.jitter_seconds, self.late_seconds, self.poll_share)
-        if not (min(self.limit, self.burst) >= 1 and min(numbers) > 0 and max(numbers) < math.inf):
-            raise ValueError(f"expected positive numbers, got {self}")
+        if min(self.limit, self.burst) < 1:
+            raise ValueError(f"expected numbers of 1 or more, got {self}")
 
     @classmethod
-    def of(cls, requests_per_minute: int, burst: int, minute_seconds: float = MINUTE_SECONDS) -> Policy:
-        """Return the policy for a limit; a shorter minute scales every other time with it."""
-        scale = minute_seconds / MINUTE_SECONDS
-        times = (JITTER_SECONDS, LATE_SECONDS, *COOL_DOWNS, PROBE_SECONDS)
-        kept = Rate.within(requests_per_minute, minute_seconds, burst).burst
-        return cls(requests_per_minute, kept, minute_seconds, *map(scale.__mul__, times))
+    def of(cls, requests_per_minute: int, burst: int) -> Policy:
+        """Return the policy for a limit, with as much of a burst as that has room for."""
+        return cls(requests_per_minute, burst_within(requests_per_minute, burst))
 
-    @property
-    def rate(self) -> Rate:
-        """The rate when a whole burst may be sent now and then, and the server accepts all of it."""
-        return self.rate_of(self.burst)
-
-    @property
-    def window_seconds(self) -> float:
-        """The time in which no more requests get a slot than the limit allows."""
-        return self.minute_seconds + self.jitter_seconds + MARGIN_SECONDS
-
-    def rate_of(self, burst: float, share: float = 1.0) -> Rate:
-        """Return the rate that a burst leaves of a share of the limit."""
-        return Rate.within(self.limit * share, self.minute_seconds, min(burst, self.burst), self.jitter_seconds)
+    def interval(self, burst: float, share: float = 1.0) -> float:
+        """Return the seconds between two requests at the rate that a burst leaves of a share of the limit."""
+        return interval_within(self.limit * share, min(burst, self.burst))
 
 
 class RequestClass(StrEnum):
@@ -186,8 +157,8 @@ class GcraState:
     @classmethod
     def empty(cls, policy: Policy, now: float) -> GcraState:
         """Return an exhausted bucket: what was sent before is unknown."""
-        interval = policy.rate_of(1).interval_seconds
-        polled_at, learned = now - interval / policy.poll_share, Learned.nothing(now, 1.0)
+        interval = policy.interval(1)
+        polled_at, learned = now - interval / POLL_SHARE, Learned.nothing(now, 1.0)
         return cls(now, now + interval, 0.0, now, now, 0.0, now, polled_at, now, now, 0.0, now, learned)
 
     @classmethod
@@ -206,18 +177,22 @@ class GcraState:
             and min(self.consecutive_429, learned.reductions, learned.quota_interval, learned.stated) >= 0
         )
 
-    def share(self, policy: Policy) -> float:
-        """Return the part of the limit to use."""
-        return self.learned.share(self.updated_at, policy.minute_seconds)
+    @property
+    def share(self) -> float:
+        """The part of the limit to use."""
+        return self.learned.share(self.updated_at)
 
-    def rate(self, policy: Policy) -> Rate:
-        """Return the present rate; no window holds both what is sent at the faster one and a request with a token."""
-        steady = self.tokens == 0 and self.updated_at - self.tokens_at >= policy.window_seconds
-        return policy.rate_of(1 if steady else self.learned.burst, self.share(policy))
+    def interval(self, policy: Policy) -> float:
+        """Return the seconds between two requests at the present rate.
+
+        No window holds both what is sent at the faster rate and a request with a token.
+        """
+        steady = self.tokens == 0 and self.updated_at - self.tokens_at >= WINDOW_SECONDS
+        return policy.interval(1 if steady else self.learned.burst, self.share)
 
     def interval_after(self, policy: Policy, due: float) -> float:
         """Return the time from a slot to the next one."""
-        interval = self.rate(policy).interval_seconds
+        interval = self.interval(policy)
         return max(interval, self.learned.quota_interval) if due < self.learned.quota_until else interval
 
     def reserved(self, policy: Policy) -> int:
@@ -232,9 +207,9 @@ class GcraState:
     def usage(self, policy: Policy, sent: float) -> Usage:
         """Return what is used at present, to compare it with what a response states."""
         interval = self.interval_after(policy, self.updated_at)
-        share, learned = self.share(policy), self.learned
+        share, learned = self.share, self.learned
         others = policy.limit * (1 - share) if learned.cause is Cause.OTHERS else 0.0
-        return Usage(policy.limit, policy.minute_seconds, share, interval, sent, learned.stated, others)
+        return Usage(policy.limit, share, interval, sent, learned.stated, others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +269,7 @@ def reserve(state: GcraState, policy: Policy, request: ReservationRequest, now: 
     """Return the slot that the caller holds already, or else take the next one if it lies within the caller's time."""
     state = _at_time(state, policy, now, request.expected)
     if request.assume_spent:
-        tat = max(state.tat, state.updated_at + state.rate(policy).interval_seconds)
+        tat = max(state.tat, state.updated_at + state.interval(policy))
         state = replace(state, tat=tat, tokens=0.0, tokens_at=state.updated_at)
     due = _held_slot(state, policy, request)
     if due is None:
@@ -310,7 +285,7 @@ def release(state: GcraState, policy: Policy, reservation: Reservation) -> GcraS
         return replace(state, probe_until=state.updated_at)
     slot = reservation.due - reservation.pushback_seconds
     slots = sorted(each for each in (*state.released, slot) if each + state.pushback_seconds > state.updated_at)
-    tat, interval = state.tat, state.rate(policy).interval_seconds
+    tat, interval = state.tat, state.interval(policy)
     # The last slot has none within an interval after it.
     while slots and tat - slots[-1] - state.pushback_seconds < 1.5 * interval:
         tat = slots.pop() + state.pushback_seconds
@@ -329,41 +304,41 @@ def cool_down(
     state = _at_time(state, policy, now)
     now, requested = state.updated_at, rejection.seconds or 0.0
     if state.consecutive_429 and (now < state.cool_until or rejection.epoch < state.epoch):
-        learned = _smaller_burst(state, policy, rejection) or state.learned
+        learned = _smaller_burst(state, rejection) or state.learned
         return replace(state, cool_until=max(state.cool_until, now + requested), learned=learned)
     state = replace(state, learned=_learn(state, policy, rejection, sent), consecutive_429=state.consecutive_429 + 1)
     # A server that objects again soon has more to forget than it says.
     again = min(2.0, max(0.0, state.learned.reductions - 1))
     doublings = state.consecutive_429 + again - (1 if rejection.seconds is None else 2)
-    grown = policy.first_cool_down_seconds * 2.0 ** min(doublings, 16) if doublings >= 0 else 0.0
-    grown = min(grown, policy.longest_cool_down_seconds) * (1 - rejection.jitter / 2)
-    length = max(requested, policy.shortest_cool_down_seconds, grown)
+    grown = FIRST_COOL_DOWN_SECONDS * 2.0 ** min(doublings, 16) if doublings >= 0 else 0.0
+    grown = min(grown, LONGEST_COOL_DOWN_SECONDS) * (1 - rejection.jitter / 2)
+    length = max(requested, SHORTEST_COOL_DOWN_SECONDS, grown)
     state, cool_until = _voided(state, policy), now + length
     tat = max(state.tat, cool_until)
     return replace(state, tat=tat, tokens=0.0, cool_until=cool_until, probe_until=now)
 
 
-def _smaller_burst(state: GcraState, policy: Policy, rejection: Rejection) -> Learned | None:
+def _smaller_burst(state: GcraState, rejection: Rejection) -> Learned | None:
     """Return what a 429 for a request of a burst shows, or for one beside it; None for another request."""
     learned, age = state.learned, state.updated_at - state.tokens_at
-    if not rejection.in_burst and (learned.burst == 1 or age > policy.late_seconds + policy.jitter_seconds):
+    if not rejection.in_burst and (learned.burst == 1 or age > LATE_SECONDS + JITTER_SECONDS):
         return None
-    return learned.with_burst(learned.burst - 1, state.updated_at, policy.minute_seconds)
+    return learned.with_burst(learned.burst - 1, state.updated_at)
 
 
 def _learn(state: GcraState, policy: Policy, rejection: Rejection, sent: Callable[[float], int]) -> Learned:
     """Return what a 429 shows: that the burst is too large, or else that less of the limit is left than assumed."""
-    learned, now, minute = state.learned, state.updated_at, policy.minute_seconds
+    learned, now = state.learned, state.updated_at
     if state.consecutive_429:
         return learned
-    if (smaller := _smaller_burst(state, policy, rejection)) is not None:
+    if (smaller := _smaller_burst(state, rejection)) is not None:
         return smaller
-    if learned.burst > 1 and now - state.tokens_at < policy.window_seconds:
-        return learned.with_burst(1.0, now, minute)
-    elapsed = minute - (rejection.seconds or 0.0)
-    full = 0 < elapsed < minute - WINDOW_INTERVALS * state.rate(policy).interval_seconds
+    if learned.burst > 1 and now - state.tokens_at < WINDOW_SECONDS:
+        return learned.with_burst(1.0, now)
+    elapsed = MINUTE_SECONDS - (rejection.seconds or 0.0)
+    full = 0 < elapsed < MINUTE_SECONDS - WINDOW_INTERVALS * state.interval(policy)
     window = FullWindow(sent(elapsed) / policy.limit, elapsed) if full else None
-    return learned.reduced(sent(minute) / policy.limit, window, now, minute)
+    return learned.reduced(sent(MINUTE_SECONDS) / policy.limit, window, now)
 
 
 def observe(state: GcraState, policy: Policy, quota: Quota, sent: float, now: float) -> GcraState:
@@ -387,9 +362,9 @@ def settle(state: GcraState, epoch: float) -> GcraState:
 
 def _at_time(state: GcraState, policy: Policy, now: float, expected: float | None = None) -> GcraState:
     """Return the state as of now, moved along when the clock jumped: time counts only where it provably passed."""
-    if state.updated_at - policy.late_seconds <= now < state.updated_at:
+    if state.updated_at - LATE_SECONDS <= now < state.updated_at:
         return state
-    jumped_ahead = expected is not None and max(expected, state.updated_at) < now - JUMPS * policy.late_seconds
+    jumped_ahead = expected is not None and max(expected, state.updated_at) < now - JUMPS * LATE_SECONDS
     if now >= state.updated_at and not jumped_ahead:
         return replace(state, updated_at=now)
     by = now - (expected if expected is not None and now >= state.updated_at else state.updated_at)
@@ -399,7 +374,7 @@ def _at_time(state: GcraState, policy: Policy, now: float, expected: float | Non
 
 def _voided(state: GcraState, policy: Policy) -> GcraState:
     """Return the state without the slots that are held and not used yet."""
-    tat = min(state.tat, state.updated_at + state.rate(policy).interval_seconds)
+    tat = min(state.tat, state.updated_at + state.interval(policy))
     # An epoch is a time on the store's clock, so it differs from those of every other state.
     epoch = max(state.updated_at, state.epoch + 1e-6)
     return replace(state, tat=tat, admission_tat=min(state.admission_tat, tat), epoch=epoch, released=())
@@ -415,9 +390,9 @@ def _held_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
     if pushed > 0:
         due += pushed
         # The last poll that went first came when this slot was due already, and did not push it.
-        interval = state.rate(policy).interval_seconds
+        interval = state.interval(policy)
         due -= interval if state.pushed_at >= due - interval else 0.0
-    return due if state.updated_at - due <= policy.late_seconds else None
+    return due if state.updated_at - due <= LATE_SECONDS else None
 
 
 def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) -> tuple[GcraState, Reservation]:
@@ -425,7 +400,7 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
     if now < state.cool_until:
         return state, _reservation(state, request, state.cool_until, Reason.COOL_DOWN, held=False)
     if probing and now < state.probe_until:
-        again = min(state.probe_until, now + policy.shortest_cool_down_seconds)
+        again = min(state.probe_until, now + SHORTEST_COOL_DOWN_SECONDS)
         return state, _reservation(state, request, again, Reason.PROBE, held=False)
     due, after = _place(state, policy, request.request_class)
     probe = probing and request.request_class is not RequestClass.ADMISSION
@@ -435,7 +410,7 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
     if due - now > request.within_seconds:
         return state, _reservation(state, request, due, Reason.LIMIT)
     if probe:
-        after = replace(after, probe_until=now + policy.probe_seconds)
+        after = replace(after, probe_until=now + PROBE_SECONDS)
     in_burst = after.tokens < state.tokens
     return after, _reservation(after, request, due, Reason.LIMIT, probe=probe, in_burst=in_burst)
 
@@ -443,7 +418,7 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
 def _place(state: GcraState, policy: Policy, request_class: RequestClass) -> tuple[float, GcraState | None]:
     """Return when the next slot is and the state once it is taken; or when to ask again, and None."""
     if request_class is RequestClass.ADMISSION:
-        ahead = (policy.burst - 1) * state.rate(policy).interval_seconds
+        ahead = (policy.burst - 1) * state.interval(policy)
         due = max(state.updated_at, state.admission_tat - ahead)
         return due, _admitted(state, policy)
     state = _refilled(state, policy)
@@ -462,7 +437,7 @@ def _refilled(state: GcraState, policy: Policy) -> GcraState:
     The burst grows when it was used up before and the idle time is long enough for one more.
     """
     now, learned = state.updated_at, state.learned
-    gained = math.floor((now - state.tat) / state.rate(policy).interval_seconds + ROUNDING)
+    gained = math.floor((now - state.tat) / state.interval(policy) + ROUNDING)
     if gained < 1:
         return state
     grows = (
@@ -488,7 +463,7 @@ def _place_command(state: GcraState, policy: Policy) -> tuple[float, GcraState]:
 def _place_poll(state: GcraState, policy: Policy) -> tuple[float, GcraState | None]:
     now, interval, reserved = state.updated_at, state.interval_after(policy, state.updated_at), state.reserved(policy)
     free = now if state.tokens > reserved else state.tat + (reserved - state.tokens) * interval
-    turn = state.polled_at + interval / policy.poll_share
+    turn = state.polled_at + interval / POLL_SHARE
     if min(free, turn) > now:
         return min(free, turn), None
     due, taken = _place_command(state, policy)
@@ -502,7 +477,7 @@ def _place_poll(state: GcraState, policy: Policy) -> tuple[float, GcraState | No
 
 
 def _admitted(state: GcraState, policy: Policy) -> GcraState:
-    admission_tat = max(state.updated_at, state.admission_tat) + state.rate(policy).interval_seconds
+    admission_tat = max(state.updated_at, state.admission_tat) + state.interval(policy)
     return replace(state, admission_tat=admission_tat)
 
 

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+MINUTE_SECONDS = 60.0
 # By how much a 429 under even pacing lowers the share; each further one within so many minutes doubles it.
 DECREASE, LARGEST_DECREASE, REPEATED_MINUTES = 0.03, 0.3, 2.0
 # A share is not lowered below this part of what was accepted in the last minute.
@@ -67,7 +68,6 @@ class Usage:
     """What a budget uses at present, to compare it with what a response states.
 
     :param limit: the configured limit per minute
-    :param minute_seconds: the length of a minute
     :param share: the part of the limit that is used
     :param interval_seconds: time between two requests
     :param sent: requests of the last minute; -1 when they weren't counted
@@ -76,7 +76,6 @@ class Usage:
     """
 
     limit: float
-    minute_seconds: float
     share: float
     interval_seconds: float
     sent: float
@@ -109,27 +108,28 @@ class Quota:
         ):
             raise ValueError(f"expected finite numbers of 0 or more, got {self}")
 
-    def per_minute(self, minute_seconds: float) -> float:
-        """Return the limit per minute; a window that isn't stated is taken for one."""
-        return self.limit * minute_seconds / (self.window_seconds or minute_seconds)
+    @property
+    def per_minute(self) -> float:
+        """The limit per minute; a window that isn't stated is taken for one."""
+        return self.limit * MINUTE_SECONDS / (self.window_seconds or MINUTE_SECONDS)
 
     def others(self, usage: Usage) -> float:
         """Return how much of the limit somebody else uses at least, where that is more than was known."""
-        minute = self.window_seconds == usage.minute_seconds or (
-            not self.window_seconds and self.limit == usage.limit and self.reset_seconds <= usage.minute_seconds
+        is_minute = self.window_seconds == MINUTE_SECONDS or (
+            not self.window_seconds and self.limit == usage.limit and self.reset_seconds <= MINUTE_SECONDS
         )
-        if not minute or usage.sent < 0:
+        if not is_minute or usage.sent < 0:
             return 0.0
         seen = self.limit - self.remaining - usage.sent
         # They have used that since the window began; one that can't be right is taken for half of it.
-        elapsed = max(usage.minute_seconds - self.reset_seconds, usage.minute_seconds / 2)
-        others = min(max(0.0, seen - SLACK) * usage.minute_seconds / elapsed, MOST_OTHERS * usage.limit)
+        elapsed = max(MINUTE_SECONDS - self.reset_seconds, MINUTE_SECONDS / 2)
+        others = min(max(0.0, seen - SLACK) * MINUTE_SECONDS / elapsed, MOST_OTHERS * usage.limit)
         return others if others > usage.others + SLACK else 0.0
 
     def is_short(self, usage: Usage) -> bool:
         """Whether the remaining quota would be used up at the present rate, and not by our own use that we know of."""
         remaining = self.left_to_us(usage)
-        ours = self.reset_seconds <= usage.minute_seconds and (
+        ours = self.reset_seconds <= MINUTE_SECONDS and (
             usage.sent < 0 or remaining + usage.sent >= usage.limit * usage.share - SLACK
         )
         # The time may be rounded up to a second.
@@ -137,12 +137,11 @@ class Quota:
 
     def left_to_us(self, usage: Usage) -> float:
         """Return what remains beside that which others will use until the reset."""
-        return max(0.0, self.remaining - usage.others * min(1.0, self.reset_seconds / usage.minute_seconds))
+        return max(0.0, self.remaining - usage.others * min(1.0, self.reset_seconds / MINUTE_SECONDS))
 
     def adds_to(self, usage: Usage) -> bool:
         """Whether the response states something that the budget does not know yet."""
-        stated = self.per_minute(usage.minute_seconds)
-        return stated != usage.stated or self.others(usage) > 0 or self.is_short(usage)
+        return self.per_minute != usage.stated or self.others(usage) > 0 or self.is_short(usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +155,9 @@ class FullWindow:
     share: float
     elapsed_seconds: float
 
-    def share_beside_others(self, minute_seconds: float) -> float:
+    def share_beside_others(self) -> float:
         """Return what is left to us of a minute if others continue to use as much as until now."""
-        return 1 - (1 - self.share) * minute_seconds / max(self.elapsed_seconds, minute_seconds / 4)
+        return 1 - (1 - self.share) * MINUTE_SECONDS / max(self.elapsed_seconds, MINUTE_SECONDS / 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +197,9 @@ class Learned:
         """The times that it holds."""
         return self.burst_until, self.plateau_at, self.reduced_at, self.quota_until
 
-    def share(self, now: float, minute: float) -> float:
+    def share(self, now: float) -> float:
         """Return the part of the limit to use."""
-        x = (now - self.plateau_at) / minute
+        x = (now - self.plateau_at) / MINUTE_SECONDS
         return max(LOWEST_SHARE, min(1.0, self.plateau * (1.0 + GROWTH * x * x * x)))
 
     def moved(self, seconds: float) -> Learned:
@@ -210,58 +209,59 @@ class Learned:
             self, burst_until=burst_until, plateau_at=plateau_at, reduced_at=reduced_at, quota_until=quota_until
         )
 
-    def relaxed_at(self, minute: float) -> float:
-        """Return when the whole limit is used again."""
-        whole = self.plateau_at + minute * math.cbrt((1 / self.plateau - 1) / GROWTH)
+    @property
+    def relaxed_at(self) -> float:
+        """When the whole limit is used again."""
+        whole = self.plateau_at + MINUTE_SECONDS * math.cbrt((1 / self.plateau - 1) / GROWTH)
         return max(whole, self.burst_until) if self.cause is Cause.BURST else whole
 
     def cause_at(self, now: float, share: float) -> Cause:
         """Return why less is used than configured; nothing once a burst may grow and the share is whole again."""
         return self.cause if share < 1 or (self.cause is Cause.BURST and now < self.burst_until) else Cause.NONE
 
-    def with_burst(self, burst: float, now: float, minute: float) -> Learned:
+    def with_burst(self, burst: float, now: float) -> Learned:
         """Return it with a smaller burst, or one request if that is what remains."""
-        return replace(self, burst=max(1.0, burst), burst_until=now + BURST_MINUTES * minute, cause=Cause.BURST)
+        return replace(self, burst=max(1.0, burst), burst_until=now + BURST_MINUTES * MINUTE_SECONDS, cause=Cause.BURST)
 
-    def reduced(self, accepted: float, window: FullWindow | None, now: float, minute: float) -> Learned:
+    def reduced(self, accepted: float, window: FullWindow | None, now: float) -> Learned:
         """Return it with a smaller share, after a 429 under even pacing.
 
         :param accepted: the share of the limit that was accepted in the last minute, below which most of it works
         :param window: the server's window, where it is known to be full
         """
-        present, since = self.share(now, minute), (now - self.reduced_at) / minute
+        present, since = self.share(now), (now - self.reduced_at) / MINUTE_SECONDS
         further = 0.0 if since >= REPEATED_MINUTES else 2.0 if since < QUICK_MINUTES else 1.0
         reductions = self.reductions + further if self.reductions and further else 1.0
         decrease = min(LARGEST_DECREASE, DECREASE * 2.0 ** (reductions - 1))
         plateau = present * (1 - decrease / 2) if reductions > 1 else present
         if window is not None:
-            ours = window.share if reductions == 1 else window.share_beside_others(minute)
+            ours = window.share if reductions == 1 else window.share_beside_others()
             plateau, decrease = min(present, max(ours, present / 2)), DECREASE
         share = max(plateau * (1 - decrease), min(present * (1 - DECREASE), ACCEPTED_PART * accepted))
         lowered = replace(self, reduced_at=now, reductions=reductions, cause=Cause.RATE)
-        return lowered.from_share(max(plateau, share), share, now, minute)
+        return lowered.from_share(max(plateau, share), share, now)
 
-    def from_share(self, plateau: float, share: float, now: float, minute: float) -> Learned:
+    def from_share(self, plateau: float, share: float, now: float) -> Learned:
         """Return it with a share that grows from the given one to the plateau and beyond."""
         plateau = max(plateau, LOWEST_SHARE)
         gap = max(0.0, 1 - share / plateau)
-        return replace(self, plateau=plateau, plateau_at=now + minute * math.cbrt(gap / GROWTH))
+        return replace(self, plateau=plateau, plateau_at=now + MINUTE_SECONDS * math.cbrt(gap / GROWTH))
 
     def after(self, quota: Quota, usage: Usage, now: float) -> Learned:
         """Return what is known after a response has stated its quota."""
-        minute, stated = usage.minute_seconds, quota.per_minute(usage.minute_seconds)
-        learned, share = replace(self, stated=stated), usage.share
+        stated, share = quota.per_minute, usage.share
+        learned = replace(self, stated=stated)
         if self.cause is Cause.STATED and stated != self.stated:
             learned, share = replace(learned, plateau=1.0, plateau_at=now, cause=Cause.NONE), 1.0
         if quota.window_seconds and stated < usage.limit * share:
             share = stated / usage.limit
-            learned = replace(learned.from_share(share, share, now, minute), cause=Cause.STATED)
+            learned = replace(learned.from_share(share, share, now), cause=Cause.STATED)
         if others := quota.others(usage):
             share = min(share, 1 - others / usage.limit)
-            learned = replace(learned.from_share(share, share, now, minute), cause=Cause.OTHERS)
+            learned = replace(learned.from_share(share, share, now), cause=Cause.OTHERS)
         if quota.is_short(usage):
             others = usage.limit * (1 - share) if learned.cause is Cause.OTHERS else 0.0
             interval = quota.reset_seconds / (quota.left_to_us(replace(usage, others=others)) + 1)
-            lasts = min(quota.reset_seconds, LONGEST_QUOTA_MINUTES * minute)
+            lasts = min(quota.reset_seconds, LONGEST_QUOTA_MINUTES * MINUTE_SECONDS)
             learned = replace(learned, quota_interval=min(interval, lasts), quota_until=now + lasts)
         return learned

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from techflow_provider.state.budget_state import HISTORY_SECONDS, SLICE_SECONDS, BudgetState, GrantCount
-from techflow_provider.state.gcra import MINUTE_SECONDS, Policy, RequestClass, ReservationRequest, reserve
-from techflow_provider.state.learning import Cause
+from techflow_provider.state.gcra import Policy, RequestClass, ReservationRequest, reserve
+from techflow_provider.state.learning import MINUTE_SECONDS, Cause
 
 # Sums of intervals are off by a little.
 ROUNDING = 1e-6
@@ -82,22 +82,20 @@ class Snapshot:
         return f"the next may be sent in {wait:.1f} s" if wait > 0 else "1 may be sent now, as a probe after a 429"
 
 
-def snapshot_of(
-    state: BudgetState, policy: Policy, now: float, *, requests_per_minute: int, store: str, shared: bool
-) -> Snapshot:
+def snapshot_of(state: BudgetState, policy: Policy, now: float, *, store: str, shared: bool) -> Snapshot:
     """Return what a budget's state means under a policy."""
     gcra = replace(state.gcra, updated_at=max(now, state.gcra.updated_at))
     requests = (ReservationRequest(each) for each in (RequestClass.COMMAND, RequestClass.POLL))
     waits = {each.request_class: reserve(gcra, policy, each, now)[1].wait_seconds for each in requests}
     open_now = waits[RequestClass.COMMAND] <= 0 and gcra.consecutive_429 == 0
-    interval = gcra.rate(policy).interval_seconds
+    interval = gcra.interval(policy)
     return Snapshot(
-        requests_per_minute=requests_per_minute,
-        uses_per_minute=max(1, round(policy.limit * gcra.share(policy))),
+        requests_per_minute=policy.limit,
+        uses_per_minute=max(1, round(policy.limit * gcra.share)),
         burst=int(min(gcra.learned.burst, policy.burst)),
-        cause=gcra.learned.cause_at(gcra.updated_at, gcra.share(policy)),
+        cause=gcra.learned.cause_at(gcra.updated_at, gcra.share),
         stated_per_minute=gcra.learned.stated,
-        relaxed_seconds=max(0.0, gcra.learned.relaxed_at(policy.minute_seconds) - gcra.updated_at),
+        relaxed_seconds=max(0.0, gcra.learned.relaxed_at - gcra.updated_at),
         used=_count([grant for grant in state.counts if -1 <= now - grant[0] < MINUTE_SECONDS]),
         free=gcra.free(policy) if open_now else 0,
         next_slot_seconds=waits,

@@ -3,7 +3,8 @@
 Prints, for each store and number of callers: requests a minute, the most in any window of a minute, what each of five
 server algorithms would have rejected, and the fewest and most grants of equal processes; beside it pyrate-limiter and
 limits where they are installed (pip install pyrate-limiter filelock limits). Then the classes' shares, and a server
-that responds with 429 to everything for 90 seconds. A minute lasts `--minute` seconds (default 6), or 60 with `--real`.
+that responds with 429 to everything for 90 seconds. A minute lasts `--minute` seconds (default 6), or 60
+with `--real` and in the storm.
 
     python tests/benchmarks/budget.py [--real] [--seconds N] [--only rate|classes|storm] [--callers 16]
 """
@@ -209,7 +210,7 @@ def main() -> None:
         parts: dict[str, Callable[[dict[str, str]], list[Row]]] = {
             "rate": lambda places: rate(places, length, asked.callers),
             "classes": lambda places: classes(places, length),
-            "storm": lambda places: storm(places, minute),
+            "storm": lambda places: storm(places, 60.0),
         }
         for name, part in parts.items():
             if name in asked.only:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
-from techflow_provider.state.open import open_store
+from techflow_provider.state.redis import RedisStore
+from techflow_provider.state.sqlite import SqliteStore
 
 LIMIT = 100
 BURST = 6
@@ -59,8 +60,15 @@ Caller = Callable[[Run, Gate], list[float]]
 
 
 def techflow(run: Run) -> SharedBudget:
-    """Return this package's budget."""
-    return SharedBudget(open_store(run.place), "benchmark", LIMIT, BURST, minute_seconds=run.minute)
+    """Return this package's budget, on a clock by which a minute of the run lasts 60 s."""
+
+    def clock() -> float:
+        return time.monotonic() * 60.0 / run.minute
+
+    scheme, _, path = run.place.partition(":///")
+    is_file = scheme == "sqlite"
+    store = SqliteStore(Path(path), clock=clock) if is_file else RedisStore(run.place, clock)
+    return SharedBudget(store, "benchmark", LIMIT, BURST, clock=clock)
 
 
 def techflow_limiter(run: Run, request_class: RequestClass = RequestClass.COMMAND) -> NextWait:
@@ -74,7 +82,7 @@ def techflow_limiter(run: Run, request_class: RequestClass = RequestClass.COMMAN
         nonlocal earlier
         reservation = budget.reserve(request_class, FOREVER, earlier)
         earlier = None if reservation.may_send else reservation
-        return reservation.wait_seconds
+        return reservation.wait_seconds * run.minute / 60.0
 
     return next_wait
 
@@ -168,7 +176,8 @@ def loop_of_coroutines(run: Run, gate: Gate, coroutines: int = 200) -> list[floa
             )
             if not reservation.may_send:
                 earlier = reservation
-                await asyncio.sleep(min(reservation.wait_seconds, max(0.0, until - time.monotonic()) + 0.01))
+                wait = reservation.wait_seconds * run.minute / 60.0
+                await asyncio.sleep(min(wait, max(0.0, until - time.monotonic()) + 0.01))
                 continue
             earlier, transit = None, random.uniform(0, TRANSIT_SECONDS * run.minute / 60)
             arrivals.append(time.monotonic() - began + transit)

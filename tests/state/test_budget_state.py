@@ -11,13 +11,10 @@ import pytest
 
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.budget_state import (
+    Adjust,
     BudgetChange,
     BudgetState,
-    CoolDown,
-    Observe,
-    Release,
     Reserve,
-    Settle,
     change_to_dict,
     read_change,
     read_result,
@@ -75,7 +72,7 @@ class TestValue:
         budget = SharedBudget(each_store, key, clock=clock)
         assert budget.snapshot().free == 0
         waits = [budget.reserve(COMMAND, 1e9).wait_seconds for _ in range(2)]
-        interval = POLICY.rate_of(1).interval_seconds
+        interval = POLICY.interval(1)
         assert waits == pytest.approx([interval, 2 * interval])
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         assert "could not be read" in caplog.text
@@ -173,14 +170,12 @@ class TestEachStore:
         clock.advance(step)
         reservations = [self.reserve(each_store, key, expected=expected) for _ in range(5)]
         assert not any(reservation.may_send for reservation in reservations)
-        assert reservations[-1].wait_seconds < 6 * POLICY.rate_of(1).interval_seconds
+        assert reservations[-1].wait_seconds < 6 * POLICY.interval(1)
         assert not self.reserve(each_store, key, earlier=held, expected=clock.now).may_send
 
     def test_a_clock_that_is_set_neither_shortens_nor_extends_a_cool_down(self, each_store, key, clock):
         epoch = self.reserve(each_store, key).epoch
-        assert (
-            each_store.update(key, BUDGET_NAME, CoolDown(POLICY, Rejection(30.0, epoch)))[0].cool_down_seconds == 30.0
-        )
+        assert each_store.update(key, BUDGET_NAME, Adjust(POLICY, Rejection(30.0, epoch)))[0].cool_down_seconds == 30.0
         expected = clock.now
         clock.advance(3600)
         assert self.reserve(each_store, key, expected=expected).wait_seconds == 30.0
@@ -200,13 +195,14 @@ def test_the_script_in_redis_does_the_same_as_the_arithmetic_here(redis_server, 
         change: BudgetChange
         if roll < 0.04:
             seconds, in_burst = random.choice([None, 0.0, 3.0, 20.0]), random.random() < 0.3
-            change = CoolDown(POLICY, Rejection(seconds, earlier.epoch if earlier else 0.0, in_burst))
+            rejection = Rejection(seconds, earlier.epoch if earlier else 0.0, in_burst)
+            change = Adjust(POLICY, rejection)
         elif roll < 0.08 and earlier:
-            change = Settle(earlier.epoch)
+            change = Adjust(POLICY, accepted=earlier.epoch)
         elif roll < 0.12 and earlier:
-            change, held[caller] = Release(POLICY, earlier), None
+            change, held[caller] = Adjust(POLICY, unused=earlier), None
         elif roll < 0.14:
-            change = Observe(POLICY, Quota(100.0, float(random.randrange(100)), 60 * random.random()))
+            change = Adjust(POLICY, quota=Quota(100.0, float(random.randrange(100)), 60 * random.random()))
         else:
             request_class, within = random.choice(list(RequestClass)), random.choice([0.0, 2.0, math.inf])
             spent, expected = random.random() < 0.02, random.choice([None, None, clock.now, clock.now - 100])
@@ -236,10 +232,10 @@ class TestWire:
         [
             Reserve(POLICY, ReservationRequest(POLL, math.inf, HELD, True, 3.5)),
             Reserve(POLICY, ReservationRequest(COMMAND)),
-            CoolDown(POLICY, Rejection(None, 4.0)),
-            Observe(POLICY, Quota(100.0, 5.0, 3.0)),
-            Release(POLICY, HELD),
-            Settle(4.0),
+            Adjust(POLICY, Rejection(None, 4.0)),
+            Adjust(POLICY, quota=Quota(100.0, 5.0, 3.0)),
+            Adjust(POLICY, unused=HELD),
+            Adjust(POLICY, accepted=4.0),
         ],
         ids=repr,
     )
@@ -271,4 +267,4 @@ class TestWire:
     @pytest.mark.parametrize("value", [{}, {"result": {}, "discarded": True}, {"result": 1.0, "discarded": 0}])
     def test_what_is_not_a_result_is_refused(self, value):
         with pytest.raises(ValueError, match=r"expected|missing"):
-            read_result(CoolDown(POLICY, Rejection(None, 4.0)), value)
+            read_result(Adjust(POLICY, Rejection(None, 4.0)), value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from random import Random
 
 import pytest
@@ -13,18 +12,20 @@ from hypothesis import strategies as st
 from techflow_provider.state.gcra import (
     JITTER_SECONDS,
     LATE_SECONDS,
-    MINUTE_SECONDS,
+    POLL_SHARE,
+    PROBE_SECONDS,
     GcraState,
     Policy,
-    Rate,
     RequestClass,
     Reservation,
     ReservationRequest,
+    burst_within,
     cool_down,
+    interval_within,
     reserve,
     settle,
 )
-from techflow_provider.state.learning import Rejection
+from techflow_provider.state.learning import MINUTE_SECONDS, Rejection
 
 COMMAND, POLL, ADMISSION = RequestClass
 WHOLE = Policy.of(100, 6)
@@ -113,9 +114,8 @@ def test_no_window_of_a_minute_holds_more_than_the_limit(limit, burst, classes, 
 
 @given(limit=st.integers(1, 5000), burst=st.integers(1, 100))
 def test_a_rate_never_exceeds_its_limit(limit, burst):
-    rate = Rate.within(limit, MINUTE_SECONDS, burst)
-    followers = (MINUTE_SECONDS + JITTER_SECONDS) / rate.interval_seconds
-    assert rate.burst + int(followers) <= limit or limit == 1
+    followers = (MINUTE_SECONDS + JITTER_SECONDS) / interval_within(limit, burst)
+    assert burst_within(limit, burst) + int(followers) <= limit or limit == 1
 
 
 def saturate(policy: Policy, classes: list[RequestClass], seconds: float = 600.0) -> World:
@@ -147,7 +147,7 @@ def test_polls_get_their_share_while_commands_want_everything():
     policy = Policy.of(100, 6)
     world = saturate(policy, [COMMAND] * 16 + [POLL])
     share = world.grants[POLL] / len(world.arrivals)
-    assert policy.poll_share * 0.9 <= share <= policy.poll_share * 1.1
+    assert POLL_SHARE * 0.9 <= share <= POLL_SHARE * 1.1
 
 
 def test_polls_alone_use_nearly_the_whole_limit():
@@ -257,7 +257,7 @@ class TestAfterA429:
         state = settle(state, probe.epoch)
         _, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at)
         assert not other.probe
-        assert other.wait_seconds == pytest.approx(self.policy.rate_of(5).interval_seconds)
+        assert other.wait_seconds == pytest.approx(self.policy.interval(5))
 
     def test_the_cool_down_grows_when_the_probe_is_rejected(self):
         state, _ = self.cooling()
@@ -277,9 +277,7 @@ class TestAfterA429:
     def test_a_probe_without_a_response_is_given_up(self):
         state, _ = self.cooling()
         state, _probe = reserve(state, self.policy, ReservationRequest(COMMAND), state.cool_until)
-        state, other = reserve(
-            state, self.policy, ReservationRequest(COMMAND), state.updated_at + self.policy.probe_seconds
-        )
+        state, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at + PROBE_SECONDS)
         assert (other.may_send, other.probe) == (True, True)
 
     def test_90_seconds_of_429_cost_at_most_10_requests(self):
@@ -300,18 +298,17 @@ class TestAfterA429:
 @pytest.mark.parametrize("limit", [*range(2, 30), 100, 1000])
 @pytest.mark.parametrize("burst", [1, 2, 6, 40])
 def test_a_rate_is_the_fastest_whose_windows_never_hold_more_than_the_limit(limit, burst):
-    rate = Rate.within(limit, 60.0, burst)
-    most = rate.burst + (60.0 + JITTER_SECONDS) / rate.interval_seconds
+    most = burst_within(limit, burst) + (60.0 + JITTER_SECONDS) / interval_within(limit, burst)
     assert limit - 0.05 < most < limit
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(1, 1), (2, 1), (3, 1), (4, 2), (11, 5), (12, 6), (100, 6)])
 def test_a_burst_leaves_half_of_the_limit_to_the_steady_rate_and_is_one_at_least(limit, kept):
-    assert Rate.within(limit, 60.0, 6).burst == kept
+    assert burst_within(limit, 6) == kept
 
 
 def test_a_limit_of_one_allows_a_request_a_minute():
-    assert Rate.within(1, 60.0, 6).interval_seconds == pytest.approx(61.501)
+    assert interval_within(1, 6) == pytest.approx(61.501)
 
 
 def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
@@ -319,7 +316,7 @@ def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
     for _ in range(8):
         state, reservation = reserve(state, WHOLE, ReservationRequest(COMMAND), 0.0)
         waits.append(reservation.wait_seconds)
-    interval = WHOLE.rate.interval_seconds
+    interval = WHOLE.interval(6)
     assert waits == pytest.approx([0] * 6 + [interval, 2 * interval])
 
 
@@ -327,32 +324,3 @@ def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
 def test_polls_leave_half_of_the_burst_to_commands(burst, part):
     policy = Policy.of(100, burst)
     assert GcraState.full(policy, 0.0).reserved(policy) == part
-
-
-def test_polls_get_a_fifth_of_the_rate_when_commands_want_it_all():
-    assert WHOLE.poll_share == 0.2
-
-
-def test_cool_downs_grow_from_three_seconds_to_48_and_last_at_least_a_second():
-    cool_downs = (WHOLE.first_cool_down_seconds, WHOLE.longest_cool_down_seconds, WHOLE.shortest_cool_down_seconds)
-    assert cool_downs == (3.0, 48.0, 1.0)
-
-
-def test_a_slot_is_missed_after_a_second_and_a_probe_given_up_after_half_a_minute():
-    assert (WHOLE.late_seconds, WHOLE.probe_seconds) == (1.0, 30.0)
-    assert Policy(100, 6) == WHOLE
-
-
-def test_a_shorter_minute_makes_every_time_shorter_alike():
-    tenth = Policy.of(100, 6, 6.0)
-    for name in (
-        "late",
-        "first_cool_down",
-        "longest_cool_down",
-        "shortest_cool_down",
-        "probe",
-        "window",
-    ):
-        whole = getattr(WHOLE, f"{name}_seconds")
-        assert math.isclose(getattr(tenth, f"{name}_seconds"), whole / 10, rel_tol=1e-3)
-    assert (tenth.rate.burst, tenth.poll_share) == (WHOLE.rate.burst, WHOLE.poll_share)

@@ -219,7 +219,7 @@ class TestReboot:
         budget = SharedBudget(self.reboot(sqlite, clock, now), "key", clock=clock)
         reservation = budget.reserve(COMMAND, 1e9, held)
         assert not reservation.may_send
-        assert reservation.wait_seconds == pytest.approx(POLICY.rate_of(1).interval_seconds)
+        assert reservation.wait_seconds == pytest.approx(POLICY.interval(1))
         assert sum(budget.snapshot().used.values()) == 0
 
     def test_records_are_kept_and_their_time_begins_anew(self, sqlite, clock):
@@ -278,7 +278,7 @@ class TestVersion010:
 
     def test_budgets_begin_exhausted_and_the_wake_up_counter_at_zero(self, migrated, clock):
         budget = SharedBudget(migrated, "key", clock=clock)
-        assert budget.reserve(COMMAND, 1e9).wait_seconds == pytest.approx(POLICY.rate_of(1).interval_seconds)
+        assert budget.reserve(COMMAND, 1e9).wait_seconds == pytest.approx(POLICY.interval(1))
         assert sum(budget.snapshot().used.values()) == 0
         assert budget.snapshot().shared
         assert Records(migrated, "key").wakeups() == 0
