@@ -177,8 +177,8 @@ class _Reader(ast.NodeVisitor):
             self._replace(node, "pass")
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        words = ARITHMETIC[type(node.op)]
-        self._swap(node.target, node.value, (f"{words[0]}=", f"{words[1]}="))
+        if words := ARITHMETIC.get(type(node.op)):
+            self._swap(node.target, node.value, (f"{words[0]}=", f"{words[1]}="))
         self.visit(node.value)
 
     def visit_Expr(self, node: ast.Expr) -> None:
