@@ -197,10 +197,7 @@ def encode_json(parameter: str, value: object) -> bytes:
 
     :raises InvalidParameterError: JSON can't represent it
     """
-    try:
-        return json.dumps(as_json(parameter, value), allow_nan=False, ensure_ascii=False).encode()
-    except ValueError as error:
-        raise InvalidParameterError(parameter, str(error), "a value that JSON can represent") from error
+    return json.dumps(as_json(parameter, value), ensure_ascii=False).encode()
 
 
 def _read_workflow(response: httpx.Response, _: StatusWords) -> Workflow:

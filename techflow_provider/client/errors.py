@@ -52,6 +52,11 @@ class TechFlowError(Exception):
 
     is_transient: ClassVar[bool] = False
     """Whether the next poll may succeed although this one failed."""
+    message: ClassVar[str] = ""
+    """What the error says; `{0}` is the error itself."""
+
+    def __str__(self) -> str:
+        return self.message.format(self) if self.message else super().__str__()
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]  # all subclasses are dataclasses
@@ -81,17 +86,11 @@ class InvalidParameterError(TechFlowError, ValueError):
     :param expected: the value expected instead
     """
 
+    had_no_effect = True
+    message = "{0.parameter}: expected {0.expected}, got {0.received}"
     parameter: str
     received: str
     expected: str
-
-    @property
-    def had_no_effect(self) -> bool:
-        """True: nothing was sent."""
-        return True
-
-    def __str__(self) -> str:
-        return f"{self.parameter}: expected {self.expected}, got {self.received}"
 
 
 @dataclass(eq=False)
@@ -104,20 +103,14 @@ class BudgetTimeoutError(TechFlowError):
     """
 
     is_transient = True
+    had_no_effect = True
+    message = (
+        "{0.call} was not sent: the next slot in the rate budget is {0.next_slot_seconds:.1f} s away, "
+        "and {0.deadline_seconds:.1f} s are left to wait; raise the timeout or spread the calls"
+    )
     call: str
     next_slot_seconds: float
     deadline_seconds: float
-
-    @property
-    def had_no_effect(self) -> bool:
-        """True: nothing was sent."""
-        return True
-
-    def __str__(self) -> str:
-        return (
-            f"{self.call} was not sent: the next slot in the rate budget is {self.next_slot_seconds:.1f} s away, "
-            f"and {self.deadline_seconds:.1f} s are left to wait; raise the timeout or spread the calls"
-        )
 
 
 @dataclass(eq=False)
@@ -247,14 +240,12 @@ class AmbiguousExecutionError(TechFlowError):
     :param reason: what is known, human-readable
     """
 
+    message = (
+        "an execution of workflow {0.workflow_id} may have been started: {0.reason}; "
+        "check the execution history in TechFlow before you start it again; a task that is cleared starts a new one"
+    )
     workflow_id: str
     reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"an execution of workflow {self.workflow_id} may have been started: {self.reason}; "
-            "check the execution history in TechFlow before you start it again; a task that is cleared starts a new one"
-        )
 
 
 @dataclass(eq=False)
@@ -266,20 +257,14 @@ class SharedExecutionError(TechFlowError):
     :param holder: what has it
     """
 
+    had_no_effect = True
+    message = (
+        "TechFlow responded to the start of workflow {0.workflow_id} with execution {0.execution_id}, which it had "
+        "started for {0.holder}; retry when that is over, or set on_shared='join'"
+    )
     workflow_id: str
     execution_id: str
     holder: str
-
-    @property
-    def had_no_effect(self) -> bool:
-        """True: the request started nothing."""
-        return True
-
-    def __str__(self) -> str:
-        return (
-            f"TechFlow responded to the start of workflow {self.workflow_id} with execution {self.execution_id}, which "
-            f"it had started for {self.holder}; retry when that is over, or set on_shared='join'"
-        )
 
 
 @dataclass(eq=False)
@@ -290,14 +275,12 @@ class AmbiguousWorkflowError(TechFlowError):
     :param reason: what is known, human-readable
     """
 
+    message = (
+        "a workflow named {0.name!r} may have been created: {0.reason}; "
+        "check the list of workflows before you create it again"
+    )
     name: str
     reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"a workflow named {self.name!r} may have been created: {self.reason}; "
-            "check the list of workflows before you create it again"
-        )
 
 
 @dataclass(eq=False)
@@ -308,14 +291,12 @@ class StateUnavailableError(TechFlowError):
     :param reason: why, human-readable
     """
 
+    message = (
+        "no execution of workflow {0.workflow_id} was started: the shared state ([techflow] state_url), which a start "
+        "needs in case its response is lost, can't be used: {0.reason}"
+    )
     workflow_id: str
     reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"no execution of workflow {self.workflow_id} was started: the shared state ([techflow] state_url), which "
-            f"a start needs in case its response is lost, can't be used: {self.reason}"
-        )
 
 
 @dataclass(eq=False)
@@ -326,11 +307,9 @@ class SupersededError(TechFlowError):
     :param task: the task's identity
     """
 
+    message = "another attempt of {0.task} has taken over the start of workflow {0.workflow_id}; this one stops"
     workflow_id: str
     task: str
-
-    def __str__(self) -> str:
-        return f"another attempt of {self.task} has taken over the start of workflow {self.workflow_id}; this one stops"
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeAlias
 
@@ -39,9 +39,10 @@ CHARSETS = re.compile(r"(ascii|utf-(8|16|32)|iso8859-|cp\d|mac-|koi8|gb|big5|euc
 # "UTC" or "GMT" after a time, and space before its offset.
 ZONE_NAME = re.compile(r"\s*\[?(?:UTC|GMT)\]?$")
 OFFSET_SPACE = re.compile(r"\s+(?=(?:Z|[+-]\d\d:?\d\d)$)")
-ORDINAL_DATE = re.compile(r"(\d{4})-?([0-2]\d\d|3[0-5]\d|36[0-6])(?=T|$)", re.ASCII)
 # The zero of a date type in an HTTP date, which would be read as 2001.
 ZERO_YEAR = " 0001 "
+# All that reading a time can raise.
+TIME_ERRORS = (IndexError, OSError, OverflowError, TypeError, ValueError)
 
 
 @dataclass(eq=False)
@@ -260,7 +261,7 @@ def read_time(source: Mapping[str, Json], *names: str) -> datetime | None:
             return _plausible(_from_text(value))
         if isinstance(value, int | float) and not isinstance(value, bool):
             return _plausible(_from_epoch(value))
-    except (ValueError, OverflowError, OSError):
+    except TIME_ERRORS:
         pass
     return None
 
@@ -277,36 +278,27 @@ def _from_epoch(value: float) -> datetime:
 
 
 def _from_text(value: str) -> datetime:
-    if len(value) > LONGEST_TIME:
-        raise ValueError(value)
-    if value.isdecimal() and len(value) > len("20201101"):
+    if value.isdecimal() and len("20201101") < len(value) <= LONGEST_TIME:
         return _from_epoch(int(value))
     try:
         return datetime.fromisoformat(value)
     except ValueError:
-        return _from_unusual_text(value)
-
-
-def _from_unusual_text(value: str) -> datetime:
-    text = OFFSET_SPACE.sub("", ZONE_NAME.sub("", value.strip().upper()))
-    ordinal = ORDINAL_DATE.match(text)
-    if ordinal:
-        day = date(int(ordinal[1]), 1, 1) + timedelta(days=int(ordinal[2]) - 1)
-        text = f"{day.isoformat()}{text[ordinal.end() :]}"
+        text = OFFSET_SPACE.sub("", ZONE_NAME.sub("", value[:LONGEST_TIME].strip().upper()))
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        instant = http_date(value)
-    if instant is None:
+        return _from_http(value)
+
+
+def _from_http(value: str) -> datetime:
+    if len(value) > LONGEST_TIME or ZERO_YEAR in value:
         raise ValueError(value)
-    return instant
+    return parsedate_to_datetime(value)
 
 
 def http_date(value: str) -> datetime | None:
     """Return the instant of an HTTP date in UTC, or None when it isn't a plausible one."""
-    if len(value) > LONGEST_TIME or ZERO_YEAR in value:
-        return None
     try:
-        return _plausible(parsedate_to_datetime(value))
-    except (TypeError, ValueError, IndexError, OverflowError):
+        return _plausible(_from_http(value))
+    except TIME_ERRORS:
         return None

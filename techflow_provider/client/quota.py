@@ -1,7 +1,7 @@
-"""Read what the headers of a response state about the rate limit, in any of the usual spellings.
+"""Read what the headers of a response state about the rate limit.
 
-`RateLimit` and `RateLimit-Policy` as in the drafts of the IETF (draft-ietf-httpapi-ratelimit-headers: a dictionary in
-07, items since 08), and their older form of one header for each number, with or without `X-`.
+`RateLimit` and `RateLimit-Policy` as in the IETF's draft (draft-ietf-httpapi-ratelimit-headers), or one header for each
+number, with or without `X-`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import httpx
 from techflow_provider.client.parsing import http_date, read_time
 from techflow_provider.state.learning import Quota
 
-SEPARATE_HEADERS = ("ratelimit-", "x-ratelimit-", "x-rate-limit-")
+PREFIXES = ("ratelimit-", "x-ratelimit-", "x-rate-limit-")
 # From this on, a reset is an instant, such as a number of seconds since 1970, and not a number of seconds from now.
 EARLIEST_INSTANT = 1e9
+# `"name";r=50;t=30` in the draft; `limit=100, remaining=50, reset=30` in its version 7.
 PARAMETER = re.compile(r"([a-z]+) *= *(\d{1,15}(?:\.\d{1,9})?)")
 NUMBER = re.compile(r"\d{1,15}(?:\.\d{1,9})?")
 # Longer headers are not read.
@@ -26,50 +27,35 @@ MAX_LENGTH = 1000
 
 def quota_of(response: httpx.Response) -> Quota | None:
     """Return what a response states, the tightest of several quotas; None where it states none that can be read."""
-    headers = response.headers
-    if "ratelimit" in headers:
-        quotas = _from_items(headers["ratelimit"], headers.get("ratelimit-policy", ""))
-    else:
-        prefix = next((each for each in SEPARATE_HEADERS if f"{each}remaining" in headers), None)
-        if prefix is None:
-            return None
-        quotas = _from_numbers(prefix, headers)
-    try:
-        return max(quotas, key=lambda quota: quota.reset_seconds / (quota.remaining + 1), default=None)
-    except (ValueError, OverflowError):
-        return None
+    quotas = [*_from_items(response.headers), *_from_numbers(response.headers)]
+    return max(quotas, key=lambda quota: quota.reset_seconds / (quota.remaining + 1), default=None)
 
 
-def _from_items(text: str, policy: str) -> Iterator[Quota]:
-    """Read `RateLimit` with its policies: `"name";r=50;t=30`, or `limit=100, remaining=50, reset=30`."""
-    policies = {_name(item): _parameters(item) for item in policy[:MAX_LENGTH].split(",")}
-    whole = _parameters(text)
-    items = [text] if "remaining" in whole else text[:MAX_LENGTH].split(",")
-    for item in items:
-        found = _parameters(item)
-        limits = policies.get(_name(item)) or policies.get(f"{found.get('limit', 0):.0f}") or {}
-        limit = found.get("limit", limits.get("q"))
-        remaining, reset = found.get("remaining", found.get("r")), found.get("reset", found.get("t", limits.get("w")))
+def _from_items(headers: httpx.Headers) -> Iterator[Quota]:
+    policies = dict(_items(headers.get("ratelimit-policy", "")))
+    text = headers.get("ratelimit", "")
+    for name, found in _items(text.replace(",", ";") if "remaining" in text else text):
+        policy = policies.get(name) or policies.get(f"{found.get('limit', 0):.0f}") or {}
+        remaining = found.get("r", found.get("remaining"))
+        reset = found.get("t", found.get("reset", policy.get("w")))
         if remaining is not None and reset is not None:
-            yield Quota(remaining if limit is None else limit, remaining, reset, limits.get("w", 0.0))
+            yield Quota(found.get("limit", policy.get("q", remaining)), remaining, reset, policy.get("w", 0.0))
 
 
-def _from_numbers(prefix: str, headers: httpx.Headers) -> Iterator[Quota]:
-    """Read one header for each number; the limit may name its windows: `100, 100;w=60`."""
-    limit = headers.get(f"{prefix}limit", "")
-    first, left = NUMBER.match(limit), NUMBER.match(headers[f"{prefix}remaining"])
-    seconds = _reset_seconds(headers.get(f"{prefix}reset", ""), headers)
-    if first and left and seconds is not None:
-        windows = {_name(item): _parameters(item) for item in limit[:MAX_LENGTH].split(",")}
-        yield Quota(float(first[0]), float(left[0]), seconds, windows.get(first[0], {}).get("w", 0.0))
+def _items(text: str) -> Iterator[tuple[str, dict[str, float]]]:
+    for item in text[:MAX_LENGTH].lower().split(","):
+        parameters = {name: float(value) for name, value in PARAMETER.findall(item)}
+        yield item.partition(";")[0].strip().strip('"'), parameters
 
 
-def _name(item: str) -> str:
-    return item.partition(";")[0].strip().strip('"')
-
-
-def _parameters(item: str) -> dict[str, float]:
-    return {name: float(value) for name, value in PARAMETER.findall(item[:MAX_LENGTH].lower())}
+def _from_numbers(headers: httpx.Headers) -> Iterator[Quota]:
+    for prefix in PREFIXES:
+        limit = headers.get(f"{prefix}limit", "")
+        first, left = NUMBER.match(limit), NUMBER.match(headers.get(f"{prefix}remaining", ""))
+        if first and left and (seconds := _reset_seconds(headers.get(f"{prefix}reset", ""), headers)) is not None:
+            # It may name its windows: `100, 100;w=60`.
+            window = dict(_items(limit)).get(first[0], {}).get("w", 0.0)
+            yield Quota(float(first[0]), float(left[0]), seconds, window)
 
 
 def _reset_seconds(text: str, headers: httpx.Headers) -> float | None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, time
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,7 +24,7 @@ from techflow_provider.client.models import (
     StatusWords,
     status_word,
 )
-from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.parsing import Json, quote, shorten
 
 T = TypeVar("T")
 # A template that is rendered natively makes the id "12346" an integer.
@@ -32,7 +32,6 @@ Id: TypeAlias = str | int
 # What becomes a JSON object (see `as_payload`).
 Payload: TypeAlias = Mapping[Any, Any] | str
 
-MAX_DEPTH = 200
 SURROGATE = re.compile("[\ud800-\udfff]")
 FINAL_WORDS = COMPLETED_WORDS | FAILED_WORDS
 # The reference shows only the first.
@@ -205,54 +204,33 @@ def as_triggers(parameter: str, value: Any) -> list[Json]:
 def as_json(parameter: str, value: Any) -> Any:
     """Return a value as JSON: lazy sequences, tuples and sets as lists, times in ISO 8601, keys as JSON writes them.
 
-    :raises InvalidParameterError: JSON can't represent it; the message says where it is
+    :raises InvalidParameterError: JSON can't represent it
     """
-    return _as_json(value, parameter, 0)
+    try:
+        content = json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False).encode()
+        return json.loads(content, object_pairs_hook=_object)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidParameterError(parameter, shorten(str(error)), "a value that JSON can represent") from error
 
 
-def _as_json(value: Any, path: str, depth: int) -> Any:
-    """Return a value as JSON.
-
-    :param path: where it is, such as `payload['parts'][3]`
-    """
-    if depth > MAX_DEPTH:
-        raise _not_json("a value that contains itself, or is nested too deeply", path)
-    if value is None or isinstance(value, str | float | Integral):
-        return _scalar(value, path)
+def _plain(value: Any) -> Any:
+    """Return what the `json` module can write in place of a value that it can't."""
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, Mapping):
-        return dict(_members(value, path, depth + 1))
-    if isinstance(value, Sequence | AbstractSet) and not isinstance(value, bytes | bytearray | memoryview):
-        items = [_as_json(each, f"{path}[{index}]", depth + 1) for index, each in enumerate(value)]
-        # A set has no order, but a retry must send the same.
-        return sorted(items, key=json.dumps) if isinstance(value, AbstractSet) else items
-    raise _not_json(quote(value), path)
-
-
-def _scalar(value: Any, path: str) -> Json:
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if isinstance(value, Integral):
         return int(value)
-    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, str) and SURROGATE.search(value)):
-        raise _not_json(ascii(value)[:200], path)
-    scalar: Json = value
-    return scalar
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, AbstractSet):
+        # A set has no order, but a retry must send the same.
+        return sorted(value, key=partial(json.dumps, default=_plain))
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        return list(value)
+    raise TypeError(quote(value))
 
 
-def _members(value: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[str, Json]]:
-    names: set[str] = set()
-    for key, each in value.items():
-        if not (key is None or isinstance(key, str | int | float | date)):
-            raise _not_json(f"the key {key!r}", path)
-        plain = _as_json(key, path, depth)
-        name = plain if isinstance(plain, str) else json.dumps(plain)
-        if name in names:
-            raise _not_json(f"two keys that JSON writes as {quote(name)}", path)
-        names.add(name)
-        yield name, _as_json(each, f"{path}[{name!r}]", depth)
-
-
-def _not_json(received: str, path: str) -> InvalidParameterError:
-    parameter, bracket, _ = path.partition("[")
-    place = f" in {path[:200]}" if bracket else ""
-    return InvalidParameterError(parameter, received + place, "a value that JSON can represent")
+def _object(members: list[tuple[str, Json]]) -> dict[str, Json]:
+    found = dict(members)
+    if len(found) < len(members):
+        raise ValueError(f"two keys that JSON writes alike, among {quote(list(found))}")
+    return found

@@ -81,7 +81,7 @@ def test_executions_are_selected_by_a_number(connect, sandbox):
     [
         ({"parts": LazySequence(1, "b", LazySequence())}, {"parts": [1, "b", []]}),
         ({1: "a", "b": 2, None: 0, False: 1.5}, {"1": "a", "b": 2, "null": 0, "false": 1.5}),
-        ({date(2026, 1, 1): {"x"}}, {"2026-01-01": ["x"]}),
+        ({"day": date(2026, 1, 1), 1.5: {"x"}}, {"day": "2026-01-01", "1.5": ["x"]}),
         ({"at": datetime(2026, 1, 1, tzinfo=UTC), "n": Number.ONE}, {"at": "2026-01-01T00:00:00+00:00", "n": 1}),
         ({"set": {"c", "a", "b"}, "tuple": (1, (2,))}, {"set": ["a", "b", "c"], "tuple": [1, [2]]}),
         ('{"a": 1}\n', {"a": 1}),
@@ -97,20 +97,20 @@ def test_a_payload_may_be_any_mapping_or_text_that_contains_one(payload, expecte
 
 
 @pytest.mark.parametrize(
-    ("payload", "where"),
+    ("payload", "problem"),
     [
-        ({"parts": LazySequence(1, {"x": math.nan})}, r"nan in payload\['parts'\]\[1\]\['x'\]"),
-        ({"a": [b"x"]}, r"in payload\['a'\]\[0\]"),
-        ({1: "a", "1": "b"}, "two keys that JSON writes as"),
-        ({(1, 2): 3}, r"the key \(1, 2\)"),
-        ({"a": "\ud800"}, r"in payload\['a'\]"),
+        ({"parts": LazySequence(1, {"x": math.nan})}, "Out of range float values"),
+        ({"a": [b"x"]}, "got bytes: \"b'x'\""),
+        ({1: "a", "1": "b"}, "two keys that JSON writes alike"),
+        ({(1, 2): 3}, "keys must be str, int, float, bool or None, not tuple"),
+        ({"a": "\ud800"}, "surrogates not allowed"),
         ("{'a': nan}", "text that contains a JSON object"),
         ("[1]", "text that contains a JSON object"),
         ("__import__('os').getcwd()", "text that contains a JSON object"),
     ],
 )
-def test_the_error_of_a_payload_says_what_is_wrong_and_where(payload, where):
-    with pytest.raises(InvalidParameterError, match=rf"^payload: .*{where}"):
+def test_the_error_of_a_payload_says_what_is_wrong(payload, problem):
+    with pytest.raises(InvalidParameterError, match=rf"^payload: .*{problem}"):
         as_payload("payload", payload)
 
 
