@@ -1,4 +1,4 @@
-"""Verify webhooks and read their payload as a hint; no I/O.
+"""Verify webhooks; no I/O.
 
 TechFlow documents the names of six events, but neither payload nor signature. A delivery therefore proves its origin by
 a shared secret: as a token in a header or in its URL, or by a signature as Standard Webhooks
@@ -13,13 +13,12 @@ import binascii
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 
 from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.models import EVENT_PREFIX
-from techflow_provider.client.parsing import DecodeError, Json, get_first, parse_json
 from techflow_provider.client.text import printable
 
 EVENTS = (
@@ -40,16 +39,7 @@ DIGEST_LENGTH = 32
 BEARER = "bearer "
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """A signature as the headers state it, in any of the known forms.
-
-    :param prefix: what is signed before the body
-    :param digests: HMAC-SHA256 digests, one of which has to be right
-    """
-
-    prefix: bytes
-    digests: tuple[bytes, ...] = field(repr=False)
+ID_HEADERS = ("webhook-id", "svix-id", "x-github-delivery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +47,12 @@ class Proof:
     """What a delivery offers as a proof of its origin, known before its body is read.
 
     :param tokens: secrets, as they were received
-    :param signatures: well-formed and recent signatures
+    :param signatures: well-formed and recent signatures: what is signed before the body, and HMAC-SHA256 digests, one
+        of which has to be right
     """
 
     tokens: tuple[str, ...] = field(default=(), repr=False)
-    signatures: tuple[Signature, ...] = ()
+    signatures: tuple[tuple[bytes, list[bytes]], ...] = field(default=(), repr=False)
 
     def __bool__(self) -> bool:
         return bool(self.tokens or self.signatures)
@@ -89,51 +80,39 @@ class Delivery:
         authorization, own = self.headers.get("authorization", ""), self.headers.get(token_header.lower(), "")
         bearer = authorization[len(BEARER) :] if authorization.lower().startswith(BEARER) else ""
         tokens = (bearer.strip(), own.strip(), self.token or "")
-        signatures = _signatures(self.headers, own, now)
-        return Proof(tuple(filter(None, tokens)), tuple(each for each in signatures if each.digests))
+        return Proof(tuple(filter(None, tokens)), tuple(_signatures(self.headers, own, now)))
 
     @property
     def id(self) -> str | None:
-        """An identifier that only repetitions of this delivery share, or None.
-
-        That is a header such as `webhook-id`, or an event that occurs once per execution. Without either, two identical
-        deliveries may report two events.
-        """
+        """An identifier that only repetitions of this delivery share; None where the sender gives it none."""
         header = next(filter(None, (self.headers.get(name) for name in ID_HEADERS)), "")
-        if 0 < len(header) <= MAX_ID_LENGTH:
-            return printable(header)
-        hint = Hint.read(self.body)
-        unique = hint.event is not None and hint.event.startswith(EVENT_PREFIX) and hint.execution_id is not None
-        return printable(f"{hint.event} {hint.execution_id}") if unique else None
+        return printable(header) if 0 < len(header) <= MAX_ID_LENGTH else None
 
 
-ID_HEADERS = ("webhook-id", "svix-id", "x-github-delivery")
-
-
-def _signatures(headers: Mapping[str, str], own: str, now: float) -> Iterator[Signature]:
+def _signatures(headers: Mapping[str, str], own: str, now: float) -> Iterator[tuple[bytes, list[bytes]]]:
+    """Yield the well-formed and recent signatures of Standard Webhooks, Svix, GitHub, an own header, and Stripe."""
+    whole = [each.strip().removeprefix("sha256=") for each in (headers.get("x-hub-signature-256", ""), own)]
+    found: list[tuple[bytes, Callable[[str], bytes], list[str]]] = [(b"", bytes.fromhex, whole)]
     for name in ("webhook", "svix"):
         delivery_id, at, signatures = (headers.get(f"{name}-{part}", "") for part in ("id", "timestamp", "signature"))
         if 0 < len(delivery_id) <= MAX_ID_LENGTH and _is_recent(at, now):
-            digests = (each.removeprefix(f"{SCHEME},") for each in signatures.split() if each.startswith(f"{SCHEME},"))
-            yield Signature(signed_prefix(delivery_id, at), _digests(_from_base64, digests))
-    for header in (headers.get("x-hub-signature-256", ""), own):
-        yield Signature(b"", _digests(bytes.fromhex, [header.strip().removeprefix("sha256=")]))
-    parts = [
-        part.strip().partition("=") for part in headers.get("stripe-signature", "").split(",")[: 2 * MAX_SIGNATURES]
-    ]
+            texts = [each.removeprefix(f"{SCHEME},") for each in signatures.split() if each.startswith(f"{SCHEME},")]
+            found.append((signed_prefix(delivery_id, at), _from_base64, texts))
+    parts = [part.strip().partition("=") for part in headers.get("stripe-signature", "").split(",")]
     at = next((value for name, _, value in parts if name == "t"), "")
     if _is_recent(at, now):
-        yield Signature(
-            f"{at}.".encode(), _digests(bytes.fromhex, (value for name, _, value in parts if name == SCHEME))
-        )
+        found.append((f"{at}.".encode(), bytes.fromhex, [value for name, _, value in parts if name == SCHEME]))
+    for prefix, decode, texts in found:
+        digests = [digest for text in texts[:MAX_SIGNATURES] if (digest := _decoded(text, decode))]
+        if digests:
+            yield prefix, digests
 
 
-def _digests(decode: Callable[[str], bytes], texts: Iterable[str]) -> tuple[bytes, ...]:
-    found: list[bytes] = []
-    for text in list(texts)[:MAX_SIGNATURES]:
-        with suppress(ValueError):
-            found.append(decode(text))
-    return tuple(each for each in found if len(each) == DIGEST_LENGTH)
+def _decoded(text: str, decode: Callable[[str], bytes]) -> bytes | None:
+    with suppress(ValueError):
+        digest = decode(text)
+        return digest if len(digest) == DIGEST_LENGTH else None
+    return None
 
 
 def _from_base64(text: str) -> bytes:
@@ -202,10 +181,10 @@ class WebhookSecret:
     def verify_proof(self, proof: Proof, body: bytes) -> bool:
         """Whether a proof is right; all of it is compared, so that the time reveals nothing."""
         results = [self.verify_token(token) for token in proof.tokens]
-        for signature in proof.signatures:
-            for key in (key for text in self._texts for key in _keys(text)):
-                expected = _digest(key, signature.prefix + body)
-                results += [hmac.compare_digest(expected, digest) for digest in signature.digests]
+        keys = [key for text in self._texts for key in _keys(text)]
+        for prefix, digests in proof.signatures:
+            expected = [_digest(key, prefix + body) for key in keys]
+            results += [hmac.compare_digest(*pair) for pair in product(expected, digests)]
         return any(results)
 
     def verify_token(self, token: str) -> bool:
@@ -239,42 +218,3 @@ def _keys(text: str) -> list[bytes]:
 
 def _digest(key: bytes, content: bytes) -> bytes:
     return hmac.new(key, content, hashlib.sha256).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What a webhook seems to be about, for the log and to detect repetitions; each field may be unknown.
-
-    :param event: one of the six documented names
-    :param workflow_id: a workflow's id
-    :param execution_id: an execution's id
-    """
-
-    event: str | None = None
-    workflow_id: str | None = None
-    execution_id: str | None = None
-
-    @classmethod
-    def read(cls, body: bytes) -> Hint:
-        """Read any body, since no payload is documented."""
-        try:
-            payload = parse_json(body)
-        except DecodeError:
-            return cls()
-        if not isinstance(payload, dict):
-            return cls()
-        inner = get_first(payload, "data", "payload", "object")
-        sources = [payload, *([inner] if isinstance(inner, dict) else [])]
-        event = _first_text(sources, "event", "type", "event_type", "event_name", "name")
-        return cls(event if event in EVENTS else None, _read_id(sources, "workflow"), _read_id(sources, "execution"))
-
-
-def _read_id(sources: list[dict[str, Json]], name: str) -> str | None:
-    """Return `<name>_id`, or the id of the object `<name>`."""
-    objects = [value for each in sources if isinstance(value := get_first(each, name), dict)]
-    return _first_text(sources, f"{name}_id") or _first_text(objects, "id", f"{name}_id")
-
-
-def _first_text(sources: list[dict[str, Json]], *names: str) -> str | None:
-    values = (get_first(source, *names) for source in sources)
-    return next((each for each in values if isinstance(each, str) and 0 < len(each) <= MAX_ID_LENGTH), None)

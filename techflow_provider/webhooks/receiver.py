@@ -21,7 +21,7 @@ from airflow.providers.common.compat.sdk import Stats, conf
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.parsing import counted
 from techflow_provider.client.text import get_logger
-from techflow_provider.client.webhooks import Delivery, Hint, Proof, WebhookSecret
+from techflow_provider.client.webhooks import Delivery, Proof, WebhookSecret
 from techflow_provider.hooks.budget import open_records
 from techflow_provider.hooks.connection_cache import ConnectionCache, find_connection
 from techflow_provider.state.records import Records
@@ -197,7 +197,7 @@ class Receiver:
         except StoreError as error:
             log.warning("A webhook for connection %s could not wake its waits: %s", conn_id, error)
             return _count(WebhookResponse.BUSY)
-        log.info("Received a webhook for connection %s: %s%s", conn_id, Hint.read(delivery.body), heard)
+        log.info("Received a webhook for connection %s%s", conn_id, heard)
         return _count(WebhookResponse.ACCEPTED)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from techflow_provider.client.webhooks import Delivery, Hint, WebhookSecret
+from techflow_provider.client.webhooks import Delivery, WebhookSecret
 from techflow_provider.sandbox import ManualClock, Sandbox, SettingError, WebhookDelivery, Webhooks
 from techflow_provider.sandbox.settings import from_json
 from tests.sandbox.conftest import client_of, wait_until
@@ -33,8 +33,8 @@ class Listener:
     received: list[Delivery] = field(default_factory=list)
     status: int = 200
 
-    def events(self) -> list[str | None]:
-        return [Hint.read(each.body).event for each in self.received]
+    def events(self) -> list[str]:
+        return [json.loads(each.body)["event"] for each in self.received]
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_every_connection_id_that_airflow_allows_is_looked_up(scene, conn_id):
 
 def test_a_duplicate_delivery_wakes_once_per_connection(scene):
     scene.secrets["two"] = SECRET
-    ended = Delivery(body=ENDED, token=SECRET.text)
+    ended = Delivery({"x-github-delivery": "1"}, ENDED, SECRET.text)
     assert [scene.handle(name, ended) for name in ("one", "one", "two")] == [ACCEPTED, DUPLICATE, ACCEPTED]
     assert (scene.wakeups("one"), scene.wakeups("two")) == (1, 1)
     # Without an id, a delivery can't be recognised as a duplicate.
