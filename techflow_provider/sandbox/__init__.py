@@ -35,6 +35,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: every pytest run imports this package for its fixtures."""
     if name in __all__:
-        module = "settings" if "Clock" in name else "sandbox"
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        modules = (importlib.import_module(f"{__name__}.{each}") for each in ("sandbox", "settings", "state"))
+        return next(vars(module)[name] for module in modules if name in vars(module))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 from urllib.parse import quote
 
 from techflow_provider.sandbox.messages import (
@@ -19,25 +18,18 @@ from techflow_provider.sandbox.messages import (
     json_response,
     read_body,
 )
-from techflow_provider.sandbox.settings import Settings, Text, check, from_json
+from techflow_provider.sandbox.settings import from_json
 from techflow_provider.sandbox.state import Execution, Plan, State
 
 # The fields of a workflow that List Workflows shows in the reference.
 LISTED_FIELDS = ("id", "name", "status")
-# The documented fields of a workflow, and their types.
-WORKFLOW_FIELDS: dict[str, Any] = {"name": Text, "description": str | None, "status": str, "triggers": list}
 
 
 class App:
-    """Responds to requests from a state.
+    """Responds to requests from a state, whose settings select the behaviour where the reference leaves it open."""
 
-    :param state: the workflows and executions
-    :param settings: select the behaviour where the reference leaves it open
-    """
-
-    def __init__(self, state: State, settings: Settings) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
-        self._settings = settings
 
     def respond(self, request: Request) -> Response:
         """Act on a request and return the response.
@@ -47,14 +39,14 @@ class App:
         :raises KeyError: what it names doesn't exist
         """
         response = self._route(request)
-        return self._with_etag(request, response) if self._settings.etags and request.method == "GET" else response
+        return self._with_etag(request, response) if self._state.etags and request.method == "GET" else response
 
     def _route(self, request: Request) -> Response:  # noqa: PLR0911  # one return per call
         match request.method, request.segments:
             case "GET", ("workflows",):
                 return self._list_workflows()
             case "POST", ("workflows",):
-                return json_response(self._state.create_workflow(self._workflow_fields(request)))
+                return json_response(self._state.create_workflow(read_body(request) or {}))
             case "GET", ("workflows", workflow_id):
                 return json_response(self._state.workflow(workflow_id))
             case "PUT", ("workflows", workflow_id):
@@ -69,29 +61,21 @@ class App:
         raise ApiError(404, f"the API has no call {request.method} {request.path}")
 
     def _list_workflows(self) -> Response:
-        listed: list[Json] = [{name: each[name] for name in LISTED_FIELDS} for each in self._state.workflows()]
+        listed = [{name: each[name] for name in LISTED_FIELDS} for each in self._state.workflows]
         return json_response({"workflows": listed})
 
     def _replace_workflow(self, request: Request, workflow_id: str) -> Response:
-        self._state.workflow(workflow_id)
-        fields = self._workflow_fields(request)
+        fields = read_body(request) or {}
         if fields.get("id", workflow_id) != workflow_id:
             raise ApiError(400, "id cannot be changed")
         return json_response(self._state.replace_workflow(workflow_id, fields))
-
-    def _workflow_fields(self, request: Request) -> Object:
-        body = read_body(request)
-        if body is None:
-            raise ApiError(400, "the body must be a JSON object with name")
-        check_workflow(body)
-        return {"status": self._word("active"), **body}
 
     def _execute(self, request: Request, workflow_id: str) -> Response:
         self._state.workflow(workflow_id)
         payload = read_body(request)
         plan = from_json(Plan, payload["sandbox"]) if payload and "sandbox" in payload else None
         execution = self._state.start(workflow_id, payload, plan)
-        match self._settings.execute_response:
+        match self._state.execute_response:
             case "execution":
                 return json_response(self.render(execution))
             case "wrapped":
@@ -107,31 +91,28 @@ class App:
         if cursor is None:
             return json_response(body)
         link = f"{PREFIX}/executions?after={quote(cursor)}"
-        if self._settings.next_page == "body":
+        if self._state.next_page == "body":
             return json_response({**body, "next": link})
         return json_response(body, headers={"link": f'<{link}>; rel="next"'})
 
-    def _visible(self) -> list[Execution]:
-        """Return the executions that the history shows, newest first."""
-        latest = self._settings.clock.now() - timedelta(seconds=self._settings.history_lag_seconds)
-        return [each for each in reversed(self._state.executions()) if each.started_at <= latest]
-
     def _filtered(self, query: Mapping[str, str]) -> list[Execution]:
         """Return the executions that the history shows, through the filters of the request that are honoured."""
-        asked = {name: query[name] for name in self._settings.history_filters if name in query}
+        asked = {name: query[name] for name in self._state.history_filters if name in query}
+        latest = self._state.clock.now() - timedelta(seconds=self._state.history_lag_seconds)
         shown = [
             each
-            for each in self._visible()
-            if asked.get("workflow_id") in (None, each.workflow_id)
+            for each in self._state.executions
+            if each.started_at <= latest
+            and asked.get("workflow_id") in (None, each.workflow_id)
             and asked.get("status") in (None, self._word(each.status))
             and ("since" not in asked or each.started_at >= datetime.fromisoformat(asked["since"]))
         ]
-        ordered = sorted(shown, key=lambda each: each.started_at) if asked.get("sort") == "started_at" else shown
+        ordered = shown if asked.get("sort") == "started_at" else shown[::-1]
         return ordered[: int(asked["limit"])] if asked.get("limit", "").isdigit() else ordered
 
     def _page(self, executions: Sequence[Execution], cursor: str | None) -> tuple[Sequence[Execution], str | None]:
         """Return one page of executions, and the cursor of the next page."""
-        size = self._settings.page_size
+        size = self._state.page_size
         if size is None:
             return executions, None
         start = 0
@@ -154,14 +135,14 @@ class App:
         }
 
     def _word(self, status: str) -> str:
-        return self._settings.status_words.get(status, status)
+        return self._state.status_words.get(status, status)
 
     def _timestamp(self, at: datetime | None) -> Json:
         if at is None:
             return None
-        if self._settings.times == "epoch":
+        if self._state.times == "epoch":
             return at.timestamp()
-        timespec = "seconds" if self._settings.times == "iso_seconds" else "microseconds"
+        timespec = "seconds" if self._state.times == "iso_seconds" else "microseconds"
         return at.isoformat(timespec=timespec).replace("+00:00", "Z")
 
     def _with_etag(self, request: Request, response: Response) -> Response:
@@ -170,16 +151,3 @@ class App:
         if tag in known or "*" in known:
             return Response(304, b"", {"etag": tag})
         return replace(response, headers={**response.headers, "etag": tag})
-
-
-def check_workflow(fields: Object) -> None:
-    """Check the documented fields of a workflow.
-
-    :raises SettingError: the name is missing or empty, or a field has the wrong type
-    """
-    for name, hint in WORKFLOW_FIELDS.items():
-        if name in fields or name == "name":
-            check(name, fields.get(name), hint)
-    triggers: Any = fields.get("triggers", [])
-    for trigger in triggers:
-        check("triggers", trigger, str | dict)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from techflow_provider import __version__
 from techflow_provider.sandbox.faults import Fault
-from techflow_provider.sandbox.messages import PREFIX, ApiError, Json, Object, Request, read_body
+from techflow_provider.sandbox.messages import PREFIX, ApiError, Object, Request, read_body
 from techflow_provider.sandbox.settings import check, from_json
 from techflow_provider.sandbox.state import Plan
 from techflow_provider.sandbox.webhooks import Webhooks
@@ -39,8 +38,8 @@ def is_special(request: Request) -> bool:
     return request.target.startswith(CONTROL_PREFIX) or (request.method, request.target) == ("GET", f"/{DOCUMENT}")
 
 
-def respond(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911, PLR0912  # one case per call
-    """Act on a request and return the response.
+def respond(sandbox: Sandbox, request: Request) -> Any:  # noqa: C901, PLR0911, PLR0912  # one case per call
+    """Act on a request and return what is sent as JSON.
 
     :raises ApiError: the request is rejected
     :raises SettingError: a part of its body is invalid
@@ -51,65 +50,51 @@ def respond(sandbox: Sandbox, request: Request) -> Json:  # noqa: C901, PLR0911,
     if not request.local:
         raise ApiError(403, "the control API is only available on this machine, as localhost, and not to web pages")
     parts = request.target.partition("?")[0].removeprefix(CONTROL_PREFIX).split("/")
+    fields = read_body(request) or {}
     match request.method, parts:
         case "GET", ["state"]:
             return _state(sandbox)
         case "GET", ["requests"]:
-            return {"requests": [_plain(record) for record in sandbox.requests]}
+            return {"requests": sandbox.requests}
         case "GET", ["stats"]:
-            return _stats(sandbox)
+            names = ("method", "path", "status", "count")
+            return {
+                "count": sandbox.count(),
+                "requests": [dict(zip(names, row, strict=True)) for row in sandbox.counts()],
+            }
         case "POST", ["faults"]:
-            return {"fault": _plain(sandbox.faults.add(from_json(Fault, _fields(request))))}
+            return {"fault": sandbox.faults.add(from_json(Fault, fields))}
         case "DELETE", ["faults"]:
             sandbox.faults.clear()
             return {"faults": []}
         case "POST", ["webhooks"]:
-            sandbox.webhooks = from_json(Webhooks, _fields(request))
-            return {"events": list(sandbox.webhooks.events)}
+            sandbox.webhooks = from_json(Webhooks, fields)
+            return {"events": sandbox.webhooks.events}
         case "DELETE", ["webhooks"]:
             sandbox.webhooks = None
             return {"events": []}
         case "GET", ["deliveries"]:
-            return {"deliveries": [_plain(delivery) for delivery in sandbox.deliveries]}
+            return {"deliveries": sandbox.deliveries}
         case "POST", ["plan"]:
-            return _plan(sandbox, _fields(request))
+            workflow_id: Any = fields.pop("workflow_id", None)
+            check("workflow_id", workflow_id, str)
+            plan = from_json(Plan, fields)
+            sandbox.plan(workflow_id, **asdict(plan))
+            return {"workflow_id": workflow_id, "plan": plan}
         case "POST", ["executions", execution_id, "finish"]:
-            plan = from_json(Plan, _fields(request))
-            return {"execution": _plain(sandbox.finish(execution_id, outcome=plan.outcome, error=plan.error))}
+            plan = from_json(Plan, fields)
+            return {"execution": sandbox.finish(execution_id, outcome=plan.outcome, error=plan.error)}
         case "POST", ["reset"]:
             sandbox.reset()
             return _state(sandbox)
     raise ApiError(404, f"the control API has no call {request.method} {request.path}")
 
 
-def _fields(request: Request) -> Object:
-    return read_body(request) or {}
-
-
-def _state(sandbox: Sandbox) -> Json:
+def _state(sandbox: Sandbox) -> dict[str, Any]:
     return {
-        "now": sandbox.clock.now().isoformat(),
-        "workflows": list(sandbox.workflows),
-        "executions": [_plain(execution) for execution in sandbox.executions],
-        "events": [_plain(event) for event in sandbox.events],
-        "faults": [_plain(fault) for fault in sandbox.faults.active()],
+        "now": sandbox.clock.now(),
+        "workflows": sandbox.workflows,
+        "executions": sandbox.executions,
+        "events": sandbox.events,
+        "faults": sandbox.faults.active(),
     }
-
-
-def _stats(sandbox: Sandbox) -> Json:
-    names = ("method", "path", "status", "count")
-    rows: list[Json] = [dict(zip(names, row, strict=True)) for row in sandbox.counts()]
-    return {"count": sandbox.count(), "requests": rows}
-
-
-def _plan(sandbox: Sandbox, fields: Object) -> Json:
-    workflow_id: Any = fields.pop("workflow_id", None)
-    check("workflow_id", workflow_id, str)
-    plan = from_json(Plan, fields)
-    sandbox.plan(workflow_id, **asdict(plan))
-    return {"workflow_id": workflow_id, "plan": _plain(plan)}
-
-
-def _plain(value: Any) -> Object:
-    """Return a dataclass instance as JSON."""
-    return {name: field.isoformat() if isinstance(field, datetime) else field for name, field in asdict(value).items()}

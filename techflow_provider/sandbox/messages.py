@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -128,9 +129,14 @@ class ApiError(Exception):
         return json_response({"error": {"status": self.status, "message": self.message}}, self.status, self.headers)
 
 
-def json_response(value: Json, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a response with a JSON body."""
-    return Response(status, json.dumps(value).encode(), {"content-type": "application/json", **(headers or {})})
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with a JSON body, which may contain dataclasses and times."""
+    body = json.dumps(value, default=_plain).encode()
+    return Response(status, body, {"content-type": "application/json", **(headers or {})})
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else asdict(value)
 
 
 def read_body(request: Request) -> Object | None:

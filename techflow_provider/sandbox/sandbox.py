@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
@@ -15,13 +13,13 @@ from email.utils import format_datetime
 import httpx
 
 from techflow_provider.sandbox import control
-from techflow_provider.sandbox.app import App, check_workflow
+from techflow_provider.sandbox.app import App
 from techflow_provider.sandbox.faults import Fault, Faults
 from techflow_provider.sandbox.limits import Window, window
-from techflow_provider.sandbox.messages import ApiError, Json, Object, Request, Response, json_response, matches
-from techflow_provider.sandbox.settings import Outcome, SettingError, Settings
+from techflow_provider.sandbox.messages import ApiError, Request, Response, json_response, matches
+from techflow_provider.sandbox.settings import SettingError
 from techflow_provider.sandbox.sockets import serve
-from techflow_provider.sandbox.state import Event, Execution, Plan, State
+from techflow_provider.sandbox.state import State
 from techflow_provider.sandbox.transport import SandboxTransport
 from techflow_provider.sandbox.webhooks import WebhookDelivery, WebhookQueue, Webhooks
 
@@ -49,7 +47,7 @@ class Record:
 
 
 @dataclass(kw_only=True, eq=False)
-class Sandbox(Settings):
+class Sandbox(State):
     """A local TechFlow; its further parameters are those of `Settings`. Safe to use from many threads.
 
     `sandbox.transport()` serves httpx clients in-process, `sandbox.serve()` over a socket.
@@ -65,51 +63,20 @@ class Sandbox(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Not renewed by `reset`: what others have recorded under an id must not fit another object.
-        self._ids = random.Random(self.seed)  # noqa: S311  # ids, not secrets
-        self._lock = threading.RLock()
         self.base_url = DOCUMENTED_BASE_URL
         self.on_request: Callable[[Record], None] = lambda _: None
-        self._start_over()
-
-    def _start_over(self) -> None:
-        self.faults: Faults = Faults(self.seed)
-        self._records: deque[Record] = deque(maxlen=MAX_RECORDS)
-        self._counts: Counter[tuple[str, str, int | None]] = Counter()
-        self._webhook_queue = WebhookQueue(self.seed)
-        self._queued_events = 0
-        self._windows: dict[str, Window] = {}
-        self._origin = self.clock.monotonic()
-        self._state = State(self.clock, self._new_id, Plan(self.execution_seconds, self.outcome))
-        self._app = App(self._state, self)
-        for workflow_id, name in self.workflows_at_start.items():
-            self.add_workflow(name, id=workflow_id)
-
-    def _new_id(self, prefix: str) -> str:
-        return f"{prefix}_{self._ids.getrandbits(48):012x}"
+        self._app = App(self)
 
     def reset(self) -> None:
         """Return to the initial state: forget workflows, executions, plans, faults, requests and rate limits."""
         with self._lock:
-            self._start_over()
-
-    @property
-    def workflows(self) -> tuple[Object, ...]:
-        """Copies of all workflows, oldest first, as Get Workflow returns them."""
-        with self._lock:
-            return tuple(self._state.workflows())
-
-    @property
-    def executions(self) -> tuple[Execution, ...]:
-        """All executions as they are now, in the order of their starts, including those not yet in the history."""
-        with self._lock:
-            return self._state.executions()
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """All changes so far, under the names of the webhook events."""
-        with self._lock:
-            return tuple(self._state.events())
+            super().reset()
+            self.faults: Faults = Faults(self.seed)
+            self._records: deque[Record] = deque(maxlen=MAX_RECORDS)
+            self._counts: Counter[tuple[str, str, int | None]] = Counter()
+            self._webhook_queue = WebhookQueue(self.seed)
+            self._windows: dict[str, Window] = {}
+            self._origin = self.clock.monotonic()
 
     @property
     def deliveries(self) -> tuple[WebhookDelivery, ...]:
@@ -120,61 +87,13 @@ class Sandbox(Settings):
     def due_webhooks(self) -> list[tuple[Webhooks, WebhookDelivery]]:
         """Remove and return the webhooks that are due, for the sender."""
         with self._lock:
-            now = self.clock.monotonic()
-            events = self._state.events(self._queued_events)
-            self._queued_events += len(events)
-            if self.webhooks is not None:
-                for event in events:
-                    self._webhook_queue.add(self.webhooks, event, now)
-            return self._webhook_queue.due(now)
+            events = self.events_from(self._webhook_queue.seen)
+            return self._webhook_queue.due(self.webhooks, events, self.clock.monotonic())
 
     def complete_webhook(self, delivery: WebhookDelivery) -> None:
         """Keep the result of a webhook, for the sender."""
         with self._lock:
             self._webhook_queue.completed.append(delivery)
-
-    def add_workflow(self, name: str, *, id: str | None = None, **fields: Json) -> str:  # noqa: A002  # the field's name
-        """Create a workflow without a request and return its id.
-
-        :raises SettingError: a field has the wrong type
-        """
-        workflow: Object = {"status": self.status_words.get("active", "active"), **fields, "name": name}
-        check_workflow(workflow)
-        with self._lock:
-            return str(self._state.create_workflow(workflow, id)["id"])
-
-    def start(self, workflow_id: str, payload: Object | None = None) -> Execution:
-        """Start an execution without a request, as another user of the same account would.
-
-        :raises KeyError: no workflow has this id
-        """
-        with self._lock:
-            return self._state.start(workflow_id, payload)
-
-    def plan(
-        self,
-        workflow_id: str,
-        *,
-        seconds: float | None = None,
-        outcome: Outcome | None = None,
-        error: str | None = None,
-    ) -> None:
-        """Set how future executions of a workflow behave; None uses the sandbox's settings.
-
-        :param seconds: how long they take; `math.inf` means until `finish` is called
-        :raises SettingError: a value is invalid
-        """
-        with self._lock:
-            self._state.plan(workflow_id, Plan(seconds, outcome, error))
-
-    def finish(self, execution_id: str, *, outcome: Outcome | None = None, error: str | None = None) -> Execution:
-        """Finish a running execution now.
-
-        :raises KeyError: no execution has this id
-        :raises SettingError: it has already finished, or the outcome is unknown
-        """
-        with self._lock:
-            return self._state.finish(execution_id, outcome, error)
 
     @property
     def requests(self) -> tuple[Record, ...]:

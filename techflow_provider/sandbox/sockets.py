@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,7 +71,7 @@ class SandboxServer(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report an exception, unless the client has disconnected."""
+        """Report an exception, unless the connection has ended."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -88,19 +88,15 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         try:
-            request = self._read()
+            steps = self.server.sandbox.handle(self._read())
         except ApiError as error:
             self._reject(error)
             return
-        steps = self.server.sandbox.handle(request)
         try:
-            response = self._run(steps)
-            if response is not None:
-                self._send(response)
-        except ConnectionError:
-            self.close_connection = True
-        finally:
-            steps.close()
+            while True:
+                self._wait(next(steps))
+        except StopIteration as stop:
+            self._send(stop.value)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _respond  # noqa: N815  # http.server's names
 
@@ -112,8 +108,7 @@ class _Connection(BaseHTTPRequestHandler):
     def _reject(self, error: ApiError) -> None:
         # The rest of this request cannot be distinguished from the next one.
         self.close_connection = True
-        with suppress(ConnectionError):
-            self._send(self.server.sandbox.dated(error.response()))
+        self._send(self.server.sandbox.dated(error.response()))
 
     def _read(self) -> Request:
         length = self.headers.get("content-length", "0")
@@ -128,22 +123,14 @@ class _Connection(BaseHTTPRequestHandler):
         local = is_local(self.client_address[0]) and not is_from_web_page(headers)
         return Request(self.command, self.path, headers, body, local)
 
-    def _run(self, steps: Generator[float, None, Response]) -> Response | None:
-        """Return the response, or None if the client has disconnected or the server is stopping."""
-        try:
-            while self._wait(next(steps)):
-                pass
-        except StopIteration as stop:
-            response: Response = stop.value
-            return response
-        self.close_connection = True
-        return None
+    def _wait(self, seconds: float) -> None:
+        """Wait.
 
-    def _wait(self, seconds: float) -> bool:
-        """Wait, and return whether the client is still connected and the server isn't stopping."""
-        timeout = min(seconds, threading.TIMEOUT_MAX)
+        :raises ConnectionAbortedError: the client has disconnected, or the server is stopping
+        """
         # A client that waits for a response sends nothing: what can be read is the end.
-        return not select.select([self.connection], [], [], timeout)[0]
+        if select.select([self.connection], [], [], min(seconds, threading.TIMEOUT_MAX))[0]:
+            raise ConnectionAbortedError
 
     def _send(self, response: Response) -> None:
         if response.status is None:
@@ -153,9 +140,8 @@ class _Connection(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         for chunk in response.chunks():
-            if response.drip_seconds and not self._wait(response.drip_interval_seconds):
-                self.close_connection = True
-                return
+            if response.drip_seconds:
+                self._wait(response.drip_interval_seconds)
             self.wfile.write(chunk)
 
     def _send_head(self, status: int, response: Response) -> None:
@@ -212,7 +198,7 @@ def serve(sandbox: Sandbox, host: str, port: int) -> Iterator[str]:
     before, sandbox.base_url = sandbox.base_url, f"http://{location}:{server.server_address[1]}{PREFIX}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_SECONDS}, daemon=True)
     thread.start()
-    sender = WebhookSender(sandbox.due_webhooks, sandbox.complete_webhook, sandbox.clock.now)
+    sender = WebhookSender(sandbox)
     sender.start()
     try:
         yield sandbox.base_url

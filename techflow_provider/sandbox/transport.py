@@ -44,8 +44,6 @@ class SandboxTransport(httpx.MockTransport):
                 timeout.wait(next(steps))
         except StopIteration as stop:
             response: Response = stop.value
-        finally:
-            steps.close()
         if response.status is None:
             error, message = BROKEN[response.broken]
             raise error(message, request=request)

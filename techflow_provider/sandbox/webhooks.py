@@ -16,12 +16,12 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -29,6 +29,9 @@ import httpx
 from techflow_provider.sandbox.messages import Object
 from techflow_provider.sandbox.settings import Probability, Seconds, SettingError, Text, check, check_fields
 from techflow_provider.sandbox.state import Event
+
+if TYPE_CHECKING:
+    from techflow_provider.sandbox.sandbox import Sandbox
 
 EventName = Literal[
     "workflow.created",
@@ -159,15 +162,27 @@ class WebhookQueue:
         self._random = random.Random(seed)  # noqa: S311  # not for secrets
         self._waiting: list[tuple[float, int, Webhooks, WebhookDelivery]] = []
         self._count = itertools.count()
+        self.seen = 0
         self.completed: deque[WebhookDelivery] = deque(maxlen=MAX_DELIVERIES)
 
-    def add(self, webhooks: Webhooks, event: Event, now: float) -> None:
-        """Queue the webhooks of an event, in so far as they are not lost.
+    def due(
+        self, webhooks: Webhooks | None, events: Sequence[Event], now: float
+    ) -> list[tuple[Webhooks, WebhookDelivery]]:
+        """Queue the webhooks of further events, and remove and return what has to be sent now.
 
+        :param webhooks: None sends nothing
         :param now: seconds on the sandbox's clock
         """
-        if event.name not in webhooks.events:
-            return
+        self.seen += len(events)
+        for event in events:
+            if webhooks is not None and event.name in webhooks.events:
+                self._add(webhooks, event, now)
+        due = []
+        while self._waiting and self._waiting[0][0] <= now:
+            due.append(heapq.heappop(self._waiting)[2:])
+        return due
+
+    def _add(self, webhooks: Webhooks, event: Event, now: float) -> None:
         id_ = f"msg_{self._random.getrandbits(64):016x}"
         genuine = WebhookDelivery(id_, event.name, event.workflow_id, event.execution_id, "genuine", event.at)
         if self._random.random() < webhooks.loss:
@@ -182,32 +197,13 @@ class WebhookQueue:
             due_at = now + webhooks.delay_seconds + self._random.random() * webhooks.jitter_seconds
             heapq.heappush(self._waiting, (due_at, next(self._count), webhooks, delivery))
 
-    def due(self, now: float) -> list[tuple[Webhooks, WebhookDelivery]]:
-        """Remove and return what has to be sent now."""
-        due = []
-        while self._waiting and self._waiting[0][0] <= now:
-            due.append(heapq.heappop(self._waiting)[2:])
-        return due
-
 
 class WebhookSender(threading.Thread):
-    """Sends webhooks from its own threads.
+    """Sends the webhooks of a sandbox from its own threads."""
 
-    :param due: removes and returns the deliveries that are due
-    :param complete: keeps the result of one
-    :param now: the sandbox's time
-    """
-
-    def __init__(
-        self,
-        due: Callable[[], Sequence[tuple[Webhooks, WebhookDelivery]]],
-        complete: Callable[[WebhookDelivery], None],
-        now: Callable[[], datetime],
-    ) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
         super().__init__(name="sandbox-webhooks", daemon=True)
-        self._due = due
-        self._complete = complete
-        self._now = now
+        self._sandbox = sandbox
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -224,19 +220,19 @@ class WebhookSender(threading.Thread):
         """Send what is due until it is stopped."""
         threads = ThreadPoolExecutor(SENDER_THREADS, "sandbox-webhook")
         while not self._stopping.wait(POLL_SECONDS):
-            for webhooks, delivery in self._due():
+            for webhooks, delivery in self._sandbox.due_webhooks():
                 threads.submit(self._send, self._client, webhooks, delivery)
         threads.shutdown(wait=False, cancel_futures=True)
         if "_client" in vars(self):
             self._client.close()
 
     def _send(self, client: httpx.Client, webhooks: Webhooks, delivery: WebhookDelivery) -> None:
-        sent = replace(delivery, sent_at=self._now())
+        sent = replace(delivery, sent_at=self._sandbox.clock.now())
         # The receiver compares the timestamp with the real time, whatever the sandbox's clock shows.
         request = webhooks.request(delivery.id, time.time(), delivery.body(), forged=delivery.kind == "forged")
         try:
             status = client.send(request).status_code
         except (httpx.HTTPError, RuntimeError) as error:
-            self._complete(replace(sent, error=type(error).__name__))
+            self._sandbox.complete_webhook(replace(sent, error=type(error).__name__))
         else:
-            self._complete(replace(sent, status=status))
+            self._sandbox.complete_webhook(replace(sent, status=status))
