@@ -11,10 +11,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import conf
@@ -100,10 +99,9 @@ def choice() -> Choice:
 @functools.lru_cache(maxsize=16)
 def _choice(url: str, process_id: int) -> Choice:  # noqa: ARG001 - see above
     kind = _kind(url)
-    chosen = Choice(kind, f"{SETTING} says so") if kind else choose(observe())
-    if kind == METADATA and not observe().database:
-        chosen = Choice(API_SERVER, "Airflow keeps this process away from its database")
-    return chosen
+    if not kind or (kind == METADATA and not observe().database):
+        return choose(observe())
+    return Choice(kind, f"{SETTING} says so")
 
 
 def _kind(url: str) -> str:
@@ -114,21 +112,58 @@ def _kind(url: str) -> str:
     return {"http": API_SERVER, "https": API_SERVER, "sqlite": FILE}.get(scheme, URL)
 
 
-def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
-    """Return the store that a connection's users share, and this host's own to use while that one fails.
+class SharedState(NamedTuple):
+    """Where the users of a connection keep what they share.
+
+    :param store: what all of them use
+    :param fallback: this host's own, to use while that one fails
+    """
+
+    store: Store
+    fallback: Store
+
+
+def open_state(connection: TechFlowConnection) -> SharedState:
+    """Return where the users of a connection keep what they share.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
     url, file = state_url(), default_state_file()
-    chosen, here = _choice(url, os.getpid()), _open_file(str(file))
+    chosen, here = _choice(url, os.getpid()), _open(FILE, FILE, file, os.getpid())
+    if chosen.kind == API_SERVER:
+        store: Store = http_store(url if _kind(url) == API_SERVER else api_server_state_url(), connection)
+    else:
+        store = _open(chosen.kind, url, file, os.getpid())
+    _announce(store.location, chosen.reason, os.getpid())
+    if store is here:
+        return SharedState(store, fallback_store())
+    if file.exists():
+        _migrate_from(here, store, connection)
+    return SharedState(store, here)
+
+
+def served_store() -> Store:
+    """Return the store that an API server offers to other processes.
+
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
+    url = state_url()
+    kind = _choice(url, os.getpid()).kind
+    return _open(choose(observe()).kind if kind == API_SERVER else kind, url, default_state_file(), os.getpid())
+
+
+@functools.lru_cache(maxsize=16)
+def _open(kind: str, url: str, default_file: Path, process_id: int) -> Store:  # noqa: ARG001 - one per process
     try:
-        store = _open_api_server(url, connection) if chosen.kind == API_SERVER else _open(chosen.kind, url, file)
+        if kind == METADATA:
+            return _open_metadata()
+        if kind == BROKER:
+            return open_store(_broker_url())
+        if kind == FILE:
+            return open_store(url if _kind(url) == FILE and url.lower() != FILE else str(default_file), _file_mode())
+        return open_store(url)
     except StateUrlError as error:
         raise InvalidParameterError(SETTING, error.received, error.expected) from error
-    _announce(store.location, chosen.reason, os.getpid())
-    if store is not here and file.exists():
-        _migrate_from(here, store, connection)
-    return store, fallback_store() if store is here else here
 
 
 def _migrate_from(file: Any, store: Any, connection: TechFlowConnection) -> None:
@@ -140,47 +175,19 @@ def _migrate_from(file: Any, store: Any, connection: TechFlowConnection) -> None
 
 
 @functools.lru_cache(maxsize=64)
-def _migrate(file: Any, store: Any, key: str, process_id: int) -> None:  # noqa: ARG001 - once per process
-    copied = migrate(file, store, key) if isinstance(file, SqliteStore) else 0
+def _migrate(file: SqliteStore, store: Any, key: str, process_id: int) -> None:  # noqa: ARG001 - once per process
+    copied = migrate(file, store, key)
     if copied:
         log.info("Copied %d records of an earlier version from %s to %s", copied, file.location, store.location)
 
 
-def served_store() -> Store:
-    """Return the store that an API server offers to other processes.
-
-    :raises InvalidParameterError: `[techflow] state_url` names no store
-    """
-    url = state_url()
-    kind = _choice(url, os.getpid()).kind
-    try:
-        return _open(choose(observe()).kind if kind == API_SERVER else kind, url, default_state_file())
-    except StateUrlError as error:
-        raise InvalidParameterError(SETTING, error.received, error.expected) from error
-
-
-def _open(kind: str, url: str, default_file: Path) -> Store:
-    if kind == METADATA:
-        return _open_metadata()
-    if kind == BROKER:
-        return open_store(_broker_url())
-    if kind == FILE:
-        return _open_file(url if _kind(url) == FILE and url.lower() != FILE else str(default_file))
-    return open_store(url)
-
-
-def _open_file(path: str) -> Store:
+def _file_mode() -> int:
     mode = conf.get("techflow", "state_file_mode", fallback="").strip() or "0600"
     if mode.lstrip("0o") not in ("600", "660"):
         raise InvalidParameterError("[techflow] state_file_mode", quote(mode), "0600, or 0660 to share it with a group")
-    return open_store(path, int(mode, 8))
+    return int(mode, 8)
 
 
-def _open_api_server(url: str, connection: TechFlowConnection) -> Store:
-    return http_store(url if _kind(url) == API_SERVER else api_server_state_url(), connection)
-
-
-@functools.cache
 def _open_metadata() -> Store:
     from airflow.configuration import conf as core
 
@@ -203,28 +210,18 @@ def _broker_url() -> str:
     if scheme.lower() not in ("redis", "rediss", "sentinel"):
         raise StateUrlError(f"{BROKER!r}, and [celery] broker_url is {scheme or 'not set'}", "a broker that is a Redis")
     section = "celery_broker_transport_options"
-    options = {
-        name: core.get(section, name, fallback="") for name in (*BROKER_OPTIONS, "master_name", "sentinel_kwargs")
-    }
-    query = {name: options[name] for name in BROKER_OPTIONS if options[name]}
+    query = {name: found for name in BROKER_OPTIONS if (found := core.get(section, name, fallback=""))}
     if core.getboolean("celery", "ssl_active", fallback=False):
         scheme = "rediss" if scheme == "redis" else scheme
         files = {"ssl_keyfile": "ssl_key", "ssl_certfile": "ssl_cert", "ssl_ca_certs": "ssl_cacert"}
         query |= {name: found for name, key in files.items() if (found := core.get("celery", key, fallback=""))}
-    if scheme == "sentinel":
-        return _sentinel_url(url, options, query)
+    if scheme.lower() == "sentinel":
+        # Celery's form is `sentinel://:password@host:port;sentinel://…/number`.
+        hosts, _, number = re.sub(r"(/\d*)?;\w+://([^;/]*@)?", ",", place).partition("/")
+        scheme, place = "redis+sentinel", f"{hosts}/{core.get(section, 'master_name', fallback='')}/{number or 0}"
+        kwargs = json.loads(core.get(section, "sentinel_kwargs", fallback="") or "{}")
+        query |= {f"sentinel_{name}": str(kwargs[name]) for name in ("username", "password") if name in kwargs}
     return f"{scheme}://{place}{'&' if '?' in place else '?'}{urlencode(query)}" if query else f"{scheme}://{place}"
-
-
-def _sentinel_url(url: str, options: Mapping[str, str], query: Mapping[str, str]) -> str:
-    """Return the URL of a Redis that Sentinels watch, from Celery's form of it: `sentinel://host:port;sentinel://…`."""
-    places = [place.partition("://")[2] for place in url.split(";")]
-    hosts = ",".join(place.partition("/")[0].rpartition("@")[2] for place in places)
-    user, at, _ = places[0].partition("/")[0].rpartition("@")
-    number = places[-1].partition("/")[2] or "0"
-    kwargs = json.loads(options["sentinel_kwargs"] or "{}")
-    secrets = {f"sentinel_{name}": str(kwargs[name]) for name in ("username", "password") if name in kwargs}
-    return f"redis+sentinel://{user}{at}{hosts}/{options['master_name']}/{number}?{urlencode({**query, **secrets})}"
 
 
 @functools.cache

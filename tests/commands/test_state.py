@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from techflow_provider.hooks import state
-
 
 def test_show_says_where_the_state_is_and_why(served, techflow, home):
     done = techflow("state", "show", "--output", "json")
@@ -26,9 +24,7 @@ def test_show_says_why_the_state_can_not_be_used(served, techflow, home):
 def test_init_prints_the_statements_that_create_the_table(served, techflow, home, monkeypatch):
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "metadata")
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{home}/airflow.db")
-    state._open_metadata.cache_clear()
     done = techflow("state", "init")
-    state._open_metadata.cache_clear()
     assert done.code == 0
     assert "CREATE TABLE IF NOT EXISTS techflow_state" in done.out
     assert done.out.count(";") == 2

@@ -26,6 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a home and decisions of its own."""
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     state._choice.cache_clear()
+    state._open.cache_clear()
     state._announce.cache_clear()
     return tmp_path
 
@@ -136,9 +137,7 @@ class TestSetting:
     def test_metadata_is_airflows_database(self, monkeypatch, tmp_path):
         monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{tmp_path}/airflow.db")
         monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "metadata")
-        state._open_metadata.cache_clear()
         assert location() == f"sqlite:///{tmp_path}/airflow.db"
-        state._open_metadata.cache_clear()
 
     def test_an_api_server_offers_what_it_can_reach_itself(self, monkeypatch, home):
         monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "https://api.example/techflow/state")
@@ -180,7 +179,6 @@ def test_records_in_the_file_of_an_earlier_version_move_to_the_shared_store(home
     file.update(f"{account}/attempts", "task", lambda *_: (Write("a record", 60.0), None))
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "metadata")
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{home}/airflow.db")
-    state._open_metadata.cache_clear()
     with caplog.at_level(logging.INFO, state.__name__):
         store, fallback = open_state(CONNECTION)
         open_state(CONNECTION)
@@ -189,4 +187,3 @@ def test_records_in_the_file_of_an_earlier_version_move_to_the_shared_store(home
     assert [message for message in caplog.messages if message.startswith("Copied")] == [
         f"Copied 1 records of an earlier version from {file.location} to {store.location}"
     ]
-    state._open_metadata.cache_clear()
