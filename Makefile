@@ -13,6 +13,8 @@ TESTS := -q --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/
 TEST_ENVIRONMENT = .ci/environment.sh test "$(PYTHON)" editable "apache-airflow==$(AIRFLOW)" "apache-airflow-providers-http>=5.3" --group test
 DEPLOYMENT = $(ENVIRONMENTS)/airflow-$(AIRFLOW)/bin/python
 export PYTHON
+# Without bytecode every process compiles Airflow anew, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint types matrix fuzz network contract docs deployment deployments explore bench e2e soak wheel mutants clean
 

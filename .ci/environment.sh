@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Make a Python environment with this package in it: environment.sh NAME PYTHON MODE [uv pip install arguments...]
+# Without arguments, only what makes environments is installed.
 # MODE is "editable" for work on the checkout, or "wheel" for the package as users get it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=$1 python=$2 mode=$3
-shift 3
 home=.cache/environments
-environment=$home/$name
 
 if [ ! -x "$home/uv/bin/uv" ]; then
   echo "· installing uv"
   "${PYTHON:-python3}" -m venv "$home/uv"
   "$home/uv/bin/python" -m pip install --quiet --disable-pip-version-check uv
 fi
+[ $# -gt 0 ] || exit 0
+name=$1 python=$2 mode=$3
+shift 3
+environment=$home/$name
 uv=$home/uv/bin/uv
 
 wanted="$python $mode $* $(cat pyproject.toml | cksum)"

@@ -8,6 +8,7 @@ import tempfile
 import hypothesis
 import pytest
 
+from techflow_provider.client.environment import CA_VARIABLES
 from techflow_provider.sandbox import ManualClock, Sandbox
 
 # Airflow makes its home and opens its database when it is imported, which some tests do while they are collected; both
@@ -16,6 +17,10 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
 # Airflow 2.11 warns at every start until this is set.
 os.environ["AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY"] = "True"
 os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{os.environ['AIRFLOW_HOME']}/airflow.db"
+
+# Each client would read all certificates of the machine, which takes longer than most tests.
+for name in CA_VARIABLES:
+    os.environ.pop(name, None)
 
 # A loaded machine takes any time for an example.
 hypothesis.settings.register_profile("any machine", deadline=None)

@@ -76,18 +76,19 @@ def run_command(*arguments: str) -> Result:
     return {"returncode": 0}
 
 
-def skip_real_time() -> None:
-    """Remove the delays that only a scheduler, another worker or a server with a rate limit needs."""
-    from techflow_provider.client import reading
-    from techflow_provider.operators import techflow as operators
-    from techflow_provider.polling import schedule
-    from techflow_provider.triggers import admission, techflow
+# Delays that only a scheduler, another worker or a server with a rate limit needs, by module.
+DELAYS = {
+    "client.reading": {"SHORTEST_INTERVAL_SECONDS": 0.1, "DEFAULT_POLL_INTERVAL_SECONDS": 0.1},
+    "polling.shared": {"SHORTEST_WAIT_SECONDS": 0.05},
+    "triggers.outcomes": {"FIRST_EVENT_SECONDS": 0.0, "ADMISSION_SECONDS": 1.0},
+}
 
-    mock.patch.object(techflow, "FIRST_EVENT_SECONDS", 0.0).start()
-    mock.patch.object(schedule, "SHORTEST_INTERVAL_SECONDS", 0.1).start()
-    mock.patch.object(reading, "SHORTEST_INTERVAL_SECONDS", 0.1).start()
-    for module in (operators, admission):
-        mock.patch.object(module, "ADMISSION_SECONDS", 1.0).start()
+
+def skip_real_time() -> None:
+    """Shorten the delays, in each module before those are imported that take them from it."""
+    for module, delays in DELAYS.items():
+        for name, seconds in delays.items():
+            mock.patch(f"techflow_provider.{module}.{name}", seconds).start()
 
 
 @contextmanager
