@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from importlib.metadata import version
 
 import httpx
 
+from techflow_provider import __version__
 from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, get_first, items, json_of, quote, shorten
 from techflow_provider.client.settings import Settings
@@ -55,10 +58,12 @@ class Finding:
     remedy: str = ""
 
 
-def versions(installed: Mapping[str, str]) -> Finding:
-    """Check the versions; `airflow` must be among them."""
-    message = ", ".join(f"{name} {version}" for name, version in installed.items())
-    release = tuple(int(part) for part in installed["airflow"].split(".")[:2] if part.isdigit())
+def versions(airflow: str) -> Finding:
+    """Check the versions."""
+    compat = version("apache-airflow-providers-common-compat")
+    others = f"common-compat {compat}, httpx {httpx.__version__}, python {platform.python_version()}"
+    message = f"airflow-provider-techflow {__version__}, airflow {airflow}, {others}"
+    release = tuple(int(part) for part in airflow.split(".")[:2] if part.isdigit())
     if OLDEST_AIRFLOW <= release < NEXT_AIRFLOW:
         return Finding("versions", Severity.OK, message)
     return Finding("versions", Severity.WARNING, message, "This package is tested with Airflow 2.11 and 3.0 to 3.3.")

@@ -124,9 +124,9 @@ STATE_COMMANDS = (
     _command("init", "state:init", "Print the statements that create its table in a database"),
 )
 START_COMMANDS = (
-    _command("list", "starts:list_starts", "List starts whose execution isn't known yet, or cannot be determined"),
-    _command("show", "starts:show_start", "Show what is recorded about a start", START_NAME),
-    _command("forget", "starts:forget_start", "Let the task's next attempt start an execution", START_NAME),
+    _command("list", "state:list_starts", "List starts whose execution isn't known yet, or cannot be determined"),
+    _command("show", "state:show_start", "Show what is recorded about a start", START_NAME),
+    _command("forget", "state:forget_start", "Let the task's next attempt start an execution", START_NAME),
 )
 WEBHOOK_COMMANDS = (
     _command("secret", "resources:secret", "Print a new secret, which every Standard Webhooks library can use"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
 
+from airflow import __version__ as airflow_version
 from airflow.jobs.job import Job, most_recent_job
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
@@ -18,7 +17,6 @@ from httpx import Response
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from techflow_provider import __version__
 from techflow_provider.client import Client, InvalidParameterError, RetryPolicy, TechFlowError
 from techflow_provider.client.calls import raw
 from techflow_provider.client.models import read_workflows
@@ -44,7 +42,6 @@ STATE_REMEDY = (
 )
 TTL_SECONDS = 60.0
 MAX_HOSTS = 1000
-PACKAGES = {"airflow": "apache-airflow", "common-compat": "apache-airflow-providers-common-compat", "httpx": "httpx"}
 
 
 def examine(args: Namespace) -> Report:
@@ -83,7 +80,7 @@ def _lines(finding: Finding) -> Iterator[str]:
 
 
 def _findings(conn_id: str) -> Iterator[Finding]:
-    yield checks.versions(_installed())
+    yield checks.versions(airflow_version)
     try:
         connection, unusable = read_connection(conn_id), ""
     except InvalidParameterError as error:
@@ -104,16 +101,6 @@ def _findings(conn_id: str) -> Iterator[Finding]:
         yield from _response_findings(connection, budget)
         yield checks.budget(budget.snapshot())
     yield checks.webhooks(enabled=connection.webhook_secret is not None)
-
-
-def _installed() -> dict[str, str]:
-    found = {"airflow-provider-techflow": __version__}
-    for name, distribution in PACKAGES.items():
-        try:
-            found[name] = version(distribution)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return {**found, "python": platform.python_version()}
 
 
 def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:

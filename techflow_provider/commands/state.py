@@ -1,14 +1,25 @@
-"""`state show` and `state init`: where the shared state is kept, and the statements that create its table."""
+"""`state` and `starts`: where the shared state is kept, and the starts in it whose execution isn't known.
+
+They read and change the shared state, and send nothing.
+"""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 
+from techflow_provider.client import InvalidParameterError
+from techflow_provider.client.parsing import Json
 from techflow_provider.commands.console import Report, read_connection
 from techflow_provider.hooks.state import choice, open_state, served_store
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.sql import SqlStore
 from techflow_provider.state.store import StoreError
+from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.legacy import LegacyState
+from techflow_provider.submission.records import AttemptRecord
+
+START_COLUMNS = ("name", "workflow_id", "sent_at", "waiting_for")
 
 
 def show(args: Namespace) -> Report:
@@ -29,3 +40,50 @@ def init(_: Namespace) -> Report:
     if not isinstance(store, SqlStore):
         return Report([], text=f"-- {store.location} needs no table")
     return Report([*store.ddl], text="\n".join(f"{statement};" for statement in store.ddl))
+
+
+def list_starts(args: Namespace) -> Report:
+    """List the starts of a connection's account that name no execution."""
+    records = sorted(_store(args.conn_id).pending(), key=lambda record: record.sent_at)
+    return Report([_row(each) for each in records], START_COLUMNS)
+
+
+def show_start(args: Namespace) -> Report:
+    """Show the record of a start."""
+    record = _record(args)
+    return Report({**_row(record), **record.to_dict()})
+
+
+def forget_start(args: Namespace) -> Report:
+    """Record that nothing more is wanted from a request, so that the task's next attempt starts an execution."""
+    record, store = _record(args), _store(args.conn_id, args.name)
+    store.migrate()
+    store.keep(record, replace(record, failed=True))
+    text = f"{args.name} is forgotten: its next attempt starts an execution"
+    return Report({"name": args.name, "forgotten": True}, text=text)
+
+
+def _store(conn_id: str, name: str = "") -> AttemptStore:
+    connection = read_connection(conn_id)
+    store, settings = open_state(connection)[0], connection.settings
+    return AttemptStore(store, settings.site, name, legacy=LegacyState(store, settings.account, name))
+
+
+def _record(args: Namespace) -> AttemptRecord:
+    for each in _store(args.conn_id).pending():
+        if _name(each) == args.name:
+            return each
+    raise InvalidParameterError("name", repr(args.name), "a name that `starts list` shows")
+
+
+def _name(record: AttemptRecord) -> str:
+    return record.submission_id.rpartition("#")[0] or record.submission_id
+
+
+def _row(record: AttemptRecord) -> dict[str, Json]:
+    return {
+        "name": _name(record),
+        "workflow_id": record.workflow_id,
+        "sent_at": record.sent_at.isoformat(timespec="seconds"),
+        "waiting_for": "its response" if record.in_flight else "a search of the history, or a person",
+    }
