@@ -19,7 +19,7 @@ import httpx
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.flow import Call, Method, Query
 from techflow_provider.client.json_stream import RowMemory
-from techflow_provider.client.models import Execution, Rows, StatusWords, Workflow, read_executions, read_workflows
+from techflow_provider.client.models import Execution, StatusWords, Workflow, read_executions, read_workflows
 from techflow_provider.client.paging import Page, page_reader, server_time
 from techflow_provider.client.parsing import Json, json_of, quote
 from techflow_provider.client.values import (
@@ -64,7 +64,8 @@ class Start:
 
 def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Workflow]]:
     """`GET /workflows` (List Workflows)."""
-    return Call("GET", "/workflows", page_reader(_read_workflows), request_class=request_class)
+    read = page_reader(lambda value, _, left_out: read_workflows(value, left_out))
+    return Call("GET", "/workflows", read, request_class=request_class)
 
 
 def get_workflow(workflow_id: Id) -> Call[Workflow]:
@@ -202,7 +203,3 @@ def encode_json(parameter: str, value: object) -> bytes:
 
 def _read_workflow(response: httpx.Response, _: StatusWords) -> Workflow:
     return Workflow.read(json_of(response))
-
-
-def _read_workflows(value: Json, _: StatusWords, unneeded: int) -> Rows[Workflow]:
-    return read_workflows(value, unneeded)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial, wraps
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from techflow_provider.client.environment import open_http
 from techflow_provider.client.errors import without_frames
-from techflow_provider.client.flow import IO, Call, Flow, FlowContext, StartLog, exchange
+from techflow_provider.client.flow import Call, Flow, FlowContext, StartLog, exchange
 from techflow_provider.client.operations import AsyncExecutions, AsyncWorkflows
 from techflow_provider.client.reading import HistoryReader
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
-from techflow_provider.client.transport import Exchange, PerProcess, send_errors
+from techflow_provider.client.transport import Exchange, PerProcess, open_http, send_errors
 from techflow_provider.state.budget import Budget, LocalBudget
 
 T = TypeVar("T")
@@ -42,7 +40,7 @@ class _SyncIO:
     settings: Settings
     http: PerProcess[httpx.Client]
     clock: Callable[[], float]
-    wait: Callable[[float], None]
+    wait: Callable[[float], None] | None
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         exchanged = Exchange(self.settings, self.clock)
@@ -59,7 +57,7 @@ class _SyncIO:
         return exchanged.complete()
 
     async def sleep(self, seconds: float) -> None:
-        self.wait(seconds)
+        (self.wait or time.sleep)(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
         return act()
@@ -78,7 +76,7 @@ class _AsyncIO:
     settings: Settings
     http: PerProcess[httpx.AsyncClient]
     clock: Callable[[], float]
-    wait: Callable[[float], Coroutine[Any, Any, None]]
+    wait: Callable[[float], Coroutine[Any, Any, None]] | None
     # State that processes share is used in one thread, so that its store never blocks the loop.
     thread: PerProcess[ThreadPoolExecutor] = field(
         default_factory=lambda: PerProcess(partial(ThreadPoolExecutor, 1, thread_name_prefix="techflow-state"))
@@ -100,7 +98,7 @@ class _AsyncIO:
         return exchanged.complete()
 
     async def sleep(self, seconds: float) -> None:
-        await self.wait(seconds)
+        await (self.wait or asyncio.sleep)(seconds)
 
     async def use_state(self, act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.thread.get(), act)
@@ -178,6 +176,9 @@ class _Client(Generic[Transport, Sleep]):
     :raises InvalidParameterError: a setting can't be used
     """
 
+    _http_type: ClassVar[type[Any]]
+    _io_type: ClassVar[Callable[..., Any]]
+
     @without_frames
     def __init__(
         self,
@@ -195,13 +196,14 @@ class _Client(Generic[Transport, Sleep]):
     ) -> None:
         self.settings: Settings = settings or Settings(api_key, base_url)
         self.budget: Budget = budget or LocalBudget()
-        io = self._open(transport, clock, sleep)
+        http = self._http_type
+        self._http = PerProcess(partial(open_http, http, self.settings, transport), getattr(http, "close", None))
+        # A hook keeps its client and never closes it, and sockets that are left to Python cause warnings.
+        weakref.finalize(self, self._http.close)
+        self._io = self._io_type(self.settings, self._http, clock, sleep)
         self.context: FlowContext = FlowContext(
-            self.settings, io, self.budget, retry or RetryPolicy(), clock, random.random, reader=reader, starts=starts
+            self.settings, self._io, self.budget, retry or RetryPolicy(), clock, reader=reader, starts=starts
         )
-
-    def _open(self, transport: Transport | None, clock: Callable[[], float], sleep: Sleep | None) -> IO:
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.settings.base_url!r})"
@@ -214,16 +216,8 @@ class Client(_Client[httpx.BaseTransport, Callable[[float], None]]):
     >>> workflows = client.workflows.list()
     """
 
-    def _open(
-        self,
-        transport: httpx.BaseTransport | None,
-        clock: Callable[[], float],
-        sleep: Callable[[float], None] | None,
-    ) -> IO:
-        self._http = PerProcess(partial(open_http, httpx.Client, self.settings, transport))
-        # A hook keeps its client and never closes it, and sockets that are left to Python cause warnings.
-        self._finalizer = weakref.finalize(self, self._http.end, httpx.Client.close)
-        return _SyncIO(self.settings, self._http, clock, sleep or time.sleep)
+    _http_type = httpx.Client
+    _io_type = _SyncIO
 
     @cached_property
     def workflows(self) -> Workflows:
@@ -248,7 +242,7 @@ class Client(_Client[httpx.BaseTransport, Callable[[float], None]]):
 
     def close(self) -> None:
         """Close the connections."""
-        self._finalizer()
+        self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -265,15 +259,8 @@ class AsyncClient(_Client[httpx.AsyncBaseTransport, Callable[[float], Coroutine[
     ...         return await client.workflows.list()
     """
 
-    def _open(
-        self,
-        transport: httpx.AsyncBaseTransport | None,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Coroutine[Any, Any, None]] | None,
-    ) -> IO:
-        self._http = PerProcess(partial(open_http, httpx.AsyncClient, self.settings, transport))
-        self._io = _AsyncIO(self.settings, self._http, clock, sleep or asyncio.sleep)
-        return self._io
+    _http_type = httpx.AsyncClient
+    _io_type = _AsyncIO
 
     @cached_property
     def workflows(self) -> AsyncWorkflows:
@@ -298,7 +285,7 @@ class AsyncClient(_Client[httpx.AsyncBaseTransport, Callable[[float], Coroutine[
 
     async def use_state(self, act: Callable[[], T]) -> T:
         """Use the budget, or anything else in its store, in the one thread that may block on it."""
-        return await self._io.use_state(act)
+        return await self.context.io.use_state(act)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar, dataclass_transform
 
 from techflow_provider.client.parsing import in_seconds
 from techflow_provider.client.text import printable
@@ -47,13 +47,17 @@ PASSING_REFUSALS = frozenset({423, 429})
 SUCCESSES = range(200, 300)
 
 
+@dataclass_transform(eq_default=False)
 class TechFlowError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose; each of them is a dataclass."""
 
     is_transient: ClassVar[bool] = False
     """Whether the next poll may succeed although this one failed."""
     message: ClassVar[str] = ""
     """What the error says; `{0}` is the error itself."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False)(cls)
 
     def __str__(self) -> str:
         return self.message.format(self) if self.message else super().__str__()
@@ -77,7 +81,6 @@ class TechFlowError(Exception):
         return False
 
 
-@dataclass(eq=False)
 class InvalidParameterError(TechFlowError, ValueError):
     """A parameter has an invalid value; nothing was sent.
 
@@ -93,7 +96,6 @@ class InvalidParameterError(TechFlowError, ValueError):
     expected: str
 
 
-@dataclass(eq=False)
 class BudgetTimeoutError(TechFlowError):
     """The rate budget has no slot before the deadline; nothing was sent.
 
@@ -113,7 +115,6 @@ class BudgetTimeoutError(TechFlowError):
     deadline_seconds: float
 
 
-@dataclass(eq=False)
 class TransportError(TechFlowError):
     """No complete response: a failure of the connection or TLS, a timeout, or a response over the size limit.
 
@@ -150,7 +151,6 @@ class ResponseSizeError(TransportError):
     """The response exceeds the size limit, so it was not read completely; another one would be as large."""
 
 
-@dataclass(eq=False)
 class ResponseError(TechFlowError):
     """The server sent a response other than the expected one.
 
@@ -232,7 +232,6 @@ ERRORS_BY_STATUS |= dict.fromkeys(REFUSALS - PASSING_REFUSALS, RefusedError)
 ERRORS_BY_STATUS |= {400: BadRequestError, 401: UnauthorizedError, 404: NotFoundError, 429: RateLimitError}
 
 
-@dataclass(eq=False)
 class AmbiguousExecutionError(TechFlowError):
     """An execution may have been started, but which one cannot be determined; starting another isn't safe.
 
@@ -248,7 +247,6 @@ class AmbiguousExecutionError(TechFlowError):
     reason: str
 
 
-@dataclass(eq=False)
 class SharedExecutionError(TechFlowError):
     """TechFlow responded to a start with an execution that it had started for another request; it started none.
 
@@ -267,7 +265,6 @@ class SharedExecutionError(TechFlowError):
     holder: str
 
 
-@dataclass(eq=False)
 class AmbiguousWorkflowError(TechFlowError):
     """A workflow may have been created, but which one cannot be determined; creating another isn't safe.
 
@@ -283,7 +280,6 @@ class AmbiguousWorkflowError(TechFlowError):
     reason: str
 
 
-@dataclass(eq=False)
 class StateUnavailableError(TechFlowError):
     """The record that a start needs could not be written, so nothing was sent.
 
@@ -299,7 +295,6 @@ class StateUnavailableError(TechFlowError):
     reason: str
 
 
-@dataclass(eq=False)
 class SupersededError(TechFlowError):
     """Another attempt of the same task has taken over the start of its execution; this one has to stop.
 
@@ -312,7 +307,6 @@ class SupersededError(TechFlowError):
     task: str
 
 
-@dataclass(eq=False)
 class ExecutionNotFoundError(TechFlowError):
     """An execution did not appear in the execution history in time.
 
@@ -330,7 +324,6 @@ class ExecutionNotFoundError(TechFlowError):
         )
 
 
-@dataclass(eq=False)
 class ExecutionTimeoutError(TechFlowError):
     """An execution was still running when the timeout expired; it keeps running in TechFlow.
 
@@ -350,7 +343,6 @@ class ExecutionTimeoutError(TechFlowError):
         )
 
 
-@dataclass(eq=False)
 class ExecutionFailedError(TechFlowError):
     """An execution ended in `execution.failed`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -27,8 +28,7 @@ from techflow_provider.client.errors import (
 )
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.parsing import LONGEST_QUOTE, DecodeError, charset_of, get_first, json_of, quote, shorten
-from techflow_provider.client.quota import quota_of
-from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited
+from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited, quota_of
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.text import get_logger
 from techflow_provider.state.budget import Budget, RequestClass, Reservation
@@ -146,7 +146,7 @@ class FlowContext:
     budget: Budget = field(repr=False)
     retry: RetryPolicy
     clock: Callable[[], float]
-    random: Callable[[], float]
+    random: Callable[[], float] = random.random
     admission_seconds: float = math.inf
     now: Callable[[], datetime] = UTC_NOW
     reader: HistoryReader | None = field(default=None, repr=False)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from urllib.parse import quote as percent_encode
 
@@ -40,21 +40,8 @@ FIELDS = {
     "api_key": "password (the API key)",
     "base_url": "host (the base URL)",
     "timeout_seconds": "extra timeout",
-    "port": "port",
-    "type": "type",
-    "extra": "extra",
+    **{name: name for name in ("port", "type", "extra")},
 }
-
-
-class AirflowConnection(Protocol):
-    """The fields of Airflow's connection that are read."""
-
-    conn_id: str
-    conn_type: str | None
-    host: str | None
-    schema: str | None
-    port: int | None
-    password: str | None
 
 
 class ConnectionFieldError(InvalidParameterError):
@@ -98,9 +85,10 @@ class TechFlowConnection:
 
     @classmethod
     @without_frames
-    def read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
+    def read(cls, connection: Any, extra: Mapping[str, Any]) -> TechFlowConnection:
         """Read a connection, and log once per process what has no effect.
 
+        :param connection: Airflow's
         :param extra: the connection's extra as a dict; numbers may be strings, since forms send them so
         :raises ConnectionFieldError: a field is invalid; the message names the connection and the field
         """
@@ -114,7 +102,7 @@ class TechFlowConnection:
         return read
 
     @classmethod
-    def _read(cls, connection: AirflowConnection, extra: Mapping[str, Any]) -> TechFlowConnection:
+    def _read(cls, connection: Any, extra: Mapping[str, Any]) -> TechFlowConnection:
         _check_type(connection)
         _check_extra(connection, extra)
         given = {name: value for name, value in extra.items() if value is not None and value != ""}
@@ -148,7 +136,7 @@ def _log_once(conn_id: str, problem: str) -> None:
     log.warning("Connection %r: %s", conn_id, problem)
 
 
-def _check_type(connection: AirflowConnection) -> None:
+def _check_type(connection: Any) -> None:
     """Check that the password is TechFlow's: a connection's id may come from a template."""
     # The type may be missing in JSON.
     found = getattr(connection, "conn_type", None)
@@ -157,7 +145,7 @@ def _check_type(connection: AirflowConnection) -> None:
         raise InvalidParameterError("type", repr(found), expected)
 
 
-def _check_extra(connection: AirflowConnection, extra: object) -> None:
+def _check_extra(connection: Any, extra: object) -> None:
     if not isinstance(extra, Mapping):
         raise InvalidParameterError("extra", quote(extra).partition(":")[0], "a JSON object")
     # Airflow only logs that it can't be read.
@@ -180,7 +168,7 @@ def _read_webhook_secret(value: Any) -> tuple[WebhookSecret] | tuple[None, str]:
         return None, f"webhooks are off, because of extra {error}"
 
 
-def _read_base_url(connection: AirflowConnection) -> str:
+def _read_base_url(connection: Any) -> str:
     """Return the base URL, from a whole URL as host or from the parts of the connection's URI.
 
     Airflow parses a URI's path into `schema`; some forms put the protocol there. A protocol in front of the host, as in

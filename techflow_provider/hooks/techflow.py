@@ -95,9 +95,7 @@ class TechFlowHook(BaseHook):
 
     @cached_property
     def _client(self) -> Client:
-        connection = self.connection
-        reader, starts = open_reader(connection), open_starts(connection)
-        return Client(settings=connection.settings, budget=self._budget, reader=reader, starts=starts)
+        return Client(budget=self._budget, **_resources(self.connection))
 
     def get_conn(self) -> Client:
         """Return the client, created once per hook."""
@@ -106,8 +104,7 @@ class TechFlowHook(BaseHook):
     async def aget_conn(self) -> AsyncClient:
         """Return a new client for the running event loop; close it with `await client.aclose()` or `async with`."""
         connection = await self.aget_techflow_connection()
-        reader, starts = open_reader(connection), open_starts(connection)
-        return AsyncClient(settings=connection.settings, budget=open_budget(connection), reader=reader, starts=starts)
+        return AsyncClient(budget=open_budget(connection), **_resources(connection))
 
     def list_workflows(self, status: str | None = None, name: Id | None = None) -> list[Workflow]:
         """Return all workflows, or those with a given status or name (List Workflows)."""
@@ -261,6 +258,11 @@ class TechFlowHook(BaseHook):
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
         connected = f"Connected to {settings.base_url}: the API key can access {counted(count, 'workflow')}"
         return True, "; ".join((connected, *self.connection.problems))
+
+
+def _resources(connection: TechFlowConnection) -> dict[str, Any]:
+    """Return what both clients take of a connection."""
+    return {"settings": connection.settings, "reader": open_reader(connection), "starts": open_starts(connection)}
 
 
 def _fields(connection: Any) -> tuple[Any, Any]:

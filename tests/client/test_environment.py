@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from techflow_provider.client import AsyncClient, Client, InvalidParameterError, RetryPolicy, Settings, TransportError
-from techflow_provider.client.environment import CA_VARIABLES
+from techflow_provider.client.transport import CA_VARIABLES
 from tests.certificates import Authority
 from tests.client.raw_server import response, serving, until_blank_line
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from techflow_provider.client.quota import quota_of
+from techflow_provider.client.retry import quota_of
 from techflow_provider.state.learning import Quota
 
 DATE = "Thu, 26 Nov 2026 12:00:00 GMT"

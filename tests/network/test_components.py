@@ -21,8 +21,8 @@ import pytest
 
 from techflow_provider.client import Client, RetryPolicy, Settings, TransportError, UnauthorizedError
 from techflow_provider.client.calls import raw
-from techflow_provider.client.environment import CA_VARIABLES
 from techflow_provider.client.errors import ResponseError
+from techflow_provider.client.transport import CA_VARIABLES
 from tests.certificates import Authority
 from tests.client.raw_server import response, serving
 from tests.servers import Program, free_port, listens, until
