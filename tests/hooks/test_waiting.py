@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +14,6 @@ from techflow_provider.sandbox import Sandbox
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "waiting.md"
-
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,13 +21,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
 
 
-def test_the_documents_example_waits_for_all(techflow_sandbox: Sandbox, techflow_connection: str) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(block, DOCUMENT.name, "exec"), names)
+async def test_several_waits_in_one_event_loop_return_their_executions(
+    techflow_sandbox: Sandbox, techflow_connection: str
+) -> None:
     techflow_sandbox.plan(techflow_sandbox.add_workflow("one", id="wf_1"), seconds=0.0)
     ids = [techflow_sandbox.start("wf_1").id for _ in range(3)]
-    ends = asyncio.run(names["await_all"](ids))
+    ends = await asyncio.gather(*map(TechFlowHook().await_execution, ids))
     assert [each.id for each in ends] == ids
     assert {each.status for each in ends} == {"completed"}
 
