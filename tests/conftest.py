@@ -7,7 +7,7 @@ import tempfile
 
 import hypothesis
 import pytest
-from techflow_provider.client.environment import CA_VARIABLES
+from techflow_provider.client.transport import CA_VARIABLES
 
 from techflow_provider.sandbox import ManualClock, Sandbox
 
