@@ -7,8 +7,8 @@ import tempfile
 
 import hypothesis
 import pytest
-from techflow_provider.client.transport import CA_VARIABLES
 
+from techflow_provider.client.transport import CA_VARIABLES
 from techflow_provider.sandbox import ManualClock, Sandbox
 
 # Airflow makes its home and opens its database when it is imported, which some tests do while they are collected; both
