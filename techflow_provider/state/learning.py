@@ -16,7 +16,7 @@ from enum import StrEnum
 
 MINUTE_SECONDS = 60.0
 # By how much a 429 under even pacing lowers the share; each further one within so many minutes doubles it.
-DECREASE, LARGEST_DECREASE, REPEATED_MINUTES = 0.03, 0.3, 2.0
+DECREASE, LARGEST_DECREASE, REPEATED_MINUTES = 0.06, 0.3, 2.0
 # A share is not lowered below this part of what was accepted in the last minute.
 ACCEPTED_PART = 0.75
 # Reductions in quicker succession count twice: the limit is far off.
