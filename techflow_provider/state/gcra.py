@@ -23,7 +23,6 @@ from techflow_provider.state.learning import (
     MINUTE_SECONDS,
     WINDOW_INTERVALS,
     Cause,
-    FullWindow,
     Learned,
     Quota,
     Rejection,
@@ -336,9 +335,9 @@ def _learn(state: GcraState, policy: Policy, rejection: Rejection, sent: Callabl
     if learned.burst > 1 and now - state.tokens_at < WINDOW_SECONDS:
         return learned.with_burst(1.0, now)
     elapsed = MINUTE_SECONDS - (rejection.seconds or 0.0)
-    full = 0 < elapsed < MINUTE_SECONDS - WINDOW_INTERVALS * state.interval(policy)
-    window = FullWindow(sent(elapsed) / policy.limit, elapsed) if full else None
-    return learned.reduced(sent(MINUTE_SECONDS) / policy.limit, window, now)
+    is_full = 0 < elapsed < MINUTE_SECONDS - WINDOW_INTERVALS * state.interval(policy)
+    full = sent(elapsed) / policy.limit if is_full else None
+    return learned.reduced(sent(MINUTE_SECONDS) / policy.limit, now, full, elapsed)
 
 
 def observe(state: GcraState, policy: Policy, quota: Quota, sent: float, now: float) -> GcraState:

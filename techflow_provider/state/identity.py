@@ -16,12 +16,6 @@ NAME = "id"
 TTL_SECONDS = 10 * 365 * 24 * 3600.0
 
 
-def store_id(store: Store) -> str:
-    """Return the store's id; the first caller gives it one."""
-    entry = store_entry(store)
-    return entry.value
-
-
 def store_entry(store: Store) -> Entry:
     """Return the entry with the store's id, whose age is that of the store.
 

@@ -145,22 +145,6 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
-class FullWindow:
-    """A window of the server in which no further request is accepted.
-
-    :param share: the part of the limit that we have used of it
-    :param elapsed_seconds: how long ago it began
-    """
-
-    share: float
-    elapsed_seconds: float
-
-    def share_beside_others(self) -> float:
-        """Return what is left to us of a minute if others continue to use as much as until now."""
-        return 1 - (1 - self.share) * MINUTE_SECONDS / max(self.elapsed_seconds, MINUTE_SECONDS / 4)
-
-
-@dataclass(frozen=True, slots=True)
 class Learned:
     """What was learned; times are on the clock of the store that keeps it.
 
@@ -223,19 +207,21 @@ class Learned:
         """Return it with a smaller burst, or one request if that is what remains."""
         return replace(self, burst=max(1.0, burst), burst_until=now + BURST_MINUTES * MINUTE_SECONDS, cause=Cause.BURST)
 
-    def reduced(self, accepted: float, window: FullWindow | None, now: float) -> Learned:
+    def reduced(self, accepted: float, now: float, full: float | None, elapsed: float) -> Learned:
         """Return it with a smaller share, after a 429 under even pacing.
 
         :param accepted: the share of the limit that was accepted in the last minute, below which most of it works
-        :param window: the server's window, where it is known to be full
+        :param full: the share of the limit that we have used of the server's window, where that is known to be full
+        :param elapsed: how long ago that window began
         """
         present, since = self.share(now), (now - self.reduced_at) / MINUTE_SECONDS
         further = 0.0 if since >= REPEATED_MINUTES else 2.0 if since < QUICK_MINUTES else 1.0
         reductions = self.reductions + further if self.reductions and further else 1.0
         decrease = min(LARGEST_DECREASE, DECREASE * 2.0 ** (reductions - 1))
         plateau = present * (1 - decrease / 2) if reductions > 1 else present
-        if window is not None:
-            ours = window.share if reductions == 1 else window.share_beside_others()
+        if full is not None:
+            # What is left to us of a minute if others continue to use as much as until now.
+            ours = 1 - (1 - full) * MINUTE_SECONDS / max(elapsed, MINUTE_SECONDS / 4)
             plateau, decrease = min(present, max(ours, present / 2)), DECREASE
         share = max(plateau * (1 - decrease), min(present * (1 - DECREASE), ACCEPTED_PART * accepted))
         lowered = replace(self, reduced_at=now, reductions=reductions, cause=Cause.RATE)

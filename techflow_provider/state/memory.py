@@ -6,38 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from techflow_provider.state.store import Change, Entry, Update
 
 T = TypeVar("T")
-
-
-class _ProcessLock:
-    """A lock among the threads of one process, which a fork never leaves locked in the child."""
-
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.Lock] = {}
-
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())
-
-    def __enter__(self) -> None:
-        self._lock().acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock().release()
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    value: str
-    written: float
-    expires: float
-
-    def entry(self, name: str, now: float) -> Entry:
-        return Entry(name, self.value, now - self.written)
+# A text, when it was written, and when it expires.
+Kept = tuple[str, float, float]
 
 
 class MemoryStore:
@@ -50,17 +25,18 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = _ProcessLock()
-        self._kept: dict[str, dict[str, _Kept]] = {}
+        # One for each process, so that a fork never leaves the child's locked.
+        self._locks: dict[int, threading.Lock] = {}
+        self._kept: dict[str, dict[str, Kept]] = {}
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
         with self._lock:
             now = self._clock()
-            kept = self._kept[namespace] = self._live(namespace, now)
-            write, result = change(kept[name].entry(name, now) if name in kept else None, now)
+            kept = self._live(namespace, now)
+            write, result = change(self._entry(kept, name, now) if name in kept else None, now)
             if write is not None and write.value is not None:
-                kept[name] = _Kept(write.value, now, now + write.ttl_seconds)
+                kept[name] = (write.value, now, now + write.ttl_seconds)
             elif write is not None:
                 kept.pop(name, None)
             return result
@@ -73,11 +49,21 @@ class MemoryStore:
         """Return the entries whose names begin with a prefix, by name."""
         with self._lock:
             now = self._clock()
-            live = sorted(self._live(namespace, now).items())
-            return [kept.entry(name, now) for name, kept in live if name.startswith(prefix)]
+            kept = self._live(namespace, now)
+            return [self._entry(kept, name, now) for name in sorted(kept) if name.startswith(prefix)]
 
-    def _live(self, namespace: str, now: float) -> dict[str, _Kept]:
-        return {name: kept for name, kept in self._kept.get(namespace, {}).items() if kept.expires > now}
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
+    def _live(self, namespace: str, now: float) -> dict[str, Kept]:
+        kept = self._kept.get(namespace, {})
+        self._kept[namespace] = {name: each for name, each in kept.items() if each[2] > now}
+        return self._kept[namespace]
+
+    def _entry(self, kept: dict[str, Kept], name: str, now: float) -> Entry:
+        value, written, _ = kept[name]
+        return Entry(name, value, now - written)
 
     def close(self) -> None:
         """Keep everything: there is no connection."""

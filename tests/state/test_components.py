@@ -8,7 +8,7 @@ import pytest
 
 from techflow_provider.state.components import Component, report, reported
 from techflow_provider.state.http import HttpStore
-from techflow_provider.state.identity import NAME, NAMESPACE, store_entry, store_id
+from techflow_provider.state.identity import NAME, NAMESPACE, store_entry
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.store import Write
 from tests.state.state_api import DEPLOYMENT_SIGNER, URL, serve
@@ -17,20 +17,20 @@ WORKER = Component("airflow celery", "host-1", "/opt/airflow", "1a2b3c4d", "0.2.
 
 
 def test_a_store_keeps_its_id_and_another_has_another(each_store, key):
-    assert store_id(each_store) == store_id(each_store) != store_id(MemoryStore())
+    assert store_entry(each_store).value == store_entry(each_store).value != store_entry(MemoryStore()).value
 
 
 def test_the_age_of_the_id_is_that_of_the_store(store, clock):
-    store_id(store)
+    store_entry(store)
     clock.advance(90)
     assert store_entry(store).age_seconds == 90
 
 
 def test_a_store_that_was_emptied_has_another_id_and_is_young(store, clock):
-    before = store_id(store)
+    before = store_entry(store).value
     clock.advance(90)
     store.update(NAMESPACE, NAME, lambda *_: (Write(None), None))
-    assert store_id(store) != before
+    assert store_entry(store).value != before
     assert store_entry(store).age_seconds == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.http import HttpStore
-from techflow_provider.state.identity import store_id
+from techflow_provider.state.identity import store_entry
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.records import Records
 from techflow_provider.state.signing import Signer, derive_key
@@ -167,7 +167,7 @@ class TestFailures:
     def test_the_id_of_the_store_behind_it_can_be_read_and_not_changed(self):
         kept = MemoryStore()
         first, second = (store_on(serve(kept)) for _ in range(2))
-        assert store_id(first) == store_id(second) == store_id(kept)
+        assert store_entry(first).value == store_entry(second).value == store_entry(kept).value
         with pytest.raises(StoreError, match="403"):
             first.update("store", "id", write("forged"))
-        assert store_id(second) == store_id(kept) != "forged"
+        assert store_entry(second).value == store_entry(kept).value != "forged"
