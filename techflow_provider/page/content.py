@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from techflow_provider.client.models import ExecutionState
+from techflow_provider.client.models import ExecutionState, StatusWords
 from techflow_provider.client.parsing import counted
 from techflow_provider.client.text import printable
 from techflow_provider.state.budget import RequestClass
@@ -104,16 +105,8 @@ class Content:
     more_waits: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar of the chart, with polls on top of commands.
-
-    :param x: left edge
-    :param requests: how many requests it stands for
-    :param commands: height of the part for commands
-    :param polls: height of the part for polls
-    :param label: its tooltip
-    """
+class Bar(NamedTuple):
+    """A bar of the chart, with polls on top of commands, whose parts have these heights."""
 
     x: int
     requests: int
@@ -124,8 +117,8 @@ class Bar:
 
 def bars(history: Sequence[Slice]) -> list[Bar]:
     """Return the chart of the last ten minutes; the highest bar fills it."""
-    highest = max((sum(each.requests.values()) for each in history), default=0) or 1
-    return [_bar(index * BAR_WIDTH, each, CHART_HEIGHT / highest) for index, each in enumerate(history)]
+    scale = CHART_HEIGHT / (max((sum(each.requests.values()) for each in history), default=0) or 1)
+    return [_bar(index * BAR_WIDTH, each, scale) for index, each in enumerate(history)]
 
 
 def _bar(x: int, part: Slice, scale: float) -> Bar:
@@ -144,16 +137,20 @@ def duration(seconds: float) -> str:
 
 
 def execution_view(
-    record: Mapping[str, object], task: str, state: ExecutionState, updated_at: datetime
+    record: Mapping[str, Any], task: str, words: Mapping[str, StatusWords], updated_at: datetime
 ) -> ExecutionView | None:
-    """Return the execution that a task's XCom describes, or None for another value; any task can write an XCom."""
+    """Return the execution that a task's XCom describes, or None for another value; any task can write an XCom.
+
+    :param words: the status words of each connection
+    """
     texts = {name: value for name, value in record.items() if isinstance(value, str)}
-    url = texts.get("url", "")
-    # A javascript: URL would run in the user's browser.
-    safe_url = url if url.startswith(("https://", "http://")) else None
     if not texts.get("id"):
         return None
-    return ExecutionView(texts["id"], texts.get("workflow_id"), texts.get("status"), state, task, safe_url, updated_at)
+    url, status = texts.get("url", ""), texts.get("status")
+    # A javascript: URL would run in the user's browser.
+    safe_url = url if url.startswith(("https://", "http://")) else None
+    state = words.get(texts.get("conn_id", ""), StatusWords()).state(status)
+    return ExecutionView(texts["id"], texts.get("workflow_id"), status, state, task, safe_url, updated_at)
 
 
 def render(content: Content) -> tuple[str, dict[str, str]]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_WAITS = 50
 MAX_EXECUTIONS = 50
-ENVIRONMENT_PREFIX = "AIRFLOW_CONN_"
+PREFIX = "AIRFLOW_CONN_"
 TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
 SENSOR = "TechFlowExecutionSensor"
 IN_WORKER: tuple[str, ...] = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
@@ -50,7 +50,7 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
     :param may_see: whether the user may see a part of a DAG: its `TASK_INSTANCE` or `XCOM`
     """
     with create_session() as session:
-        known = {conn_id: _connection(conn_id) for conn_id in _connection_ids(session) if may_read(conn_id)}
+        known = {conn_id: _connection(conn_id) for conn_id in sorted(_connection_ids(session)) if may_read(conn_id)}
         waiting, started = _waiting(), XComModel.key == EXECUTION_KEY
         in_waits = _visible(session, _joined(TaskInstance.dag_id).where(waiting), dag_ids, may_see, "TASK_INSTANCE")
         in_xcoms = _visible(session, select(XComModel.dag_id).where(started), dag_ids, may_see, "XCOM")
@@ -60,24 +60,20 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
     return Content(datetime.now(UTC), tuple(view for view, _ in known.values()), waits, executions, more)
 
 
-def _connection_ids(session: Session) -> list[str]:
+def _connection_ids(session: Session) -> set[str]:
+    """Return the ids in the database and in the environment; other secrets backends can't list theirs."""
+    named = (name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX))
     stored = session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONNECTION_TYPE))
-    # Secrets backends can't list their connections, except for the environment.
-    backend = EnvironmentVariablesBackend()
-    named = [
-        name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)
-    ]
-    found = [name for name in named if _type_of(backend, name) == CONNECTION_TYPE]
-    return sorted({*stored, *found})
+    return {*stored, *filter(_is_ours, named)}
 
 
-def _type_of(backend: EnvironmentVariablesBackend, conn_id: str) -> str | None:
+def _is_ours(conn_id: str) -> bool:
     try:
-        connection = backend.get_connection(conn_id)
+        connection = EnvironmentVariablesBackend().get_connection(conn_id)
     except ValueError:
         # The variable of another connection may have any content.
-        return None
-    return connection.conn_type if connection else None
+        return False
+    return connection is not None and connection.conn_type == CONNECTION_TYPE
 
 
 def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
@@ -142,16 +138,9 @@ def _executions(
 ) -> tuple[ExecutionView, ...]:
     columns = (XComModel.dag_id, XComModel.task_id, XComModel.map_index, XComModel.timestamp, XComModel.value)
     rows = session.execute(select(*columns).where(visible).order_by(XComModel.timestamp.desc()).limit(MAX_EXECUTIONS))
-    views = (_execution(row, words) for row in rows)
+    tasks = ((_task(row.dag_id, row.task_id, row.map_index), row) for row in rows)
+    views = (execution_view(_read_object(row.value), task, words, row.timestamp) for task, row in tasks)
     return tuple(view for view in views if view is not None)
-
-
-def _execution(row: Any, words: Mapping[str, StatusWords]) -> ExecutionView | None:
-    record = _read_object(row.value)
-    conn_id, status = record.get("conn_id"), record.get("status")
-    status_words = words.get(conn_id if isinstance(conn_id, str) else "", StatusWords())
-    state = status_words.state(status if isinstance(status, str) else None)
-    return execution_view(record, _task(row.dag_id, row.task_id, row.map_index), state, row.timestamp)
 
 
 def _read_object(value: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from airflow.plugins_manager import AirflowPlugin
 
-from techflow_provider.client.models import ExecutionState
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.page.content import ConnectionView, Content, WaitView, bars, duration, execution_view, render
 from techflow_provider.plugin import TechFlowPlugin
@@ -65,9 +64,7 @@ def snapshot(**changes: Any) -> Snapshot:
 
 
 def content(name: str = "x", **fields: object) -> Content:
-    execution = execution_view(
-        {"id": name, "workflow_id": name, "status": name, **fields}, name, ExecutionState.FAILED, NOW
-    )
+    execution = execution_view({"id": name, "workflow_id": name, "status": name, **fields}, name, {}, NOW)
     return Content(
         NOW,
         (ConnectionView(name, f"https://{name}", snapshot(cooldown_seconds=9.0, shared=False), name, True, (5.0,)),),
@@ -150,7 +147,7 @@ def test_a_duration_is_human_readable(seconds, words):
 
 @pytest.mark.parametrize("value", [{}, {"id": 5}, {"id": ""}])
 def test_an_xcom_that_describes_no_execution_is_left_out(value):
-    assert execution_view(value, "t", ExecutionState.RUNNING, NOW) is None
+    assert execution_view(value, "t", {}, NOW) is None
 
 
 def test_an_airflow_without_external_views_gets_no_page(monkeypatch):
