@@ -263,22 +263,22 @@ def _next_page(value: Json, page: httpx.Response) -> tuple[str, str]:
     return (shorten(str(url)), "the next page, if it has the same origin") if url else ("none", "the only page")
 
 
-def _field(name: str, objects: Sequence[dict[str, Json]]) -> Inference:
-    keys = Counter(key for each in objects if (key := _key(each, name)) is not None)
-    observed = ", ".join(f"{shorten(key)} in {count} of {len(objects)}" for key, count in keys.most_common(3))
-    example = next(filter(None, (get_first(each, *EXECUTION_NAMES[name]) for each in objects)), None)
-    return Inference(name, f"{observed}, such as {quote(example)}" if observed else "nothing", MEANINGS[name])
-
-
-def _key(row: dict[str, Json], name: str) -> str | None:
-    """Return the key under which the parsers find a field."""
+def _found(row: dict[str, Json], name: str) -> tuple[str, Json] | None:
+    """Return the key under which the parsers find a field, and its value."""
     value = get_first(row, *EXECUTION_NAMES[name])
-    return None if value is None else next(key for key, each in row.items() if each is value)
+    return None if value is None else next((key, each) for key, each in row.items() if each is value)
+
+
+def _field(name: str, objects: Sequence[dict[str, Json]]) -> Inference:
+    found = [pair for each in objects if (pair := _found(each, name))]
+    keys = Counter(key for key, _ in found).most_common(3)
+    observed = ", ".join(f"{shorten(key)} in {count} of {len(objects)}" for key, count in keys)
+    return Inference(name, f"{observed}, such as {quote(found[0][1])}" if found else "nothing", MEANINGS[name])
 
 
 def _unused_fields(objects: Sequence[dict[str, Json]]) -> list[Inference]:
-    used = {_key(each, name) for each in objects for name in EXECUTION_NAMES}
-    known = {*used, *(name for names in EXECUTION_NAMES.values() for name in names)}
+    used = {pair[0] for each in objects for name in EXECUTION_NAMES if (pair := _found(each, name))}
+    known = used.union(*EXECUTION_NAMES.values())
     others = dict.fromkeys(key for each in objects for key in each if key not in known)
     names = ", ".join(shorten(key, 40) for key in list(others)[:20])
     return [Inference("further fields", names, "kept unchanged, and not used")] if others else []
@@ -303,9 +303,5 @@ def _unreadable(rows: Sequence[Json]) -> list[Inference]:
         try:
             Execution.read(row)
         except DecodeError as error:
-            reasons.append(str(error))
-    if not reasons:
-        return []
-    return [
-        Inference("unreadable", f"{len(reasons)} of {len(rows)}", f"nothing, since they are left out: {reasons[0]}")
-    ]
+            reasons.append(f"nothing, since they are left out: {error}")
+    return [Inference("unreadable", f"{len(reasons)} of {len(rows)}", reasons[0])] if reasons else []

@@ -138,14 +138,10 @@ class Receiver:
         with self._lock:
             if conn_id in self._lookups:
                 return self._lookups[conn_id]
-            found: Future[Subscriber | None] = Future()
-            known = self._subscribers.known(conn_id)
-            if known is not None or self._subscribers.is_unknown(conn_id):
-                found.set_result(known)
-                return found
             if len(self._lookups) >= MAX_LOOKUPS and not self._subscribers.was_known(conn_id):
-                found.set_exception(UndecidedError("too many other names are being tried"))
-                return found
+                refused: Future[Subscriber | None] = Future()
+                refused.set_exception(UndecidedError("too many other names are being tried"))
+                return refused
             self._lookups[conn_id] = found = self._threads.submit(self._find, conn_id)
         # Outside of the lock, since it runs here if the lookup has ended already.
         found.add_done_callback(lambda _: self._lookups.pop(conn_id, None))
