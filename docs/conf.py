@@ -34,6 +34,7 @@ python_maximum_signature_line_length = 100
 html_theme = "furo"
 html_title = f"TechFlow provider for Apache Airflow {version}"
 html_copy_source = False
+html_show_copyright = html_show_sphinx = False
 html_theme_options = {
     "source_repository": f"{REPOSITORY}/",
     "source_branch": "main",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.sandbox import Sandbox
+from tests.documents.blocks import ROOT
 from tests.integration.dag_runner import run_command, skip_real_time
 
 KEY = "sandbox-key"
@@ -31,6 +33,8 @@ outcomes: Counter[str] = Counter()
 def airflow_home() -> Path:
     """Return Airflow's home, with a folder for DAGs and a database."""
     (HOME / "dags").mkdir()
+    for path in (ROOT / "dags_examples").glob("*.json"):
+        shutil.copy(path, HOME / "dags")
     assert run_command("db", "migrate") == {"returncode": 0}
     skip_real_time()
     return HOME
