@@ -1,4 +1,4 @@
-"""Start two workflows in parallel, wait for both executions in mapped sensors, and continue with their results."""
+"""Start a workflow for each of two regions, wait for both executions, and continue with their results."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +12,7 @@ from techflow_provider.sensors.techflow import TechFlowExecutionSensor
 @task
 def report(executions: Any) -> list[str]:
     """Return what ran, and when it finished."""
-    return [f"{each['workflow_id']} finished at {each['finished_at']}" for each in executions]
+    return [f"{each['id']} finished at {each['finished_at']}" for each in executions]
 
 
 with DAG(
@@ -23,6 +23,8 @@ with DAG(
     owner_links={"reports": "https://dashboard.techflow.com"},
     tags=["techflow"],
 ) as dag:
-    start = TechFlowTriggerWorkflowOperator.partial(task_id="start").expand(workflow_id=["wf_123", "wf_456"])
+    start = TechFlowTriggerWorkflowOperator.partial(task_id="start", workflow_id="wf_123").expand(
+        payload=[{"region": "eu"}, {"region": "us"}]
+    )
     wait = TechFlowExecutionSensor.partial(task_id="wait", deferrable=True).expand(execution_id=start.output)
     report(wait.output)

@@ -84,8 +84,7 @@ def run_python(arguments: list[str]) -> bool:
             code = main([*arguments[2:], *quick])
         except SystemExit as ended:
             code = int(ended.code or 0)
-    # In this Airflow no triggerer runs, which `doctor` finds.
-    assert code == 0 or (arguments[2] == "doctor" and code == 1), f"{arguments}: {code}\n{printed.getvalue()}"
+    assert code == 0, f"{arguments}: {code}\n{printed.getvalue()}"
     return True
 
 
