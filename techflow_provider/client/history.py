@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -122,6 +122,7 @@ class HistoryFilter:
         return self.everything or not isinstance(workflow_id, str) or workflow_id in self.workflow_ids, subject
 
 
+@dataclass(eq=False)
 class History:
     """The execution history as one poll read it, or the part that was needed, indexed for many lookups.
 
@@ -130,33 +131,24 @@ class History:
     :param workflows: what `GET /workflows` listed at the same time, where an observer needs it
     :param at: the server's clock when it began to respond
     :param began: when the poll began, on the reader's clock
-    :param next_seconds: when the result of the next poll is expected, if another process polls
     :param unlisted: those of the waits' executions that the whole history doesn't list
     :param failure: why a part is missing that will be read later
     :param unreadable: how many rows can't be read and are left out; any may be one that seems to be missing
     :param reason: what identifies the first of those, and what is wrong with it
+    :param next_seconds: when the result of the next poll is expected, if another process polls
     """
 
-    def __init__(
-        self,
-        executions: Iterable[Execution],
-        workflows: tuple[Workflow, ...] | None = None,
-        *,
-        at: datetime | None = None,
-        began: float = 0.0,
-        unlisted: frozenset[str] = frozenset(),
-        failure: TechFlowError | None = None,
-        unreadable: int = 0,
-        reason: str | None = None,
-    ) -> None:
-        self.workflows = workflows
-        self.at: datetime = at or datetime.now(UTC)
-        self.began = began
-        self.next_seconds: float | None = None
-        self.unlisted = unlisted
-        self.failure = failure
-        self.unreadable = unreadable
-        self.reason = reason
+    executions: InitVar[Iterable[Execution]]
+    workflows: tuple[Workflow, ...] | None = None
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = 0.0
+    unlisted: frozenset[str] = frozenset()
+    failure: TechFlowError | None = None
+    unreadable: int = 0
+    reason: str | None = None
+    next_seconds: float | None = None
+
+    def __post_init__(self, executions: Iterable[Execution]) -> None:
         # With all that have the same id, which may be unique within a workflow only.
         self.rows: tuple[Execution, ...] = tuple(executions)
         self._by_id: dict[str, Execution] = {}

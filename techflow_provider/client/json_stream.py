@@ -9,9 +9,10 @@ import json
 import re
 from array import array
 from collections.abc import Callable
+from functools import partial
 from json import JSONDecodeError
 
-from techflow_provider.client.parsing import DecodeError, Json, check_depth, json_text, not_json
+from techflow_provider.client.parsing import DecodeError, Json, check_depth, decode
 
 # A row is compared with so many of the last time.
 ROWS_AHEAD = 3
@@ -96,19 +97,17 @@ def parse_list(content: bytes, content_type: str = "", memory: RowMemory | None 
     :param content_type: as in `parse_json`
     :raises DecodeError: they are not JSON, or unpack to too much
     """
-    try:
-        text = json_text(content, content_type)
-        memory = memory or RowMemory()
-        memory.begin()
-        name, begin = _find_list(text)
-        if begin < 0:
-            return check_depth(json.loads(text))
-        rows, end = _read_rows(text, begin + 1, memory)
-        value: Json = json.loads(f"{text[: begin + 1]}{text[end - 1 :]}")
-    except DecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise not_json(content, error) from error
+    memory = memory or RowMemory()
+    memory.begin()
+    return decode(content, content_type, partial(_read_list, memory))
+
+
+def _read_list(memory: RowMemory, text: str) -> Json:
+    name, begin = _find_list(text)
+    if begin < 0:
+        return check_depth(json.loads(text))
+    rows, end = _read_rows(text, begin + 1, memory)
+    value: Json = json.loads(f"{text[: begin + 1]}{text[end - 1 :]}")
     return {**value, name: rows} if isinstance(value, dict) else rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -88,13 +88,22 @@ def parse_json(content: bytes, content_type: str = "") -> Json:
     :param content_type: names the charset of bytes that aren't Unicode
     :raises DecodeError: they are not JSON, or unpack to too much
     """
+    return decode(content, content_type, lambda text: check_depth(json.loads(text)))
+
+
+def decode(content: bytes, content_type: str, read: Callable[[str], Json]) -> Json:
+    """Return what a function reads from the text of bytes that should be JSON.
+
+    :raises DecodeError: they are not JSON, or unpack to too much
+    """
     try:
-        value: Json = json.loads(json_text(content, content_type))
+        return read(json_text(content, content_type))
     except DecodeError:
         raise
     except (ValueError, RecursionError) as error:
-        raise not_json(content, error) from error
-    return check_depth(value)
+        text = content[: LONGEST_QUOTE * 4].decode("utf-8", errors="replace")
+        received = f"{len(content)} bytes that begin {shorten(text)!r}" if content.strip() else "an empty body"
+        raise DecodeError("JSON", f"{received} ({shorten(str(error), 80)})") from error
 
 
 def json_of(response: httpx.Response) -> Json:
@@ -151,13 +160,6 @@ def _is_deep(value: Json, levels: int) -> bool:
         return False
     inner = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(_is_deep(each, levels - 1) for each in inner if isinstance(each, dict | list))
-
-
-def not_json(content: bytes, error: Exception) -> DecodeError:
-    """Return the error for bytes that are not JSON."""
-    text = content[: LONGEST_QUOTE * 4].decode("utf-8", errors="replace")
-    received = f"{len(content)} bytes that begin {shorten(text)!r}" if content.strip() else "an empty body"
-    return DecodeError("JSON", f"{received} ({shorten(str(error), 80)})")
 
 
 def counted(number: int, noun: str) -> str:
