@@ -37,12 +37,8 @@ if TYPE_CHECKING:
     from techflow_provider.client.retry import RetryPolicy
     from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 
-_MODULES = {
-    **dict.fromkeys(("AsyncClient", "Client"), "client"),
-    **dict.fromkeys(("Execution", "ExecutionState", "Workflow"), "models"),
-    "RetryPolicy": "retry",
-    **dict.fromkeys(("DEFAULT_BASE_URL", "Settings"), "settings"),
-}
+# The first that has a name is where it comes from.
+_MODULES = ("errors", "models", "settings", "retry", "client")
 
 __all__ = ["DEFAULT_BASE_URL", "AsyncClient", "Client", "Execution", "ExecutionState", "RetryPolicy", "Settings"]
 __all__ += ["Workflow"]
@@ -54,6 +50,8 @@ __all__ += ["SharedExecutionError", "UnexpectedResponseError"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    modules = (import_module(f"{__name__}.{module}") for module in _MODULES if name in __all__)
+    for module in modules:
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from techflow_provider.state.store import budget_key
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
 LAST_PORT = 65535
+LIMITS = ("timeout_seconds", "response_seconds", "max_response_bytes", "deadline_seconds")
 NOT_VISIBLE_ASCII = re.compile(r"[^!-~]")
 # Reading more would take seconds, and no message needs to quote it.
 MAX_ESCAPES = 1_000_000
@@ -74,12 +75,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value and self.client_cert):
                 raise InvalidParameterError(name, type(value).__name__, "text, and a client_cert that it belongs to")
-        check_positive(
-            timeout_seconds=self.timeout_seconds,
-            response_seconds=self.response_seconds,
-            max_response_bytes=self.max_response_bytes,
-            deadline_seconds=self.deadline_seconds,
-        )
+        check_positive(**{name: getattr(self, name) for name in LIMITS})
 
     @cached_property
     def account(self) -> str:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -293,7 +293,7 @@ class _ReadCall:
         """Return what others have read for this reader."""
         history = History(
             self._executions(rows),
-            at=datetime.fromisoformat(board.at) if board.at else None,
+            at=datetime.fromisoformat(board.at) if board.at else datetime.now(UTC),
             began=at - board.began,
             unlisted=frozenset(each for each, row in rows.items() if row is None),
             unreadable=board.unreadable,
