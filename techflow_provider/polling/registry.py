@@ -9,12 +9,11 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from techflow_provider.client import AsyncClient
+from techflow_provider.client import AsyncClient, TechFlowError
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget, open_reader
@@ -56,7 +55,7 @@ class PollerRegistry:
         :raises TechFlowError: the connection can't be looked up
         """
         task = self._connections.get(conn_id)
-        if task is None or (task.done() and not _has_result(task)):
+        if task is None:
             # In a context of its own, like the poller: the first trigger that asks is one of many.
             task = asyncio.get_running_loop().create_task(self._read(conn_id), context=contextvars.Context())
             self._connections[conn_id] = task
@@ -68,7 +67,11 @@ class PollerRegistry:
         return self._pollers[account], access.settings.status_words
 
     async def _read(self, conn_id: str) -> Access:
-        access = await as_techflow_error(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
+        try:
+            access = await as_techflow_error(f"the connection {conn_id!r} could not be read", self._look_up(conn_id))
+        except TechFlowError:
+            self._connections.pop(conn_id, None)
+            raise
         log.info("One poller of %s serves all waits of the connection %r", access.settings.base_url, conn_id)
         return access
 
@@ -76,46 +79,30 @@ class PollerRegistry:
         """Drop a poller that has ended, with its connections: they may be changed before the next wait."""
         self._pollers.pop(account, None)
         for conn_id, task in list(self._connections.items()):
-            if _has_result(task) and task.result().settings.account == account:
+            if task.done() and task.result().settings.account == account:
                 del self._connections[conn_id]
 
 
-def _has_result(task: asyncio.Task[Access]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
-
-
-class SearchRegistry:
-    """The polls of one event loop for searches, by API key."""
-
-    def __init__(self) -> None:
-        self._shared: dict[str, SharedHistory] = {}
-
-    @contextlib.asynccontextmanager
-    async def shared(self, connection: TechFlowConnection) -> AsyncIterator[SharedHistory]:
-        """Return what polls for the searches of a connection's API key; closed with the last of them."""
-        account = connection.settings.account
-        if account not in self._shared:
-            client = AsyncClient(settings=connection.settings, budget=open_budget(connection))
-            self._shared[account] = SharedHistory(client)
-        found = self._shared[account]
-        found.users += 1
-        try:
-            yield found
-        finally:
-            found.users -= 1
-            if not found.users:
-                del self._shared[account]
-                await found.client.aclose()
-
-
-# The one piece of module-level state: what the waits of each running event loop share.
+# The one piece of module-level state: what the waits and searches of each running event loop share.
 _registries: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
-_searches: WeakKeyDictionary[asyncio.AbstractEventLoop, SearchRegistry] = WeakKeyDictionary()
+_searches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedHistory]] = WeakKeyDictionary()
 
 
-def shared_history(connection: TechFlowConnection) -> AbstractAsyncContextManager[SharedHistory]:
-    """Return what polls for the running loop's searches of a connection's API key."""
-    return _searches.setdefault(asyncio.get_running_loop(), SearchRegistry()).shared(connection)
+@contextlib.asynccontextmanager
+async def shared_history(connection: TechFlowConnection) -> AsyncIterator[SharedHistory]:
+    """Return what polls for the running loop's searches of a connection's API key; closed with the last of them."""
+    histories, account = _searches.setdefault(asyncio.get_running_loop(), {}), connection.settings.account
+    if account not in histories:
+        histories[account] = SharedHistory(AsyncClient(settings=connection.settings, budget=open_budget(connection)))
+    found = histories[account]
+    found.users += 1
+    try:
+        yield found
+    finally:
+        found.users -= 1
+        if not found.users:
+            del histories[account]
+            await found.client.aclose()
 
 
 async def shared_poller(conn_id: str) -> tuple[Poller, StatusWords]:
@@ -126,7 +113,4 @@ async def shared_poller(conn_id: str) -> tuple[Poller, StatusWords]:
     :param conn_id: connection of the type `techflow`
     :raises TechFlowError: the connection can't be looked up
     """
-    loop = asyncio.get_running_loop()
-    if loop not in _registries:
-        _registries[loop] = PollerRegistry(look_up)
-    return await _registries[loop].poller(conn_id)
+    return await _registries.setdefault(asyncio.get_running_loop(), PollerRegistry(look_up)).poller(conn_id)

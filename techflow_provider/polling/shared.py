@@ -13,10 +13,10 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from techflow_provider.client.errors import BudgetTimeoutError, ResponseError, TechFlowError, rebuild_error
@@ -36,9 +36,11 @@ from techflow_provider.client.text import get_logger
 from techflow_provider.polling.board import Board, Registration, Want, begin, deliver, finish, register
 from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.records import WAITS
-from techflow_provider.state.store import Store, StoreError, read_only
+from techflow_provider.state.store import Store, StoreError, Update, read_only
 
 log: logging.Logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 BOARD_NAME = "board"
 # Time between two reads of the board while a result is expected.
@@ -81,7 +83,7 @@ class SharedReader:
         self._wakeup_count: int | None = None
         # Whether a webhook says that there may be something that no poll has shown.
         self.woken: bool = False
-        self._memory: PollMemory | None = None
+        self.memory = PollMemory()
         # What was read in the last poll of this process: for whom, and the statuses of all executions.
         self._served: set[tuple[str, object]] = set()
         self._statuses: dict[str, str | None] = {}
@@ -97,11 +99,15 @@ class SharedReader:
         :raises TechFlowError: `BudgetTimeoutError` when there was none in time, or what reading the history raises
         """
         try:
-            history = await _ReadCall(self, context, history_filter, terms).run()
+            if self.woken:
+                terms = replace(terms, interval_seconds=WOKEN_INTERVAL_SECONDS, max_age_seconds=0.0)
+                self.woken = False
+            history = await _ReadCall(self, context, history_filter, terms, context.clock()).run()
         except StoreError as error:
             self._report(UNUSABLE, error)
-            self.memory().forget()
-            return await poll_history(context, history_filter, terms.within_seconds, self.memory())
+            self.memory.forget()
+            self._statuses.clear()
+            return await poll_history(context, history_filter, terms.within_seconds, self.memory)
         self._report(UNUSABLE, None)
         return history
 
@@ -115,11 +121,6 @@ class SharedReader:
     def holder(self) -> str:
         """Identifies this process, also after a fork."""
         return f"{self._id}/{os.getpid()}"
-
-    def memory(self) -> PollMemory:
-        """Return what this process remembers of its polls."""
-        self._memory = self._memory or PollMemory()
-        return self._memory
 
     async def is_woken(self, context: FlowContext) -> bool:
         """Whether a webhook has arrived since the last call."""
@@ -158,6 +159,19 @@ class SharedReader:
         """Return the state of the shared poll."""
         return Board.of(self.store.update(self.polls, BOARD_NAME, read_only)[0])
 
+    def look(self, want: Want, keep_seconds: float, now: float) -> tuple[Board, Registration]:
+        """Say what is wanted, and return the state of the shared poll and what the polls have shown so far."""
+        change = register(want, keep_seconds)
+        updates = [(self.polls, BOARD_NAME, read_only), (self.waits, self.name or want.name, change)]
+        (entry, _), registration = self.store.update_many(updates)
+        if want.everything:
+            if registration.rows is None or now > self.read_at + FULL_READ_SECONDS:
+                self.received = None
+            elif self.received is not None:
+                self.received |= registration.rows
+            registration = replace(registration, rows=self.received)
+        return Board.of(entry), registration
+
     def registrations(self) -> dict[str, Registration]:
         """Return what the other readers want."""
         found = {entry.name: Registration.of(entry) for entry in self.store.entries(self.waits)}
@@ -178,65 +192,59 @@ class SharedReader:
         self._served = wanted
         return both
 
-    def publish(
+    def deliveries(
         self, settings: Settings, history: History, registrations: Mapping[str, Registration], *, is_next: bool
-    ) -> None:
-        """Write what a poll has shown to whom it concerns.
+    ) -> list[Update]:
+        """Return the updates that hand what a poll has shown to whom it concerns.
 
         :param is_next: whether the poll before was this process's, too, so that it knows what has changed since
         """
         changed = {each.id for each in history if each.status != self._statuses.get(each.id, NO_STATUS)}
+        updates: list[Update] = []
         for name, each in registrations.items():
-            rows = each.changes(history)
-            if each.want.everything:
+            rows: dict[str, Json] | None = each.changes(history)
+            if each.want.everything and rows:
                 rows = {key: row for key, row in rows.items() if key in changed or key in each.want.ids}
             if (each.want.everything and not is_next) or settings.holds_key(json.dumps(rows).encode()):
-                self.store.update(self.waits, name, deliver(None))
-            elif rows:
-                self.store.update(self.waits, name, deliver(rows))
+                rows = None
+            if rows != {}:
+                updates.append((self.waits, name, deliver(rows)))
         self._statuses.update((each.id, each.status) for each in history)
+        return updates
 
 
+@dataclass(slots=True)
 class _ReadCall:
     """One call of a reader.
 
     :param reader: the reader
     :param context: what it runs with
-    :param history_filter: what is wanted
+    :param filter: what is wanted
     :param terms: what is expected of the poll
+    :param asked: when the call began
     """
 
-    def __init__(
-        self, reader: SharedReader, context: FlowContext, history_filter: HistoryFilter, terms: ReadTerms
-    ) -> None:
-        self._reader = reader
-        self._context = context
-        self._use = context.io.use_state
-        self._filter = history_filter
-        self._terms = terms
-        self._want = Want.of(history_filter)
-        self._asked = context.clock()
-        if reader.woken:
-            self._terms = replace(terms, interval_seconds=WOKEN_INTERVAL_SECONDS, max_age_seconds=0.0)
-            reader.woken = False
+    reader: SharedReader
+    context: FlowContext
+    filter: HistoryFilter
+    terms: ReadTerms
+    asked: float
 
     async def run(self) -> History:
         """Return what is wanted once there is a poll that may show it."""
-        context = self._context
-        deadline = self._asked + self._terms.within_seconds
+        context, reader, want = self.context, self.reader, Want.of(self.filter)
+        deadline = self.asked + self.terms.within_seconds
         while True:
-            board, at = await self._use(self._reader.board), context.clock()
-            may_poll, rows = board.may_poll(self._reader.holder, self._interval(board)), None
+            if self.terms.keep_seconds > 0:
+                board, registration = await self._use(reader.look, want, self.terms.keep_seconds, context.clock())
+            else:
+                board, registration = await self._use(reader.board), None
+            may_poll = board.may_poll(reader.holder, self._interval(board))
             # A reader that lasts needs what others have read only while they poll.
-            if self._terms.keep_seconds > 0 and not (may_poll and self._reader.name):
-                registration = await self._register()
+            if registration is not None and not (may_poll and reader.name):
                 rows = registration.rows
-                began = board.began + self._since(at)
-                is_fresh = (
-                    began < registration.since and began <= self._since(self._asked) + self._terms.max_age_seconds
-                )
-                if rows is not None and (is_fresh or self._is_over(rows)):
-                    return self._received(board, at, rows)
+                if rows is not None and (self._is_fresh(board, registration) or self._is_over(want, rows)):
+                    return self._received(board, rows)
                 if rows is None and not may_poll:
                     return await self._read_alone(deadline)
             slot_seconds = 0.0
@@ -252,111 +260,98 @@ class _ReadCall:
                 raise BudgetTimeoutError("GET /executions", wait_seconds, max(0.0, deadline - context.clock()))
             await context.io.sleep(wait_seconds)
 
-    async def _register(self) -> Registration:
-        """Say what is wanted, and return what the polls have shown so far."""
-        reader = self._reader
-        change = register(self._want, self._terms.keep_seconds)
-        registration = await self._use(
-            partial(reader.store.update, reader.waits, reader.name or self._want.name, change)
-        )
-        if not self._want.everything:
-            return registration
-        if registration.rows is None or self._since(reader.read_at) > FULL_READ_SECONDS:
-            reader.received = None
-        elif reader.received is not None:
-            reader.received |= registration.rows
-        return replace(registration, rows=reader.received)
+    async def _use(self, act: Callable[..., T], *args: Any) -> T:
+        return await self.context.io.use_state(partial(act, *args))
 
     async def _read_alone(self, deadline: float) -> History:
         """Read the history for this reader alone, where the rows that were read for it are incomplete."""
-        context = self._context
-        self._filter.has_new = True
-        history = await poll_history(context, self._filter, deadline - context.clock(), PollMemory())
-        self._reader.has_read(context.clock())
+        self.filter.has_new = True
+        history = await poll_history(self.context, self.filter, deadline - self.context.clock(), PollMemory())
+        self.reader.has_read(self.context.clock())
         return history
 
     def _since(self, moment: float) -> float:
-        return self._context.clock() - moment
+        return self.context.clock() - moment
 
-    def _is_over(self, rows: Mapping[str, Json]) -> bool:
+    def _is_fresh(self, board: Board, registration: Registration) -> bool:
+        """Whether the last poll was for this reader, and is recent enough."""
+        return board.began < min(registration.since, self._since(self.asked) + self.terms.max_age_seconds)
+
+    def _is_over(self, want: Want, rows: Mapping[str, Json]) -> bool:
         """Whether everything that is wanted has a final status, which stays."""
-        want = self._want
-        if want.everything or want.workflows or not want.ids <= rows.keys():
+        if want.everything or want.workflows or any(rows.get(each) is None for each in want.ids):
             return False
-        return all(rows[each] is not None for each in want.ids) and all(each.ended for each in self._executions(rows))
+        return all(each.ended for each in self._executions(rows))
 
     def _executions(self, rows: Mapping[str, Json]) -> tuple[Execution, ...]:
         listed: Json = [row for row in rows.values() if row is not None]
-        return read_executions(listed, self._context.settings.status_words).items
+        return read_executions(listed, self.context.settings.status_words).items
 
-    def _received(self, board: Board, at: float, rows: Mapping[str, Json]) -> History:
+    def _received(self, board: Board, rows: Mapping[str, Json]) -> History:
         """Return what others have read for this reader."""
         history = History(
             self._executions(rows),
             at=datetime.fromisoformat(board.at) if board.at else datetime.now(UTC),
-            began=at - board.began,
+            began=self._since(board.began),
             unlisted=frozenset(each for each, row in rows.items() if row is None),
             unreadable=board.unreadable,
         )
         history.next_seconds = board.next_seconds() + SHORTEST_WAIT_SECONDS
-        if self._want.everything:
-            self._reader.received = {}
+        self.reader.received = {}
         return history
 
     def _interval(self, board: Board) -> float:
         # Only those that poll all the time count how often webhooks wake them.
-        shortest = SHORTEST_INTERVAL_SECONDS if self._reader.name is None else 0.0
-        has_failed = self._since(self._reader.failed_at) < FAILED_SECONDS and board.holder != self._reader.holder
-        return max(self._terms.interval_seconds, shortest) * (2 if has_failed else 1)
+        shortest = SHORTEST_INTERVAL_SECONDS if self.reader.name is None else 0.0
+        has_failed = self._since(self.reader.failed_at) < FAILED_SECONDS and board.holder != self.reader.holder
+        return max(self.terms.interval_seconds, shortest) * (2 if has_failed else 1)
 
     async def _poll(self, board: Board, deadline: float) -> History | None:
         """Poll for all readers; None when another one was faster, or has polled since."""
-        reader, context = self._reader, self._context
+        reader, context, began = self.reader, self.context, self.context.clock()
         start = begin(reader.holder, self._interval(board), lasting=reader.name is not None)
-        before = await self._use(partial(reader.store.update, reader.polls, BOARD_NAME, start))
+        before = await self._use(reader.store.update, reader.polls, BOARD_NAME, start)
         if before is None:
             return None
-        began = context.clock()
         registrations = await self._use(reader.registrations)
-        wanted, memory = reader.combined(self._filter, registrations), reader.memory()
-        if memory.following is None and before.following is not None:
-            memory.following, memory.wanted = before.following, frozenset()
+        wanted = reader.combined(self.filter, registrations)
+        if reader.memory.following is None and before.following is not None:
+            reader.memory.following, reader.memory.wanted = before.following, frozenset()
         within_seconds = max(deadline - context.clock(), SHORTEST_POLL_SECONDS)
         try:
-            history = await poll_history(context, wanted, within_seconds, memory)
+            history = await poll_history(context, wanted, within_seconds, reader.memory)
         except TechFlowError as error:
             reader.failed_at = context.clock()
             refused = (type(error).__name__, list(error.args)) if isinstance(error, ResponseError) else None
-            await self._finish(began, {"error": refused})
+            failed = finish(reader.holder, self._since(began), {"error": refused})
+            await self._use(reader.store.update, reader.polls, BOARD_NAME, failed)
             raise
         reader.failed_at = -math.inf
         if (await self._use(reader.board)).began <= self._since(began):
-            memory.forget()
+            reader.memory.forget()
             return None
         is_next = before.holder == reader.holder
-        await self._use(partial(reader.publish, context.settings, history, registrations, is_next=is_next))
-        unreadable = history.unreadable + (history.failure is not None) + (memory.following is not None)
-        shown = {"at": history.at.isoformat(), "error": None, "following": memory.following, "unreadable": unreadable}
-        await self._finish(began, {"began": self._since(began), "seconds": self._since(began), **shown})
+        updates = reader.deliveries(context.settings, history, registrations, is_next=is_next)
+        following = reader.memory.following
+        unreadable = history.unreadable + (history.failure is not None) + (following is not None)
+        shown = {"at": history.at.isoformat(), "error": None, "following": following, "unreadable": unreadable}
+        age = self._since(began)
+        report = finish(reader.holder, age, {"began": age, "seconds": age, **shown})
+        await self._use(reader.store.update_many, [*updates, (reader.polls, BOARD_NAME, report)])
         reader.has_read(context.clock())
         return history
 
-    async def _finish(self, began: float, result: Mapping[str, Any]) -> None:
-        reader = self._reader
-        change = finish(reader.holder, self._since(began), result)
-        await self._use(partial(reader.store.update, reader.polls, BOARD_NAME, change))
-
     def _raise_error(self, board: Board) -> None:
         """Raise the server's error that another reader has received meanwhile."""
-        is_new = board.attempt <= self._since(self._asked) + self._terms.max_age_seconds
-        if board.error is not None and is_new and board.holder != self._reader.holder:
+        is_new = board.attempt <= self._since(self.asked) + self.terms.max_age_seconds
+        if board.error is not None and is_new and board.holder != self.reader.holder:
             with suppress(TypeError):
                 error = rebuild_error(*board.error)
                 raise error
 
     def _wait_seconds(self, board: Board) -> float:
         """Return when to read the board again: when a result is expected, or when this reader may poll."""
-        due = max(0.0, board.due(self._reader.holder, self._interval(board)) - board.attempt)
+        due = max(0.0, board.due(self.reader.holder, self._interval(board)) - board.attempt)
         expected = board.next_seconds() if board.lease > 0 or board.attempt < board.interval else due
         overdue = board.attempt / 3 if board.lease > 0 else 0.0
         return max(SHORTEST_WAIT_SECONDS, min(max(expected, overdue), max(due, board.lease)))
