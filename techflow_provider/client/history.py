@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import TypeVar
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError, TechFlowError
 from techflow_provider.client.models import USUAL_WORDS, Execution, StatusWords, Workflow, status_word
@@ -22,6 +23,7 @@ log: logging.Logger = get_logger(__name__)
 
 DEFAULT_APPEAR_SECONDS = 120.0
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,10 @@ class ExecutionSelector:
     """Names one execution: by its id, or as the first of a workflow that started at or after an instant.
 
     :param execution_id: its id
-    :param workflow_id: its workflow's id, when its own isn't known
-    :param started_after: with `workflow_id`, an aware datetime
-    :raises InvalidParameterError: neither or both are given, or an instant without a time zone
+    :param workflow_id: its workflow's id, when its own isn't known; beside its own, only the one of this workflow is
+        meant, since ids may count per workflow
+    :param started_after: with `workflow_id` alone, an aware datetime
+    :raises InvalidParameterError: neither is given, or an instant without a time zone
     """
 
     execution_id: str | None = None
@@ -43,10 +46,7 @@ class ExecutionSelector:
             object.__setattr__(self, name, optional(as_id)(name, getattr(self, name)))
         if not self.execution_id and not self.workflow_id:
             raise InvalidParameterError("execution_id", "nothing", "an execution_id, or a workflow_id")
-        if self.execution_id and self.workflow_id:
-            received = f"{self.execution_id!r} and workflow_id={self.workflow_id!r}"
-            raise InvalidParameterError("execution_id", received, "one of the two")
-        if self.workflow_id and (self.started_after is None or self.started_after.tzinfo is None):
+        if not self.execution_id and (self.started_after is None or self.started_after.tzinfo is None):
             expected = "a time with a time zone, beside workflow_id"
             raise InvalidParameterError("started_after", quote(self.started_after), expected)
 
@@ -152,10 +152,10 @@ class History:
         # With all that have the same id, which may be unique within a workflow only.
         self.rows: tuple[Execution, ...] = tuple(executions)
         self._by_id: dict[str, Execution] = {}
+        self._by_key: dict[tuple[str | None, str], Execution] = {}
         for execution in self.rows:
-            other = self._by_id.get(execution.id)
-            if other is None or _recency(execution) > _recency(other):
-                self._by_id[execution.id] = execution
+            _keep_latest(self._by_id, execution.id, execution)
+            _keep_latest(self._by_key, (execution.workflow_id, execution.id), execution)
 
     @cached_property
     def _by_workflow(self) -> dict[str | None, list[Execution]]:
@@ -165,19 +165,26 @@ class History:
         return found
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self._by_key)
 
     def __iter__(self) -> Iterator[Execution]:
-        return iter(self._by_id.values())
+        return iter(self._by_key.values())
 
-    def get(self, execution_id: str) -> Execution | None:
-        """Return an execution by its id, or None when it isn't listed."""
-        return self._by_id.get(execution_id)
+    @property
+    def repeats_ids(self) -> bool:
+        """Whether executions of several workflows have the same id."""
+        return len(self._by_key) > len(self._by_id)
+
+    def get(self, execution_id: str, workflow_id: str | None = None) -> Execution | None:
+        """Return an execution by its id, and its workflow where that is known, or None when it isn't listed."""
+        if workflow_id is None:
+            return self._by_id.get(execution_id)
+        return self._by_key.get((workflow_id, execution_id)) or self._by_key.get((None, execution_id))
 
     def find(self, selector: ExecutionSelector) -> Execution | None:
         """Return the selected execution, or None when it isn't listed."""
         if selector.execution_id:
-            return self.get(selector.execution_id)
+            return self.get(selector.execution_id, selector.workflow_id)
         started = self.started(selector.workflow_id or "", selector.started_after or _LONG_AGO)
         return min(started, key=_start, default=None)
 
@@ -190,6 +197,12 @@ class History:
         """Return the executions that may be the workflow's and may have started since an instant."""
         listed = [*self._by_workflow.get(workflow_id, ()), *self._by_workflow.get(None, ())]
         return [each for each in listed if since is None or each.started_at is None or each.started_at >= since]
+
+
+def _keep_latest(found: dict[K, Execution], key: K, execution: Execution) -> None:
+    other = found.get(key)
+    if other is None or _recency(execution) > _recency(other):
+        found[key] = execution
 
 
 def _start(execution: Execution) -> datetime:
@@ -276,7 +289,7 @@ class ExecutionTracker:
 
     def _find(self, history: History) -> Execution | None:
         execution = history.find(self.selector)
-        known = history.get(self._execution_id or "")
+        known = history.get(self._execution_id or "", self.selector.workflow_id)
         # The history may leave out what hasn't changed, so that another execution seems to be the workflow's first.
         if execution is None or (self._started_at is not None and _start(execution) >= self._started_at):
             execution = known

@@ -72,7 +72,9 @@ def trigger(args: Namespace) -> Report:
         execution = client.workflows.execute(args.workflow_id, payload)
         if args.wait and not execution.ended:
             log.info("started execution %s; waiting for its completion", execution.id)
-            execution = client.executions.wait(ExecutionSelector(execution.id), args.poll_interval, args.timeout)
+            execution = client.executions.wait(
+                ExecutionSelector(execution.id, execution.workflow_id), args.poll_interval, args.timeout
+            )
     failed = execution.state is ExecutionState.FAILED
     return Report({**execution.to_dict(), "state": execution.state.value}, code=1 if failed else 0)
 

@@ -432,10 +432,10 @@ class TechFlowTriggerWorkflowOperator(TechFlowOperator):
         if not self.wait_for_completion:
             return storable(execution.id)
         if not execution.ended:
+            selector, conn_id = ExecutionSelector(execution.id, execution.workflow_id), self.hook.techflow_conn_id
             if self.deferrable:
-                selector, conn_id = ExecutionSelector(execution.id), self.hook.techflow_conn_id
                 defer_until_ended(self, conn_id, selector, poll_interval=interval, timeout=timeout)
-            execution = self.hook.wait_for_execution(execution.id, interval, timeout.total_seconds())
+            execution = self.hook.get_conn().executions.wait(selector, interval, timeout.total_seconds())
         return self._complete(context, starter, execution)
 
     @cached_property

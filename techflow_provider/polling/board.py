@@ -147,16 +147,11 @@ class Want:
         since = {(each, at.isoformat() if at else "") for each, at in history_filter.workflow_ids.items()}
         return cls(frozenset(known), frozenset(since))
 
-    def add_to(self, history_filter: HistoryFilter, rows: Mapping[str, Json]) -> None:
-        """Add what is wanted to a filter.
-
-        :param rows: what the reader has received
-        """
+    def add_to(self, history_filter: HistoryFilter) -> None:
+        """Add what is wanted to a filter."""
         history_filter.everything |= self.everything
         for execution_id in self.ids:
-            row = rows.get(execution_id)
-            status = row.get("status") if isinstance(row, dict) else None
-            history_filter.add_execution(execution_id, status if isinstance(status, str) else None)
+            history_filter.add_execution(execution_id)
         for workflow_id, since in self.workflows:
             history_filter.add_workflow(workflow_id, _instant(since))
 
@@ -179,10 +174,16 @@ class Want:
 
     def rows(self, history: History) -> dict[str, Json]:
         """Return the wanted rows that a poll shows; None for an execution that isn't listed."""
-        found = list(history) if self.everything else [each for each in map(history.get, self.ids) if each is not None]
+        listed = history if self.everything or history.repeats_ids else filter(None, map(history.get, self.ids))
+        found = [each for each in listed if self.everything or each.id in self.ids]
         for workflow_id, since in self.workflows:
             found += history.possible(workflow_id, _instant(since))
-        return {each.id: dict(each.raw) for each in found} | dict.fromkeys(self.ids & history.unlisted)
+        rows: dict[str, Json] = dict.fromkeys(self.ids & history.unlisted)
+        for each in found:
+            # Ids may count per workflow.
+            key = each.id if history.get(each.id) is each else f"{each.workflow_id}/{each.id}"
+            rows[key] = dict(each.raw)
+        return rows
 
 
 def _instant(text: str) -> datetime | None:

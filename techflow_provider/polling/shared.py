@@ -159,7 +159,7 @@ class SharedReader:
         """Return the state of the shared poll."""
         return Board.of(self.store.update(self.polls, BOARD_NAME, read_only)[0])
 
-    def look(self, want: Want, keep_seconds: float, now: float) -> tuple[Board, Registration]:
+    def read_shared(self, want: Want, keep_seconds: float, now: float) -> tuple[Board, Registration]:
         """Say what is wanted, and return the state of the shared poll and what the polls have shown so far."""
         change = register(want, keep_seconds)
         updates = [(self.polls, BOARD_NAME, read_only), (self.waits, self.name or want.name, change)]
@@ -188,7 +188,7 @@ class SharedReader:
             has_new=history_filter.has_new or not wanted <= self._served or self.name is None,
         )
         for each in registrations.values():
-            each.want.add_to(both, each.rows or {})
+            each.want.add_to(both)
         self._served = wanted
         return both
 
@@ -236,7 +236,7 @@ class _ReadCall:
         deadline = self.asked + self.terms.within_seconds
         while True:
             if self.terms.keep_seconds > 0:
-                board, registration = await self._use(reader.look, want, self.terms.keep_seconds, context.clock())
+                board, registration = await self._use(reader.read_shared, want, self.terms.keep_seconds, context.clock())
             else:
                 board, registration = await self._use(reader.board), None
             may_poll = board.may_poll(reader.holder, self._interval(board))

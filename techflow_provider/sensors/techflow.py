@@ -83,6 +83,12 @@ def _instant(parameter: str, value: Any) -> datetime | None:
         raise InvalidParameterError(parameter, quote(value), "an ISO 8601 time with a time zone") from error
 
 
+def _select(execution_id: str | None, workflow_id: str | None, started_after: datetime | None) -> ExecutionSelector:
+    if execution_id and workflow_id:
+        raise InvalidParameterError("execution_id", f"{execution_id!r} and {workflow_id=}", "one of the two")
+    return ExecutionSelector(execution_id, workflow_id, started_after)
+
+
 class TechFlowExecutionSensor(BaseSensorOperator):
     """Wait until an execution has ended, and return it as a dict, the same in every mode (List Executions).
 
@@ -158,7 +164,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
                 str(each) if is_template(each) else read(self, name) for name, each in zip(IDS, ids, strict=True)
             )
             started_after = LONG_AGO if is_template(self.started_after) else read(self, "started_after")
-            ExecutionSelector(execution, workflow, started_after)
+            _select(execution, workflow, started_after)
 
     @cached_property
     def hook(self) -> TechFlowHook:
@@ -169,7 +175,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     @cached_property
     def _selector(self) -> ExecutionSelector:
-        return ExecutionSelector(*(read(self, each) for each in (*IDS, "started_after")))
+        return _select(*(read(self, each) for each in (*IDS, "started_after")))
 
     @property
     def _statuses(self) -> tuple[str, ...]:

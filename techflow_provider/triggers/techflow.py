@@ -35,13 +35,14 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     :param techflow_conn_id: connection of the type `techflow`
     :param execution_id: the execution to wait for
-    :param workflow_id: or the workflow whose first execution since `started_after` is waited for
+    :param workflow_id: its workflow, since ids may count per workflow; without an id, the workflow whose first
+        execution since `started_after` is waited for
     :param started_after: ISO 8601, with a time zone
     :param poll_interval: seconds between two polls
     :param deadline: ISO 8601, with a time zone: when to give up; None never
     :param success_statuses: the final statuses with which the trigger itself ends the task as a success, with the
         execution as its result and without starting a worker; None leaves every final status to the task
-    :raises InvalidParameterError: neither or both of execution and workflow are given
+    :raises InvalidParameterError: neither an execution nor a workflow is given
     """
 
     def __init__(

@@ -232,7 +232,6 @@ def test_a_raw_call_stays_below_the_base_url(path):
     [
         ({}, "execution_id"),
         ({"execution_id": ""}, "execution_id"),
-        ({"execution_id": "ex_1", "workflow_id": "wf_1"}, "execution_id"),
         ({"workflow_id": "wf_1"}, "started_after"),
         ({"workflow_id": "wf_1", "started_after": datetime(2020, 11, 1)}, "started_after"),  # noqa: DTZ001  # the point
     ],

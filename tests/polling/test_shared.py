@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from techflow_provider.client.errors import RefusedError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, HistoryFilter
 from techflow_provider.client.reading import ReadTerms, read_history
 from techflow_provider.polling.board import LARGEST_ROWS, MOST_IDS
+from techflow_provider.polling.poller import Poller
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.sandbox import Fault, Sandbox
 from techflow_provider.state.budget import LocalBudget, RequestClass
@@ -448,3 +449,26 @@ async def test_a_process_that_is_alone_polls_again_soon_after_a_failed_poll(sand
     before, began = deployment.polls, now()
     await until(lambda: deployment.polls > before)
     assert now() - began <= 2 * INTERVAL + 1
+
+
+@virtual_time
+async def test_waits_distinguish_executions_whose_ids_count_per_workflow(sandbox: Sandbox) -> None:
+    deployment, rows = Deployment(sandbox), [row("wf_2", "completed"), row("wf_1", "running")]
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"executions": rows}, request=request)
+
+    transport, selector = httpx.MockTransport(respond), ExecutionSelector("1", "wf_1")
+    poller = Poller(replace(deployment.poller("a").access(), transport=transport), deployment.poller("a"))
+    waits = [
+        asyncio.ensure_future(poller.wait(ExecutionTracker(selector), INTERVAL)),
+        *(asyncio.ensure_future(deployment.client(transport).executions.wait(selector, INTERVAL)) for _ in range(2)),
+    ]
+    await asyncio.sleep(60)
+    assert not any(each.done() for each in waits)
+    rows[1] = row("wf_1", "failed")
+    assert [(each.workflow_id, each.status) for each in await asyncio.gather(*waits)] == [("wf_1", "failed")] * 3
+
+
+def row(workflow_id: str, status: str) -> dict[str, str]:
+    return {"id": "1", "workflow_id": workflow_id, "status": status, "started_at": "2026-01-01T00:00:00Z"}
