@@ -85,55 +85,45 @@ def clock_skew(server: datetime | None, local: datetime) -> Finding:
     return Finding("clock", Severity.WARNING, message, remedy)
 
 
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """What is observed of those that share the state.
+def shared_store(location: str, here: Component, components: Sequence[Component]) -> Finding:
+    """Judge whether a store is shared by the components that used it in the last day.
 
-    :param location: where it is
-    :param in_file: whether that is a file on this host
     :param here: this process
-    :param hosts: those on which Airflow's jobs and tasks ran lately; None where its database can't be read
-    :param components: those that used the state in the last day
-    :param risks: what endangers what the store holds
     """
-
-    location: str
-    in_file: bool
-    here: Component
-    hosts: frozenset[str] | None = None
-    components: Sequence[Component] = ()
-    risks: Sequence[str] = ()
-
-
-def guarantees(sharing: Sharing) -> list[Finding]:
-    """Judge each guarantee that needs a shared state by what is observed."""
-    shared = _shared_file(sharing) if sharing.in_file else _shared_store(sharing)
-    once = shared
-    if sharing.risks and shared.severity is Severity.OK:
-        once = Finding("", Severity.WARNING, "; ".join(sharing.risks), "Change that in the store's configuration.")
-    results = {"one budget": shared, "exactly once": once, "wake-ups": shared}
-    return [replace(finding, check=check) for check, finding in results.items()]
-
-
-def _shared_store(sharing: Sharing) -> Finding:
-    users = sorted({f"{each.program} on {each.host}" for each in sharing.components if each != sharing.here})
+    users = sorted({f"{each.program} on {each.host}" for each in components if each != here})
     if users:
-        return Finding("", Severity.OK, f"{sharing.location} is used by {_listed(users)}")
-    return Finding(
-        "", Severity.UNCLEAR, f"no other process has used {sharing.location} in the last day", UNCLEAR_REMEDY
-    )
+        return Finding("shared", Severity.OK, f"{location} is used by {_listed(users)}")
+    return Finding("shared", Severity.UNCLEAR, f"no other process has used {location} in the last day", UNCLEAR_REMEDY)
 
 
-def _shared_file(sharing: Sharing) -> Finding:
-    here, hosts = sharing.here.host, sharing.hosts
+def shared_file(here: str, hosts: frozenset[str] | None) -> Finding:
+    """Judge whether a file is shared by the hosts on which Airflow's jobs and tasks ran lately.
+
+    :param hosts: None where Airflow's database can't be read
+    """
+    if hosts is None:
+        message = "the state is a file, and Airflow's database, which names its hosts, can't be read"
+        return Finding("shared", Severity.UNCLEAR, message, UNCLEAR_REMEDY)
     if not hosts:
-        reason = "Airflow's database, which names its hosts, can't be read"
-        reason = "no job of Airflow has named its host yet" if hosts is not None else reason
-        return Finding("", Severity.UNCLEAR, f"the state is a file, and {reason}", UNCLEAR_REMEDY)
+        message = "the state is a file, and no job of Airflow has named its host yet"
+        return Finding("shared", Severity.UNCLEAR, message, UNCLEAR_REMEDY)
     if others := sorted(hosts - {here}):
         message = f"the state is a file on {here}, and Airflow also runs on {_listed(others)}"
-        return Finding("", Severity.WARNING, message, FILE_REMEDY)
-    return Finding("", Severity.OK, f"the state is a file, and Airflow runs on {here} alone")
+        return Finding("shared", Severity.WARNING, message, FILE_REMEDY)
+    return Finding("shared", Severity.OK, f"the state is a file, and Airflow runs on {here} alone")
+
+
+def guarantees(shared: Finding, risks: Sequence[str]) -> list[Finding]:
+    """Judge each guarantee that needs a shared state.
+
+    :param shared: whether it is shared
+    :param risks: what endangers what the store holds
+    """
+    once = replace(shared, check="exactly once")
+    if risks and shared.severity is Severity.OK:
+        remedy = "Change that in the store's configuration."
+        once = Finding("exactly once", Severity.WARNING, "; ".join(risks), remedy)
+    return [replace(shared, check="one budget"), once, replace(shared, check="wake-ups")]
 
 
 def _listed(names: Sequence[str]) -> str:

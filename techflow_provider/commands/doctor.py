@@ -22,7 +22,7 @@ from techflow_provider.client.calls import raw
 from techflow_provider.client.models import read_workflows
 from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
 from techflow_provider.commands import checks
-from techflow_provider.commands.checks import Finding, Severity, Sharing
+from techflow_provider.commands.checks import Finding, Severity
 from techflow_provider.commands.console import Report, read_connection
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
@@ -117,9 +117,9 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
         yield Finding("state", Severity.PROBLEM, str(error), STATE_REMEDY)
         return
     yield Finding("state", Severity.OK, f"{store.location} can be written and read ({choice().reason})")
-    in_file = is_for_one_host()
-    hosts = _hosts() if in_file else None
-    yield from checks.guarantees(Sharing(store.location, in_file, this_component(), hosts, components, risks))
+    here = this_component()
+    stored = checks.shared_store(store.location, here, components)
+    yield from checks.guarantees(checks.shared_file(here.host, _hosts()) if is_for_one_host() else stored, risks)
 
 
 def _try(store: Store, namespace: str) -> None:

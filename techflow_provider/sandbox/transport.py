@@ -36,54 +36,48 @@ class SandboxTransport(httpx.MockTransport):
         self._clock = clock
 
     def _respond(self, request: httpx.Request) -> httpx.Response:
-        timeout = _ReadTimeout(request, self._clock)
         target = request.url.raw_path.decode("ascii")
         steps = self._handle(Request(request.method, target, request.headers, request.content))
         try:
             while True:
-                timeout.wait(next(steps))
+                self._wait(request, next(steps))
         except StopIteration as stop:
             response: Response = stop.value
         if response.status is None:
             error, message = BROKEN[response.broken]
             raise error(message, request=request)
         headers = {**response.headers, "content-length": str(response.length)}
-        return httpx.Response(response.status, headers=headers, stream=_Body(response, timeout), request=request)
+        body = _Body(response, request, self._wait)
+        return httpx.Response(response.status, headers=headers, stream=body, request=request)
 
-
-class _ReadTimeout:
-    """Lets time pass on the clock, up to the read timeout of a request."""
-
-    def __init__(self, request: httpx.Request, clock: Clock) -> None:
-        seconds = request.extensions.get("timeout", {}).get("read")
-        self.request = request
-        self._clock = clock
-        self._seconds = math.inf if seconds is None else float(seconds)
-
-    def wait(self, seconds: float) -> None:
-        if seconds < self._seconds:
-            self._clock.elapse(seconds)
-            return
+    def _wait(self, request: httpx.Request, seconds: float) -> None:
+        """Let time pass on the clock, up to the read timeout of a request."""
+        limit = request.extensions.get("timeout", {}).get("read")
+        passed = seconds if limit is None else min(seconds, limit)
+        if passed < math.inf:
+            self._clock.elapse(passed)
         # An infinite wait without a timeout cannot be simulated in-process, so it raises, too.
-        if self._seconds < math.inf:
-            self._clock.elapse(self._seconds)
-        raise httpx.ReadTimeout("The read operation timed out", request=self.request)
+        if seconds == math.inf or passed == limit:
+            raise httpx.ReadTimeout("The read operation timed out", request=request)
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body that arrives as it would over a socket."""
 
-    def __init__(self, response: Response, timeout: _ReadTimeout) -> None:
+    def __init__(
+        self, response: Response, request: httpx.Request, wait: Callable[[httpx.Request, float], None]
+    ) -> None:
         self._response = response
-        self._timeout = timeout
+        self._request = request
+        self._wait = wait
 
     def __iter__(self) -> Iterator[bytes]:
         for chunk in self._response.chunks():
-            self._timeout.wait(self._response.drip_interval_seconds)
+            self._wait(self._request, self._response.drip_interval_seconds)
             yield chunk
         if self._response.missing_bytes:
             message = f"peer closed connection without sending {self._response.missing_bytes} bytes of the message body"
-            raise httpx.RemoteProtocolError(message, request=self._timeout.request)
+            raise httpx.RemoteProtocolError(message, request=self._request)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self:

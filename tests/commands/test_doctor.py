@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from techflow_provider.client import Settings
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.commands import checks
-from techflow_provider.commands.checks import Sharing, infer
+from techflow_provider.commands.checks import infer, shared_file, shared_store
 from techflow_provider.sandbox import Fault
 from techflow_provider.state.components import Component
 
@@ -113,38 +112,37 @@ def test_an_enabled_receiver_is_reported_without_its_secret(served, connect, tec
 
 HERE = Component("doctor", "host-1", "/opt/airflow", "boot-1", "0.2.0")
 WORKER = Component("airflow celery", "host-2", "/opt/airflow", "boot-2", "0.2.0")
-IN_FILE = Sharing("/opt/airflow/techflow/state.db", True, HERE)
-SHARED = Sharing("postgresql://db/airflow", False, HERE, None, (HERE, WORKER))
+STORE = "postgresql://db/airflow"
 
 
 @pytest.mark.parametrize(
-    ("sharing", "severity", "words"),
+    ("shared", "severity", "words"),
     [
-        (replace(IN_FILE, hosts=frozenset({"host-1"})), "ok", "runs on host-1 alone"),
-        (replace(IN_FILE, hosts=frozenset({"host-1", "host-2"})), "warning", "a file on host-1, and Airflow also runs"),
-        (replace(IN_FILE, hosts=frozenset({"host-2"})), "warning", "also runs on host-2"),
-        (replace(IN_FILE, hosts=frozenset()), "unclear", "has named its host yet"),
-        (IN_FILE, "unclear", "can't be read"),
-        (SHARED, "ok", "is used by airflow celery on host-2"),
-        (replace(SHARED, components=(HERE,)), "unclear", "no other process has used postgresql://db/airflow"),
+        (shared_file("host-1", frozenset({"host-1"})), "ok", "runs on host-1 alone"),
+        (shared_file("host-1", frozenset({"host-1", "host-2"})), "warning", "a file on host-1, and Airflow also runs"),
+        (shared_file("host-1", frozenset({"host-2"})), "warning", "also runs on host-2"),
+        (shared_file("host-1", frozenset()), "unclear", "has named its host yet"),
+        (shared_file("host-1", None), "unclear", "can't be read"),
+        (shared_store(STORE, HERE, (HERE, WORKER)), "ok", "is used by airflow celery on host-2"),
+        (shared_store(STORE, HERE, (HERE,)), "unclear", "no other process has used postgresql://db/airflow"),
     ],
 )
-def test_each_guarantee_is_judged_by_the_hosts_and_components_that_are_observed(sharing, severity, words):
-    found = checks.guarantees(sharing)
+def test_each_guarantee_is_judged_by_the_hosts_and_components_that_are_observed(shared, severity, words):
+    found = checks.guarantees(shared, ())
     assert [each.check for each in found] == ["one budget", "exactly once", "wake-ups"]
     for each in found:
         assert (each.severity, words in each.message, bool(each.remedy)) == (severity, True, severity != "ok")
 
 
 def test_a_store_that_may_lose_records_endangers_exactly_once_alone():
-    found = checks.guarantees(replace(SHARED, risks=["its maxmemory-policy is allkeys-lru"]))
+    found = checks.guarantees(shared_store(STORE, HERE, (WORKER,)), ["its maxmemory-policy is allkeys-lru"])
     assert [each.severity for each in found] == ["ok", "warning", "ok"]
     assert found[1].message == "its maxmemory-policy is allkeys-lru"
 
 
 def test_many_hosts_are_counted():
     hosts = frozenset({f"pod-{number:02}" for number in range(20)})
-    assert checks.guarantees(replace(IN_FILE, hosts=hosts))[0].message.endswith("pod-04 and 15 more")
+    assert shared_file("host-1", hosts).message.endswith("pod-04 and 15 more")
 
 
 @pytest.mark.parametrize(
