@@ -236,7 +236,9 @@ class _ReadCall:
         deadline = self.asked + self.terms.within_seconds
         while True:
             if self.terms.keep_seconds > 0:
-                board, registration = await self._use(reader.read_shared, want, self.terms.keep_seconds, context.clock())
+                board, registration = await self._use(
+                    reader.read_shared, want, self.terms.keep_seconds, context.clock()
+                )
             else:
                 board, registration = await self._use(reader.board), None
             may_poll = board.may_poll(reader.holder, self._interval(board))
