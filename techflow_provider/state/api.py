@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from techflow_provider.state import identity
-from techflow_provider.state.budget_state import read_change, result_to_dict
+from techflow_provider.state.budget_state import read_change
 from techflow_provider.state.optimistic import Operation, OptimisticStore, Reply, Row
 from techflow_provider.state.store import Entry, Store, Write
 from techflow_provider.state.wire import build
@@ -35,7 +35,7 @@ def carry_out(store: Store, operation: Mapping[str, Any]) -> Any:
         return [asdict(each) for each in store.entries(str(operation["namespace"]), str(operation["prefix"]))]
     if "change" in operation:
         change: Any = read_change(operation)
-        return result_to_dict(store.update(str(operation["namespace"]), str(operation["name"]), change))
+        return asdict(store.update(str(operation["namespace"]), str(operation["name"]), change))
     asked = build(Operation, operation)
     if asked.namespace == identity.NAMESPACE:
         # A store has an id from the moment at which somebody asks for it.

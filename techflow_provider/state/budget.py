@@ -21,7 +21,7 @@ from techflow_provider.state.learning import Quota, Rejection
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
-from techflow_provider.state.store import BUDGET_NAME, Change, Entry, Store, StoreError, Write, read_only
+from techflow_provider.state.store import BUDGET_NAME, Entry, Store, StoreError, Write, read_only
 
 __all__ = ["Budget", "LocalBudget", "RequestClass", "Reservation", "SharedBudget"]
 
@@ -95,10 +95,10 @@ class _Tier:
     failures: int = 0
     retry_at: float = -math.inf
 
-    def update(self, key: str, change: Change[tuple[T, bool]]) -> T:
+    def update(self, key: str, change: Reserve | Adjust) -> Any:
         """Apply a change to the budget, and report a state that can't be read."""
-        result, discarded = self.store.update(key, BUDGET_NAME, change)
-        if discarded:
+        result: Any = self.store.update(key, BUDGET_NAME, change)
+        if result.discarded:
             log.warning("The rate budget in %s could not be read; it begins anew, exhausted", self.store.location)
         return result
 
@@ -137,7 +137,7 @@ class _TieredBudget:
             expected = self._expected(tier, asked_at)
             # What was sent while another tier kept the budget is not known in this one.
             request = ReservationRequest(request_class, within_seconds, earlier, assume_spent=is_new, expected=expected)
-            reservation = tier.update(self._key, Reserve(tier.policy, request))
+            reservation: Reservation = tier.update(self._key, Reserve(tier.policy, request))
             self._last = (tier, reservation.at, asked_at)
             return reservation
 
@@ -179,7 +179,7 @@ class _TieredBudget:
 
     def _adjust(self, **event: Any) -> Adjustment:
         def act(tier: _Tier, _: bool) -> Adjustment:
-            adjustment = tier.update(self._key, Adjust(tier.policy, **event))
+            adjustment: Adjustment = tier.update(self._key, Adjust(tier.policy, **event))
             if adjustment.changed:
                 tier.log_adjustment(adjustment)
             return adjustment

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 from techflow_provider.state.gcra import (
     GcraState,
@@ -141,7 +141,7 @@ def _begin(entry: Entry | None, policy: Policy, now: float) -> tuple[BudgetState
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Take a slot; the result is the reservation, and whether a state that can't be read was discarded.
+    """Take a slot; the result is the reservation.
 
     :param policy: the budget's parameters
     :param request: the caller's request
@@ -149,18 +149,18 @@ class Reserve:
 
     policy: Policy
     request: ReservationRequest
+    result: ClassVar[type] = Reservation
 
-    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Reservation, bool]]:
+    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, Reservation]:
         """Return what to write and the result."""
         state, discarded = _begin(entry, self.policy, now)
         gcra, reservation = reserve(state.gcra, self.policy, self.request, now)
-        state = BudgetState(gcra, state.grants)
+        state, usage = BudgetState(gcra, state.grants), None
         if reservation.may_send and self.request.request_class is not RequestClass.ADMISSION:
             state = state.with_grant(reservation.at, self.request.request_class)
             if gcra.learned.stated:
                 usage = gcra.usage(self.policy, state.sent(reservation.at, MINUTE_SECONDS))
-                reservation = replace(reservation, usage=usage)
-        return state.to_write(), (reservation, discarded)
+        return state.to_write(), replace(reservation, usage=usage, discarded=discarded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,7 @@ class Adjustment:
     :param share: the part of the limit that is used
     :param cause: why it is less than configured
     :param cool_down_seconds: what is left of the cool-down
+    :param discarded: whether a state that can't be read was discarded
     """
 
     changed: bool
@@ -179,18 +180,12 @@ class Adjustment:
     share: float
     cause: Cause
     cool_down_seconds: float
-
-    @classmethod
-    def between(cls, before: GcraState, after: GcraState) -> Adjustment:
-        """Return how a state has changed."""
-        old, new = before.learned, after.learned
-        changed = (old.burst, old.plateau, old.cause) != (new.burst, new.plateau, new.cause)
-        return cls(changed, new.burst, after.share, new.cause, max(0.0, after.cool_until - after.updated_at))
+    discarded: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Adjust:
-    """Heed what came of a slot; results in an adjustment, and whether a state that can't be read was discarded.
+    """Heed what came of a slot; the result is an adjustment.
 
     :param policy: the budget's parameters
     :param rejection: the 429 that a request met
@@ -204,8 +199,9 @@ class Adjust:
     quota: Quota | None = None
     unused: Reservation | None = None
     accepted: float | None = None
+    result: ClassVar[type] = Adjustment
 
-    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, tuple[Adjustment, bool]]:
+    def __call__(self, entry: Entry | None, now: float) -> tuple[Write, Adjustment]:
         """Return what to write and the result."""
         state, discarded = _begin(entry, self.policy, now)
         gcra = state.gcra
@@ -217,15 +213,15 @@ class Adjust:
             gcra = release(gcra, self.policy, self.unused)
         if self.accepted is not None:
             gcra = settle(gcra, self.accepted)
-        return BudgetState(gcra, state.grants).to_write(), (Adjustment.between(state.gcra, gcra), discarded)
+        old, new = state.gcra.learned, gcra.learned
+        changed = (old.burst, old.plateau, old.cause) != (new.burst, new.plateau, new.cause)
+        cool_down_seconds = max(0.0, gcra.cool_until - gcra.updated_at)
+        result = Adjustment(changed, new.burst, gcra.share, new.cause, cool_down_seconds, discarded)
+        return BudgetState(gcra, state.grants).to_write(), result
 
 
 BudgetChange = Reserve | Adjust
-# Each change with the type of its result, beside which it says whether a state was discarded.
-CHANGES: Mapping[str, tuple[type[BudgetChange], type]] = {
-    "Reserve": (Reserve, Reservation),
-    "Adjust": (Adjust, Adjustment),
-}
+CHANGES: Mapping[str, type[BudgetChange]] = {"Reserve": Reserve, "Adjust": Adjust}
 
 
 def change_to_dict(change: BudgetChange) -> dict[str, object]:
@@ -238,22 +234,7 @@ def read_change(value: Mapping[str, Any]) -> BudgetChange:
 
     :raises ValueError: it isn't one
     """
-    kind, _ = CHANGES.get(str(value.get("change")), (None, None))
+    kind = CHANGES.get(str(value.get("change")))
     if kind is None:
         raise ValueError(f"change: expected one of {', '.join(CHANGES)}")
     return build(kind, value)
-
-
-def result_to_dict(result: tuple[Any, bool]) -> dict[str, object]:
-    """Return the result of a change as a JSON object."""
-    value, discarded = result
-    return {"result": asdict(value), "discarded": discarded}
-
-
-def read_result(change: BudgetChange, value: Mapping[str, Any]) -> tuple[Any, bool]:
-    """Read the result of a change that was run elsewhere.
-
-    :raises ValueError: it isn't one
-    """
-    _, kind = CHANGES[type(change).__name__]
-    return build(kind, value.get("result")), build(bool, value.get("discarded"))

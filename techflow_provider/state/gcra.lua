@@ -214,14 +214,15 @@ local function reservation(due, reason, is_held, is_probe, in_burst)
     wait = math.max(wait, SHORTEST_WAIT_SECONDS)
   end
   local result = {wait_seconds = wait, granted = wait <= within, due = due, held = is_held, probe = is_probe,
-    reason = reason, at = now, pushback_seconds = state.pushback_seconds, epoch = state.epoch, in_burst = in_burst or false}
+    reason = reason, at = now, pushback_seconds = state.pushback_seconds, epoch = state.epoch, in_burst = in_burst or false,
+    discarded = discarded}
   if result.granted and wait == 0 and class ~= 'admission' then
     local sent
     state.grants, sent = count(state.grants, now, class)
     if learned.stated ~= 0 then result.usage = usage(sent) end
   end
   keep(state)
-  return string.format('{"result":%s,"discarded":%s}', object(result), tostring(discarded))
+  return object(result)
 end
 
 local function held_slot()

@@ -226,6 +226,7 @@ class Reservation:
     :param epoch: the state's epoch then
     :param in_burst: whether it is earlier than the steady rate allows
     :param usage: what the budget uses, when the request may be sent
+    :param discarded: whether a state that can't be read was discarded
     """
 
     wait_seconds: float
@@ -239,6 +240,7 @@ class Reservation:
     epoch: float = 0.0
     in_burst: bool = False
     usage: Usage | None = None
+    discarded: bool = False
 
     @property
     def may_send(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import httpx
 
-from techflow_provider.state.budget_state import BudgetChange, change_to_dict, read_result
+from techflow_provider.state.budget_state import BudgetChange, change_to_dict
 from techflow_provider.state.optimistic import (
     IDLE_SECONDS,
     LostReplyError,
@@ -77,7 +77,7 @@ class HttpStore(OptimisticStore):
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
         if isinstance(change, BudgetChange):
             operation = {"namespace": namespace, "name": name, **change_to_dict(change)}
-            return cast("T", self._run([operation], partial(read_result, change))[0])
+            return cast("T", self._run([operation], partial(build, change.result))[0])
         return super().update(namespace, name, change)
 
     def exchange(self, operations: Sequence[Operation]) -> list[Reply]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar, cast
 
-from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Reserve, change_to_dict, read_result
+from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Reserve, change_to_dict
 from techflow_provider.state.optimistic import (
     CLOCK_TOLERANCE_SECONDS,
     LostReplyError,
@@ -31,6 +31,7 @@ from techflow_provider.state.optimistic import (
 )
 from techflow_provider.state.redis_url import CLUSTER, RedisUrl
 from techflow_provider.state.store import Change, Entry, StoreError
+from techflow_provider.state.wire import build
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class RedisStore(OptimisticStore):
             return super().update(namespace, name, change)
         now = json.dumps(None if self._clock is None else self._clock())
         settings = (name, now, str(BUDGET_TTL_SECONDS), json.dumps(change_to_dict(change)))
-        return cast("T", read_result(change, json.loads(self._run(_gcra_script(), [namespace], *settings))))
+        return cast("T", build(change.result, json.loads(self._run(_gcra_script(), [namespace], *settings))))
 
     def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
         """Carry out operations, in a cluster those of each namespace for itself."""

@@ -87,7 +87,7 @@ class Proof:
         expected = _sign(key, "request", self.name, f"{self.at}", self.nonce, self.digest)
         return hmac.compare_digest(expected, self.signature)
 
-    def covers(self, body: bytes) -> bool:
+    def covers(self, body: bytes | bytearray) -> bool:
         """Whether it was signed for a body."""
         return hmac.compare_digest(hashlib.sha256(body).hexdigest(), self.digest)
 

@@ -10,10 +10,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.text import get_logger
@@ -28,11 +31,6 @@ from techflow_provider.state_server.access import Access, Gate, find_access
 
 log: logging.Logger = get_logger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Response = tuple[int, Any]
-
 # Many times the longest record.
 MAX_BODY_BYTES = 1024 * 1024
 MAX_OPERATIONS = 20
@@ -46,11 +44,10 @@ MAX_CONCURRENT = 256
 REPORT_SECONDS = 600.0
 MAX_REPORTED = 10_000
 
-OK = 200
-UNAUTHORIZED: Response = (401, {"error": "unauthorized"})
-TOO_SLOW: Response = (408, {"error": "the body took too long"})
-TOO_LARGE: Response = (413, {"error": f"expected a body of at most {MAX_BODY_BYTES} bytes"})
-BUSY: Response = (503, {"error": "busy"})
+
+def refuse(status: int, reason: str) -> Response:
+    """Return a response after which the connection can't be reused, since a part of a body may be unread."""
+    return JSONResponse({"error": reason}, status, {"connection": "close"})
 
 
 class StateApp:
@@ -69,18 +66,20 @@ class StateApp:
         self._reported: set[tuple[str, str]] = set()
         self._reported_at = time.monotonic()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["type"] != "http":
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        proof = Proof.read(headers) if scope["method"] == "POST" else None
+        if scope["type"] == "http":
+            response = await self._respond(Request(scope, receive))
+            await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        proof = Proof.read(request.headers) if request.method == "POST" else None
         access = await self._access(proof) if proof else None
         if proof is None or access is None:
-            await _respond(send, *UNAUTHORIZED)
-            return
-        status, content = await self._handle(proof, access, headers, receive)
-        await _respond(send, status, content, partial(access.signer.response, proof.nonce))
+            return refuse(401, "unauthorized")
+        response = await self._handle(proof, access, request)
+        response.headers[SIGNATURE_HEADER] = access.signer.response(proof.nonce, bytes(response.body))
+        return response
 
     async def _access(self, proof: Proof) -> Access | None:
         """Return what the sender may use; None for a request without a proof, and for a replay."""
@@ -89,19 +88,23 @@ class StateApp:
             access = await asyncio.get_running_loop().run_in_executor(self._lookups, self._gate.look_up, proof)
         return access if access is not None and self._gate.is_fresh(proof) else None
 
-    async def _handle(self, proof: Proof, access: Access, headers: dict[str, str], receive: Receive) -> Response:
+    async def _handle(self, proof: Proof, access: Access, request: Request) -> Response:
         if self._concurrent >= MAX_CONCURRENT:
-            return BUSY
+            return refuse(503, "busy")
         self._concurrent += 1
+        body = bytearray()
         try:
-            body = await _read_body(headers.get("content-length", ""), receive)
-            if not isinstance(body, bytes):
-                return body
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > MAX_BODY_BYTES:
+                        return refuse(413, f"expected a body of at most {MAX_BODY_BYTES} bytes")
             if not proof.covers(body):
-                return UNAUTHORIZED
-            component = headers.get(COMPONENT_HEADER, "")
-            act = partial(self._carry_out, access, body, component)
+                return refuse(401, "unauthorized")
+            act = partial(self._carry_out, access, bytes(body), request.headers.get(COMPONENT_HEADER, ""))
             return await asyncio.get_running_loop().run_in_executor(self._threads, act)
+        except TimeoutError:
+            return refuse(408, "the body took too long")
         finally:
             self._concurrent -= 1
 
@@ -109,15 +112,15 @@ class StateApp:
         try:
             operations = json.loads(body)["operations"][:MAX_OPERATIONS]
             if not all(map(access.allows, operations)):
-                return 403, {"error": "expected namespaces of the connection's own account"}
+                return refuse(403, "expected namespaces of the connection's own account")
             store = self._open_state()
             self._report(store, operations[0]["namespace"].partition("/")[0], component)
-            return OK, {"results": [carry_out(store, operation) for operation in operations]}
+            return JSONResponse({"results": [carry_out(store, operation) for operation in operations]})
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            return 400, {"error": f"{type(error).__name__}: {error}"}
+            return refuse(400, f"{type(error).__name__}: {error}")
         except (StoreError, InvalidParameterError) as error:
             log.warning("An operation on the shared state failed: %s", error)
-            return 503, {"error": str(error)}
+            return refuse(503, str(error))
 
     def _report(self, store: Store, key: str, text: str) -> None:
         """Record once in ten minutes that a component uses a key's part of the store."""
@@ -127,35 +130,6 @@ class StateApp:
         if component is not None and (key, text) not in self._reported:
             self._reported.add((key, text))
             report(store, key, component)
-
-
-async def _read_body(length: str, receive: Receive) -> bytes | Response:
-    if length.isdigit() and (len(length) > len(str(MAX_BODY_BYTES)) or int(length) > MAX_BODY_BYTES):
-        return TOO_LARGE
-    body, more = bytearray(), True
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            while more:
-                message = await receive()
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > MAX_BODY_BYTES:
-                    return TOO_LARGE
-    except TimeoutError:
-        return TOO_SLOW
-    return bytes(body)
-
-
-async def _respond(send: Send, status: int, content: Any, sign: Callable[[bytes], str] | None = None) -> None:
-    body = json.dumps(content, separators=(",", ":")).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if sign is not None:
-        headers.append((SIGNATURE_HEADER.encode(), sign(body).encode()))
-    if status != OK:
-        # A connection can't be reused while a part of a body may be unread.
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 app: StateApp = StateApp(served_store, Gate(find_access, time.time))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from random import Random
 from typing import Any
 
@@ -17,14 +18,13 @@ from techflow_provider.state.budget_state import (
     Reserve,
     change_to_dict,
     read_change,
-    read_result,
-    result_to_dict,
 )
 from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
 from techflow_provider.state.learning import Quota, Rejection
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import BUDGET_NAME, Write, read_only
+from techflow_provider.state.wire import build
 
 POLICY = Policy.of(100, 6)
 COMMAND, POLL, ADMISSION = RequestClass
@@ -146,7 +146,7 @@ class TestEachStore:
 
     def reserve(self, store, key, **request) -> Reservation:
         change = Reserve(POLICY, ReservationRequest(COMMAND, **request))
-        reservation: Reservation = store.update(key, BUDGET_NAME, change)[0]
+        reservation: Reservation = store.update(key, BUDGET_NAME, change)
         return reservation
 
     def test_a_burst_grows_by_one_with_each_idle_time_after_it_was_used_up(self, each_store, key, clock):
@@ -175,7 +175,7 @@ class TestEachStore:
 
     def test_a_clock_that_is_set_neither_shortens_nor_extends_a_cool_down(self, each_store, key, clock):
         epoch = self.reserve(each_store, key).epoch
-        assert each_store.update(key, BUDGET_NAME, Adjust(POLICY, Rejection(30.0, epoch)))[0].cool_down_seconds == 30.0
+        assert each_store.update(key, BUDGET_NAME, Adjust(POLICY, Rejection(30.0, epoch))).cool_down_seconds == 30.0
         expected = clock.now
         clock.advance(3600)
         assert self.reserve(each_store, key, expected=expected).wait_seconds == 30.0
@@ -210,7 +210,7 @@ def test_the_script_in_redis_does_the_same_as_the_arithmetic_here(redis_server, 
         results: list[Any] = [store.update(key, BUDGET_NAME, change) for store in stores]
         assert results[0] == results[1]
         if isinstance(change, Reserve):
-            held[caller] = results[0][0]
+            held[caller] = results[0]
         assert kept(stores[0], key) == kept(stores[1], key)
 
 
@@ -243,7 +243,7 @@ class TestWire:
         sent = json.loads(json.dumps(change_to_dict(change)))
         assert read_change(sent) == change
         result = MemoryStore(clock).update(key, BUDGET_NAME, change)
-        assert read_result(change, json.loads(json.dumps(result_to_dict(result)))) == result
+        assert build(change.result, json.loads(json.dumps(asdict(result)))) == result
 
     @pytest.mark.parametrize(
         "changed",
@@ -264,7 +264,7 @@ class TestWire:
         with pytest.raises(ValueError, match=r"expected|missing|valid"):
             read_change({**sent, **changed})
 
-    @pytest.mark.parametrize("value", [{}, {"result": {}, "discarded": True}, {"result": 1.0, "discarded": 0}])
+    @pytest.mark.parametrize("value", [{}, {"changed": True}, 1.0, None])
     def test_what_is_not_a_result_is_refused(self, value):
         with pytest.raises(ValueError, match=r"expected|missing"):
-            read_result(Adjust(POLICY, Rejection(None, 4.0)), value)
+            build(Adjust.result, value)

@@ -21,9 +21,14 @@ from techflow_provider.state.http import HttpStore
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.signing import SIGNATURE_HEADER, Signer, derive_key
 from techflow_provider.state.store import Store, StoreError, Write
-from techflow_provider.state_server import app as module
 from techflow_provider.state_server.access import Access, Gate
-from techflow_provider.state_server.app import MAX_BODY_BYTES, StateApp
+
+uvicorn = pytest.importorskip("uvicorn", reason="Airflow 2 has no API server")
+
+from fastapi import FastAPI  # noqa: E402  # the skip comes first
+
+from techflow_provider.state_server import app as module  # noqa: E402
+from techflow_provider.state_server.app import MAX_BODY_BYTES, StateApp  # noqa: E402
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 KEYS = {"one": "api-key-of-connection-one", "two": "api-key-of-connection-two"}
@@ -88,9 +93,6 @@ def signed(
 @pytest.fixture
 def served() -> Iterator[Served]:
     """Serve the API as an application that is mounted in another, as Airflow does."""
-    uvicorn = pytest.importorskip("uvicorn", reason="Airflow 2 has no API server")
-    from fastapi import FastAPI
-
     found = Served()
     outer = FastAPI()
     outer.mount("/techflow/state", StateApp(found.open, Gate(found.find, time.time)))
