@@ -29,13 +29,19 @@ Every error is built from positional values alone, so that it survives pickling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, ClassVar, ParamSpec, TypeVar, dataclass_transform
 
 from techflow_provider.client.parsing import in_seconds
 from techflow_provider.client.text import printable
+
+__all__ = ["AmbiguousExecutionError", "AmbiguousWorkflowError", "BadRequestError", "BudgetTimeoutError"]
+__all__ += ["ExecutionFailedError", "ExecutionNotFoundError", "ExecutionTimeoutError", "InvalidParameterError"]
+__all__ += ["NotFoundError", "RateLimitError", "RefusedError", "ResponseError", "ResponseSizeError", "ServerError"]
+__all__ += ["SharedExecutionError", "StateUnavailableError", "SupersededError", "TechFlowError", "TransportError"]
+__all__ += ["UnauthorizedError", "UnexpectedResponseError"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -363,12 +369,18 @@ class ExecutionFailedError(TechFlowError):
         return f"execution {self.execution_id}{workflow} ended with status {self.status!r}{reason}"
 
 
-def forget_frames(error: BaseException) -> None:
-    """Drop the frames of an error and its causes: their variables, which crash reporters collect, hold secrets."""
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and its causes."""
     current: BaseException | None = error
     while current is not None:
-        current.__traceback__ = None
+        yield current
         current = current.__cause__ or current.__context__
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the frames of an error and its causes: their variables, which crash reporters collect, hold secrets."""
+    for each in chain(error):
+        each.__traceback__ = None
 
 
 def without_frames(function: Callable[P, T]) -> Callable[P, T]:

@@ -44,9 +44,9 @@ class RowMemory:
     """
 
     def __init__(self, select: Callable[[Json], tuple[bool, int]] = need_all) -> None:
-        self.select = select
+        self.select: Callable[[Json], tuple[bool, int]] = select
         self.subjects: set[int] = set()
-        self.has_repeats = False
+        self.has_repeats: bool = False
         self.left_out: int = 0
         self._position = 0
         self._known = self._read = (array("q"), array("q"), array("q"))

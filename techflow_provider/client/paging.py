@@ -87,7 +87,7 @@ class PageCache(Generic[T]):
     """What is remembered of a page from one poll to the next: its rows, and its ETag where the server sends one."""
 
     def __init__(self) -> None:
-        self.rows = RowMemory()
+        self.rows: RowMemory = RowMemory()
         self._page: Page[T] | None = None
         self._read_at = 0.0
 

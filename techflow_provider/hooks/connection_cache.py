@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -61,44 +62,35 @@ class ConnectionCache(Generic[T]):
 
     def get(self, conn_id: str, oldest_seconds: float = CACHE_SECONDS) -> T | None:
         """Return what is known of a connection, looked up unless that was at most `oldest_seconds` ago."""
-        if CONNECTION_ID.fullmatch(conn_id) is None:
-            return None
+        now, known = self._clock(), self.known(conn_id, oldest_seconds)
+        if known is not None or self.is_unknown(conn_id) or not (self.was_known(conn_id) or self._may_look_up(now)):
+            return known
+        found = self._find(conn_id)
         with self._lock:
-            now = self._clock()
-            read_at, known = self._known.get(conn_id, (0.0, None))
-            if known is not None and now < read_at + oldest_seconds:
-                return known
-            if known is None and not self._may_look_up(conn_id, now):
-                return None
-        return self._store(conn_id, self._find(conn_id), now)
+            self._known.pop(conn_id, None)
+            if found is not None:
+                self._known[conn_id] = (now, found)
+            else:
+                self._unknown[conn_id] = now + CACHE_SECONDS
+            if len(self._unknown) > MAX_UNKNOWN_NAMES:
+                self._unknown.popitem(last=False)
+        return found
 
-    def known(self, conn_id: str) -> T | None:
+    def known(self, conn_id: str, oldest_seconds: float = CACHE_SECONDS) -> T | None:
         """Return what `get` would without a lookup, None where it needs one."""
-        read_at, known = self._known.get(conn_id, (0.0, None))
-        return known if self._clock() < read_at + CACHE_SECONDS else None
+        read_at, known = self._known.get(conn_id, (-math.inf, None))
+        return known if self._clock() < read_at + oldest_seconds else None
 
     def is_unknown(self, conn_id: str) -> bool:
         """Whether a name is certainly not known, unlike one that was not looked up for want of a free lookup."""
-        return CONNECTION_ID.fullmatch(conn_id) is None or self._clock() < self._unknown.get(conn_id, 0.0)
+        return CONNECTION_ID.fullmatch(conn_id) is None or self._clock() < self._unknown.get(conn_id, -math.inf)
 
     def was_known(self, conn_id: str) -> bool:
         """Whether a name has been known; its lookups are not limited."""
         return conn_id in self._known
 
-    def _may_look_up(self, conn_id: str, now: float) -> bool:
-        if now < self._unknown.get(conn_id, 0.0):
-            return False
-        second, count = self._lookups
-        self._lookups = (int(now), count + 1 if int(now) == second else 1)
-        return self._lookups[1] <= UNKNOWN_LOOKUPS_PER_SECOND
-
-    def _store(self, conn_id: str, found: T | None, now: float) -> T | None:
+    def _may_look_up(self, now: float) -> bool:
         with self._lock:
-            self._known.pop(conn_id, None)
-            if found is not None:
-                self._known[conn_id] = (now, found)
-                return found
-            self._unknown[conn_id] = now + CACHE_SECONDS
-            if len(self._unknown) > MAX_UNKNOWN_NAMES:
-                self._unknown.popitem(last=False)
-            return None
+            second, count = self._lookups
+            self._lookups = (int(now), count + 1 if int(now) == second else 1)
+            return self._lookups[1] <= UNKNOWN_LOOKUPS_PER_SECOND

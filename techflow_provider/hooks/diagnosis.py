@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from techflow_provider.client.errors import (
     TransportError,
     UnauthorizedError,
     UnexpectedResponseError,
+    chain,
 )
 from techflow_provider.client.settings import Settings
 from techflow_provider.client.transport import ResponseLimitError
@@ -93,14 +93,14 @@ def diagnose(error: TechFlowError, *, through_proxy: bool = False) -> Diagnosis:
 
     :param through_proxy: whether the call used a proxy (see `uses_proxy`)
     """
-    chain = list(_chain(error))
+    causes = list(chain(error))
     if isinstance(error, TransportError):
-        cause = _transport_cause(chain, through_proxy)
+        cause = _transport_cause(causes, through_proxy)
     elif isinstance(error, UnexpectedResponseError) and error.status_code in INTERMEDIARY_STATUS:
         cause = Cause.PROXY
     else:
         cause = next((CAUSES[kind] for kind in type(error).__mro__ if kind in CAUSES), Cause.SERVER)
-    unknown_host = cause is Cause.NETWORK and any(isinstance(each, socket.gaierror) for each in chain)
+    unknown_host = cause is Cause.NETWORK and any(isinstance(each, socket.gaierror) for each in causes)
     message = error.summary if isinstance(error, ResponseError) else str(error)
     return Diagnosis(cause, message.rstrip("."), UNKNOWN_HOST if unknown_host else REMEDIES[cause])
 
@@ -114,20 +114,12 @@ def uses_proxy(settings: Settings) -> bool:
     return bool(named.get(url.scheme) or named.get("all")) and not proxy_bypass(url.hostname or "")
 
 
-def _transport_cause(chain: list[BaseException], through_proxy: bool) -> Cause:
+def _transport_cause(causes: list[BaseException], through_proxy: bool) -> Cause:
     def involves(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in chain)
+        return any(isinstance(each, kinds) for each in causes)
 
     if involves(ssl.SSLError):
         return Cause.TLS
     if involves(httpx.ProxyError) or (through_proxy and involves(httpx.ConnectError, httpx.ConnectTimeout)):
         return Cause.PROXY
     return Cause.HOST if involves(httpx.RemoteProtocolError, zlib.error, ResponseLimitError) else Cause.NETWORK
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and its causes."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
