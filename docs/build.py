@@ -93,7 +93,9 @@ def main(*arguments: str) -> int:
         # Airflow writes its configuration when it is imported, and not into the user's home.
         environment = {**os.environ, "AIRFLOW_HOME": home, "PYTHONPATH": str(ROOT)}
         for command in steps(with_blocks="--no-blocks" not in arguments):
-            subprocess.run(command, cwd=ROOT, env=environment, check=True)  # noqa: S603  # its own steps
+            done = subprocess.run(command, cwd=ROOT, env=environment, check=False)  # noqa: S603  # its own steps
+            if done.returncode:
+                return done.returncode
     count, dead = dead_links()
     for each in dead:
         sys.stderr.write(f"dead link: {each}\n")
