@@ -10,7 +10,6 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TypeVar
-from uuid import uuid4
 
 from techflow_provider.client import TechFlowError
 from techflow_provider.client.history import History, HistoryFilter
@@ -28,11 +27,9 @@ log: logging.Logger = get_logger(__name__)
 
 # A triggerer hands events over about once a second; after this time, one is in Airflow's database.
 CONFIRM_SECONDS = 5.0
-# A trigger that has pending events and hasn't stored anything for this time is dead.
-TAKEOVER_SECONDS = 20.0
-# So that nobody takes it for dead, a trigger with pending events stores its cursor again after this time.
-HEARTBEAT_SECONDS = 10.0
-# One without stores an unchanged cursor again, since only writing renews a record's time to live.
+# An event that another running trigger has found and not emitted after this time is emitted by this one.
+TAKEOVER_SECONDS = 600.0
+# An unchanged cursor is stored again after this time, since only writing renews a record's time to live.
 RENEW_SECONDS = 24 * 3600.0
 # Time between two attempts to use a store that can't be used; no event is emitted meanwhile.
 RETRY_SECONDS = 5.0
@@ -41,8 +38,8 @@ RETRY_SECONDS = 5.0
 class EventStream:
     """An observer of the poller that stores what is new, and emits one event at a time.
 
-    Triggers with the same name share one stored cursor. One of them owns its pending events and emits them; when it is
-    gone, another takes them over.
+    Triggers with the same name share one stored cursor, which changes in one atomic step. The one that stores an event
+    emits it; what is pending when a trigger begins was left by one that is gone, and it emits that, too.
 
     :param event_filter: the events that are wanted
     :param records: where the cursor is stored
@@ -59,15 +56,15 @@ class EventStream:
         self._records = records
         self._name = name
         self._spacing_seconds = spacing_seconds
-        self._owner = uuid4().hex
         self._words = USUAL_WORDS
         self._context = contextvars.copy_context()
         self._now = asyncio.get_running_loop().time
-        # The cursor as it was stored last, and when.
+        # The cursor as it was stored last, and when; and when each of its events may be emitted here.
         self._cursor = EventCursor()
-        self._text = ""
-        self._written_at = -math.inf
-        # What the polls have shown since, and when the pending events were emitted.
+        self._text: str | None = None
+        self._stored_at = -math.inf
+        self._due: dict[int, float] = {}
+        # What the polls have shown since, and when events were emitted.
         self._new: History | None = None
         self._emitted: dict[int, float] = {}
         self._emitted_at = -math.inf
@@ -119,21 +116,11 @@ class EventStream:
 
     def _waiting(self) -> list[int]:
         """Return the numbers of the events that this trigger has still to emit."""
-        return [each for each in self._cursor.pending if self._is_own and each not in self._emitted]
-
-    @property
-    def _is_own(self) -> bool:
-        return self._cursor.owner in ("", self._owner)
-
-    @property
-    def _fresh_seconds(self) -> float:
-        """How long the cursor needn't be stored or read again, unless something changes."""
-        if not self._cursor.pending:
-            return RENEW_SECONDS
-        return HEARTBEAT_SECONDS if self._is_own else TAKEOVER_SECONDS
+        return [each for each, due in self._due.items() if due <= self._stored_at and each not in self._emitted]
 
     async def _wait_until_due(self) -> None:
-        times = [self._written_at + self._fresh_seconds, *(at + CONFIRM_SECONDS for at in self._emitted.values())]
+        times = [self._stored_at + RENEW_SECONDS, *(at + CONFIRM_SECONDS for at in self._emitted.values())]
+        times += [due for due in self._due.values() if due > self._stored_at]
         if self._waiting():
             times.append(self._emitted_at + self._spacing_seconds)
         with contextlib.suppress(TimeoutError):
@@ -143,33 +130,31 @@ class EventStream:
             raise self._error
 
     async def _store(self) -> None:
-        """Store what is new and what has arrived, unless another trigger emits the pending events."""
+        """Store what is new and what has arrived, and learn what other triggers have stored."""
         new, now = self._new, self._now()
         arrived = {number for number, at in self._emitted.items() if now >= at + CONFIRM_SECONDS}
 
-        def following(cursor: EventCursor, age_seconds: float) -> EventCursor:
-            if cursor.owner not in ("", self._owner) and age_seconds < TAKEOVER_SECONDS:
-                # The same one: it isn't this trigger's to store.
-                return cursor
-            after = cursor if new is None else cursor.after(new, self._filter, self._words)
-            return after.emitted_by(self._owner, arrived)
+        def following(cursor: EventCursor) -> EventCursor:
+            return (cursor if new is None else cursor.after(new, self._filter, self._words)).without(arrived)
 
-        def change(entry: Entry | None, _: float) -> tuple[Write | None, tuple[EventCursor, str, float]]:
-            text, age_seconds = ("", math.inf) if entry is None else (entry.value, entry.age_seconds)
-            present = self._cursor if text == self._text else _read(text)
-            cursor = following(present, age_seconds)
-            if cursor is present or (cursor == present and age_seconds < HEARTBEAT_SECONDS):
-                return None, (cursor, text, age_seconds)
-            return Write(cursor.to_text(), CURSOR_TTL_SECONDS), (cursor, cursor.to_text(), 0.0)
+        def change(entry: Entry | None, _: float) -> tuple[Write, tuple[EventCursor, EventCursor, str]]:
+            is_known = entry is None or entry.value == self._text
+            present = self._cursor if entry is None or is_known else _read(entry.value)
+            cursor = following(present)
+            text = cursor.to_text()
+            return Write(text, CURSOR_TTL_SECONDS), (present, cursor, text)
 
-        age_seconds = now - self._written_at
-        if following(self._cursor, age_seconds) != self._cursor or age_seconds >= self._fresh_seconds:
+        is_due = any(self._stored_at < due <= now for due in (*self._due.values(), self._stored_at + RENEW_SECONDS))
+        if is_due or self._text is None or following(self._cursor) != self._cursor:
+            is_first = self._text is None
             found = await self._use_records(partial(self._records.update_cursor, self._name, change))
-            self._cursor, self._text, age_seconds = found
-            self._written_at = self._now() - age_seconds
-        if self._is_own:
-            self._emitted = {number: at for number, at in self._emitted.items() if number not in arrived}
-            self._new = None if self._new is new else self._new
+            before, self._cursor, self._text = found
+            self._stored_at = self._now()
+            # Another trigger's events are its own for a while.
+            foreign = dict.fromkeys(before.pending, 0.0 if is_first else self._stored_at + TAKEOVER_SECONDS)
+            self._due = {each: self._due.get(each, foreign.get(each, 0.0)) for each in self._cursor.pending}
+        self._emitted = {number: at for number, at in self._emitted.items() if number not in arrived}
+        self._new = None if self._new is new else self._new
 
     async def _use_records(self, act: Callable[[], T]) -> T:
         while True:
@@ -182,7 +167,7 @@ class EventStream:
 
 def _read(text: str) -> EventCursor:
     try:
-        return EventCursor.read(text) if text else EventCursor()
+        return EventCursor.read(text)
     except ValueError:
         log.exception("The stored cursor can't be read; events since the last poll are lost")
         return EventCursor()

@@ -138,14 +138,12 @@ class EventCursor:
     :param executions: None before the first poll of the history
     :param workflows: as they were listed, by id; None before the first poll of the workflows
     :param pending: the payloads of the events that may not have arrived in Airflow, oldest first, by number
-    :param owner: the running trigger that emits them
     :param count: how many events there have been
     """
 
     executions: KnownExecutions | None = None
     workflows: Mapping[str, Json] | None = None
     pending: Mapping[int, Json] = field(default_factory=dict)
-    owner: str = ""
     count: int = 0
 
     def after(self, history: History, event_filter: EventFilter, words: StatusWords = USUAL_WORDS) -> EventCursor:
@@ -168,10 +166,9 @@ class EventCursor:
             self, executions=executions, workflows=workflows, pending=pending, count=self.count + len(wanted)
         )
 
-    def emitted_by(self, owner: str, arrived: Collection[int]) -> EventCursor:
-        """Make a trigger the one that emits what is pending, without the events that have arrived."""
-        pending = {number: payload for number, payload in self.pending.items() if number not in arrived}
-        return replace(self, pending=pending, owner=owner if pending else "")
+    def without(self, numbers: Collection[int]) -> EventCursor:
+        """Drop events that have arrived."""
+        return replace(self, pending={each: payload for each, payload in self.pending.items() if each not in numbers})
 
     def to_text(self) -> str:
         """Return the stored form, which is that of version 0.1.0."""
@@ -182,7 +179,7 @@ class EventCursor:
                 executions[known.states[execution_id].value].append(execution_id)
             executions["ended_before"] = known.ended_before.isoformat() if known.ended_before else None
         workflows = None if self.workflows is None else dict(self.workflows)
-        pending = [[number, self.owner, payload] for number, payload in self.pending.items()]
+        pending = [[number, "", payload] for number, payload in self.pending.items()]
         fields = {"executions": executions, "workflows": workflows, "pending": pending, "count": self.count}
         return json.dumps(fields, sort_keys=True)
 
@@ -203,7 +200,6 @@ class EventCursor:
                 executions=executions,
                 workflows=None if workflows is None else dict(workflows),
                 pending={int(number): payload for number, _, payload in pending},
-                owner=str(pending[0][1]) if pending else "",
                 count=int(value["count"]),
             )
         except (KeyError, TypeError, AttributeError) as error:

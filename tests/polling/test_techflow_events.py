@@ -34,7 +34,7 @@ pytestmark = [
 # As version 0.1.0 stored it.
 STORED = (
     '{"count": 3, "executions": {"completed": ["ex_2"], "ended_before": "2026-01-01T00:00:00+00:00", "failed": ["ex_3"]'
-    ', "running": ["ex_1"]}, "pending": [[3, "o", {"event": "execution.completed", "execution": {"id": "ex_2"}}]]'
+    ', "running": ["ex_1"]}, "pending": [[3, "", {"event": "execution.completed", "execution": {"id": "ex_2"}}]]'
     ', "workflows": {"wf_1": {"id": "wf_1", "name": "one"}}}'
 )
 
@@ -193,8 +193,6 @@ async def test_an_event_that_may_not_have_arrived_is_emitted_again_by_the_next_t
         async with running("execution.completed", sandbox) as emitted:
             sandbox.finish(sandbox.start("wf_1").id)
             await emitted.count(1)
-    # The state's clock doesn't jump.
-    monkeypatch.setattr(event_stream, "TAKEOVER_SECONDS", 0)
     async with running("execution.completed", sandbox) as again:
         await again.count(1)
         await again.confirmed()
@@ -215,6 +213,19 @@ async def test_of_two_triggers_that_run_at_once_one_emits_an_event(sandbox: Sand
         # Long enough for one to take the other for dead, if it did not confirm.
         await asyncio.sleep(3 * event_stream.TAKEOVER_SECONDS)
     assert sorted(each["execution"]["id"] for each in (*one.payloads, *two.payloads)) == sorted(ids)
+
+
+@virtual_time
+async def test_a_trigger_emits_what_another_one_left_that_is_gone(sandbox: Sandbox) -> None:
+    fields: dict[str, Any] = {"events": "execution.completed", "sandbox": sandbox, "spacing": 24 * 3600.0}
+    async with running(**fields) as one, running(**fields) as two:
+        ids = [sandbox.finish(sandbox.start("wf_1").id).id for _ in range(2)]
+        await until(lambda: one.payloads or two.payloads)
+        gone, other = (one, two) if one.payloads else (two, one)
+        await gone.confirmed(pending=1)
+        await gone.stop()
+        await other.count(1)
+    assert [each["execution"]["id"] for each in (*gone.payloads, *other.payloads)] == ids
 
 
 @virtual_time
