@@ -28,7 +28,7 @@ from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, diagnose, uses_proxy
-from techflow_provider.hooks.state import choice, is_for_one_host, open_state, served_store
+from techflow_provider.hooks.state import FILE, choice, open_state, served_store
 from techflow_provider.state.components import reported
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.store import Store, StoreError, Write
@@ -119,7 +119,7 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     yield Finding("state", Severity.OK, f"{store.location} can be written and read ({choice().reason})")
     here = this_component()
     stored = checks.shared_store(store.location, here, components)
-    yield from checks.guarantees(checks.shared_file(here.host, _hosts()) if is_for_one_host() else stored, risks)
+    yield from checks.guarantees(checks.shared_file(here.host, _hosts()) if choice().kind == FILE else stored, risks)
 
 
 def _try(store: Store, namespace: str) -> None:

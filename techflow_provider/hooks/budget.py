@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import Stats
 
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.hooks.state import API_SERVER, choice, cursors_key, is_for_one_host, open_state, warn_of_hosts
+from techflow_provider.hooks.state import API_SERVER, FILE, choice, cursors_key, open_state, warn_of_hosts
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
 from techflow_provider.state.components import report
@@ -71,9 +71,10 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
     store, fallback = open_state(connection)
-    if is_for_one_host():
+    kind = choice().kind
+    if kind == FILE:
         warn_of_hosts(store.location)
-    if choice().kind != API_SERVER:
+    if kind != API_SERVER:
         # Every store is hashable.
         _report(store, connection.settings.account, (os.getpid(), time.monotonic() // REPORT_SECONDS))  # type: ignore[arg-type]
     return MeteredBudget(connection, store, fallback)

@@ -247,11 +247,6 @@ def default_state_file() -> Path:
     return Path(get_airflow_home()).absolute() / "techflow" / "state.db"
 
 
-def is_for_one_host() -> bool:
-    """Whether the state is a file, which hosts can't share."""
-    return choice().kind == FILE
-
-
 def spreading_executors() -> list[str]:
     """Return the configured executors that may run tasks on several hosts (`[core] executor`)."""
     configured = re.split(r"[,;\s]+", conf.get("core", "executor", fallback=""))

@@ -267,7 +267,7 @@ class LocalBudget(_TieredBudget):
         burst: int = DEFAULT_BURST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        tier = _Tier(MemoryStore(clock), Policy.of(requests_per_minute, burst))
+        tier = _Tier(MemoryStore(clock), Policy(requests_per_minute, burst))
         super().__init__("", (tier,), clock)
 
         def fill(_: Entry | None, now: float) -> tuple[Write, None]:
@@ -302,8 +302,8 @@ class SharedBudget(_TieredBudget):
         fallback: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        reduced = Policy.of(max(1, int(requests_per_minute * FALLBACK_SHARE)), 1)
+        reduced = Policy(max(1, int(requests_per_minute * FALLBACK_SHARE)), 1)
         grace_seconds = GRACE_SECONDS if isinstance(store, OptimisticStore) else 0.0
-        first = _Tier(store, Policy.of(requests_per_minute, burst), grace_seconds)
-        spares = [spare for spare in (fallback, MemoryStore(clock)) if spare is not None]
-        super().__init__(key, (first, *(_Tier(spare, reduced) for spare in spares)), clock)
+        first = _Tier(store, Policy(requests_per_minute, burst), grace_seconds)
+        spares = () if fallback is None else (_Tier(fallback, reduced),)
+        super().__init__(key, (first, *spares, _Tier(MemoryStore(clock), reduced)), clock)

@@ -81,17 +81,13 @@ class Policy:
     burst: int
 
     def __post_init__(self) -> None:
-        """Check the numbers, which may come from another process.
+        """Check the numbers, which may come from another process, and cut the burst to what the limit has room for.
 
         :raises ValueError: one can't be right
         """
         if min(self.limit, self.burst) < 1:
             raise ValueError(f"expected numbers of 1 or more, got {self}")
-
-    @classmethod
-    def of(cls, requests_per_minute: int, burst: int) -> Policy:
-        """Return the policy for a limit, with as much of a burst as that has room for."""
-        return cls(requests_per_minute, burst_within(requests_per_minute, burst))
+        object.__setattr__(self, "burst", burst_within(self.limit, self.burst))
 
     def interval(self, burst: float, share: float = 1.0) -> float:
         """Return the seconds between two requests at the rate that a burst leaves of a share of the limit."""

@@ -48,28 +48,25 @@ class RedisUrl:
         """
         scheme, _, rest = url.partition("://")
         place, _, query = rest.partition("?")
-        options = {name: value for name, value in parse_qsl(query) if name not in IGNORED_OPTIONS}
+        options = dict(parse_qsl(query))
+        master = options.get("master_name", "")
         sentinel = {to: options.pop(name) for name, to in SENTINEL_OPTIONS.items() if name in options}
         if "ssl_cert_reqs" in options:
             # Celery writes CERT_NONE for none.
             options["ssl_cert_reqs"] = options["ssl_cert_reqs"].lower().removeprefix("cert_")
+        kept = urlencode({name: value for name, value in options.items() if name not in IGNORED_OPTIONS})
         if scheme == "unix":
-            user, at, path = place.rpartition("@")
-            plain = f"unix://{user}{at}{path}?{urlencode(options)}"
-            return cls(f"unix://{path}", "", (), "", plain, sentinel)
+            return cls(f"unix://{place.rpartition('@')[2]}", "", (), "", f"unix://{place}?{kept}", sentinel)
         base, _, mode = scheme.partition("+")
         netloc, _, path = place.partition("/")
         service, _, number = path.partition("/") if mode == SENTINEL else ("", "", path)
-        service = service or dict(parse_qsl(query)).get("master_name", "")
-        hosts = _hosts(netloc.rpartition("@")[2], SENTINEL_PORT if mode == SENTINEL else DEFAULT_PORT)
-        _check(number, service, mode, len(hosts))
-        user, at, _ = netloc.rpartition("@")
-        host, port = hosts[0]
-        bracketed = f"[{host}]" if ":" in host else host
-        plain = f"{SCHEMES[base]}://{user}{at}{bracketed}:{port}/{number}?{urlencode(options)}"
-        places = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts)
-        location = "/".join((f"{scheme}://{places}", *filter(None, (service, number))))
-        return cls(location, mode, hosts, service, plain, sentinel)
+        user, at, hosts = netloc.rpartition("@")
+        places = [_place(each, SENTINEL_PORT if mode == SENTINEL else DEFAULT_PORT) for each in hosts.split(",")]
+        _check(number, service or master, mode, len(places))
+        plain = f"{SCHEMES[base]}://{user}{at}{places[0]}/{number}?{kept}"
+        location = "/".join((f"{scheme}://{','.join(places)}", *filter(None, (service or master, number))))
+        addresses = tuple((urlsplit(f"//{each}").hostname or "", urlsplit(f"//{each}").port or 0) for each in places)
+        return cls(location, mode, addresses, service or master, plain, sentinel)
 
     def connect(self) -> Any:
         """Return a client, which connects with its first command."""
@@ -103,12 +100,14 @@ class RedisUrl:
         return {name: value for name, value in options.items() if name not in without}
 
 
-def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
+def _place(text: str, default_port: int) -> str:
+    """Return a host and its port, as a URL has them."""
     try:
-        parts = [urlsplit(f"//{each}") for each in text.split(",")]
-        return tuple((each.hostname or "localhost", each.port or default_port) for each in parts)
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname or "localhost", parts.port or default_port
     except ValueError:
         raise StateUrlError("a Redis URL that can't be read") from None
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check(number: str, service: str, mode: str, hosts: int) -> None:

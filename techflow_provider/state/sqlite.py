@@ -24,6 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from operator import countOf, itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -139,7 +140,7 @@ class SqliteStore:
                     connection.execute("DELETE FROM entries WHERE namespace = ? AND name = ?", (namespace, name))
             return results
 
-        only_reads = all(change is read_only for _, _, change in updates)
+        only_reads = countOf(map(itemgetter(2), updates), read_only) == len(updates)
         return self._run(act, "BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:

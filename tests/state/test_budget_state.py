@@ -26,7 +26,7 @@ from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import BUDGET_NAME, Write, read_only
 from techflow_provider.state.wire import build
 
-POLICY = Policy.of(100, 6)
+POLICY = Policy(100, 6)
 COMMAND, POLL, ADMISSION = RequestClass
 EMPTY = BudgetState(GcraState.empty(POLICY, 1000.0))
 
@@ -127,7 +127,7 @@ class TestGrants:
         assert state.with_grant(1000.0, POLL).counts == [(1000, 0, 1)]
 
     def test_only_requests_that_are_sent_are_counted(self, store, key, clock):
-        policy = Policy.of(100, 1)
+        policy = Policy(100, 1)
         for request in (ReservationRequest(COMMAND, 0.0), ReservationRequest(COMMAND), ReservationRequest(ADMISSION)):
             store.update(key, BUDGET_NAME, Reserve(policy, request))
         state = kept(store, key)

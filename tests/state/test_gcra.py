@@ -28,7 +28,7 @@ from techflow_provider.state.gcra import (
 from techflow_provider.state.learning import MINUTE_SECONDS, Rejection
 
 COMMAND, POLL, ADMISSION = RequestClass
-WHOLE = Policy.of(100, 6)
+WHOLE = Policy(100, 6)
 
 
 def worst_window(arrivals: list[float], seconds: float = MINUTE_SECONDS) -> int:
@@ -107,7 +107,7 @@ class World:
     seed=st.integers(0, 2**32),
 )
 def test_no_window_of_a_minute_holds_more_than_the_limit(limit, burst, classes, rejections, seed):
-    world = World(Policy.of(limit, burst), Random(seed), rejections)
+    world = World(Policy(limit, burst), Random(seed), rejections)
     world.run(classes, 300.0)
     assert worst_window(world.arrivals) <= limit
 
@@ -138,31 +138,31 @@ def saturate(policy: Policy, classes: list[RequestClass], seconds: float = 600.0
 
 
 def test_commands_use_nearly_the_whole_limit():
-    world = saturate(Policy.of(100, 6), [COMMAND] * 16)
+    world = saturate(Policy(100, 6), [COMMAND] * 16)
     assert len(world.arrivals) / 10 > 90
     assert worst_window(world.arrivals) <= 100
 
 
 def test_polls_get_their_share_while_commands_want_everything():
-    policy = Policy.of(100, 6)
+    policy = Policy(100, 6)
     world = saturate(policy, [COMMAND] * 16 + [POLL])
     share = world.grants[POLL] / len(world.arrivals)
     assert POLL_SHARE * 0.9 <= share <= POLL_SHARE * 1.1
 
 
 def test_polls_alone_use_nearly_the_whole_limit():
-    assert len(saturate(Policy.of(100, 6), [POLL] * 4).arrivals) / 10 > 90
+    assert len(saturate(Policy(100, 6), [POLL] * 4).arrivals) / 10 > 90
 
 
 def test_a_command_finds_a_slot_while_polls_want_everything():
-    policy = Policy.of(100, 6)
+    policy = Policy(100, 6)
     state = saturate(policy, [POLL] * 8).state
     _, reservation = reserve(state, policy, ReservationRequest(COMMAND), state.updated_at)
     assert reservation.may_send
 
 
 def test_equal_callers_get_equal_numbers_of_slots():
-    policy, grants = Policy.of(100, 6), [0] * 16
+    policy, grants = Policy(100, 6), [0] * 16
     state = GcraState.empty(policy, 0.0)
     queue: list[tuple[float, int, Reservation | None]] = [(0.0, i, None) for i in range(16)]
     while queue[0][0] < 600:
@@ -174,7 +174,7 @@ def test_equal_callers_get_equal_numbers_of_slots():
 
 
 def test_a_slot_that_is_missed_is_taken_anew():
-    policy = Policy.of(100, 1)
+    policy = Policy(100, 1)
     state, held = reserve(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND), 0.0)
     state, other = reserve(state, policy, ReservationRequest(COMMAND), 0.0)
     late = held.due + LATE_SECONDS + 0.1
@@ -183,13 +183,13 @@ def test_a_slot_that_is_missed_is_taken_anew():
 
 
 def test_a_slot_that_is_met_within_the_jitter_counts():
-    policy = Policy.of(100, 1)
+    policy = Policy(100, 1)
     state, held = reserve(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND), 0.0)
     assert reserve(state, policy, ReservationRequest(COMMAND, earlier=held), held.due + LATE_SECONDS)[1].may_send
 
 
 def test_a_slot_beyond_the_callers_time_is_reported_but_not_taken():
-    policy = Policy.of(60, 1)
+    policy = Policy(60, 1)
     state = GcraState.empty(policy, 0.0)
     after, reservation = reserve(state, policy, ReservationRequest(COMMAND, within_seconds=0.5), 0.0)
     assert (reservation.granted, after.tat) == (False, state.tat)
@@ -197,7 +197,7 @@ def test_a_slot_beyond_the_callers_time_is_reported_but_not_taken():
 
 
 def test_admissions_spend_nothing_of_the_budget():
-    policy = Policy.of(100, 6)
+    policy = Policy(100, 6)
     state = GcraState.full(policy, 0.0)
     for _ in range(50):
         state, _reservation = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
@@ -205,7 +205,7 @@ def test_admissions_spend_nothing_of_the_budget():
 
 
 def test_admissions_come_at_the_rate_of_the_budget():
-    policy = Policy.of(100, 6)
+    policy = Policy(100, 6)
     state, dues = GcraState.full(policy, 0.0), []
     for _ in range(200):
         state, reservation = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
@@ -216,7 +216,7 @@ def test_admissions_come_at_the_rate_of_the_budget():
 class TestAfterA429:
     """Nothing is sent during the cool-down, then one request goes first; the cool-down grows while it is rejected."""
 
-    policy = Policy.of(100, 6)
+    policy = Policy(100, 6)
 
     def cooling(self, seconds: float | None = None) -> tuple[GcraState, Reservation]:
         state, reservation = reserve(GcraState.full(self.policy, 0.0), self.policy, ReservationRequest(COMMAND), 0.0)
@@ -322,5 +322,5 @@ def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
 
 @pytest.mark.parametrize(("burst", "part"), [(1, 0), (2, 1), (3, 1), (6, 3), (7, 3)])
 def test_polls_leave_half_of_the_burst_to_commands(burst, part):
-    policy = Policy.of(100, burst)
+    policy = Policy(100, burst)
     assert GcraState.full(policy, 0.0).reserved(policy) == part

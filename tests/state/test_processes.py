@@ -38,7 +38,7 @@ def shared(state_url) -> Store:
 
 def test_slots_taken_by_many_processes_lie_an_interval_apart(state_url, key, worker):
     slots = sorted(chain.from_iterable(results([worker("reserve", state_url, key, "20") for _ in range(4)])))
-    interval = Policy.of(100, 6).interval(1)
+    interval = Policy(100, 6).interval(1)
     assert len(slots) == 80
     assert min(later - earlier for earlier, later in pairwise(slots)) > interval - 0.01
 

@@ -23,7 +23,7 @@ from techflow_provider.state.store import Entry, StoreError, Write
 from tests.state.conftest import in_fork
 
 COMMAND = RequestClass.COMMAND
-POLICY = Policy.of(100, 6)
+POLICY = Policy(100, 6)
 
 
 @pytest.fixture
