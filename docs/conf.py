@@ -1,7 +1,13 @@
 """Sphinx's settings: Markdown pages, the reference from docstrings, one navigation in `_toc.yml`."""
 
+from __future__ import annotations
+
+import inspect
 import tomllib
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 from techflow_provider import __version__
 
@@ -45,3 +51,21 @@ html_theme_options = {
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 copybutton_exclude = ".linenos, .gp, .go"
+
+
+def add_inherited_parameters(
+    _app: Sphinx, what: str, _name: str, documented: Any, _options: Any, text: list[str]
+) -> None:
+    """Describe a class whose parameters are those of its base with the base's words."""
+    if what != "class" or any(line.startswith(":param") for line in text):
+        return
+    for base in documented.__mro__[1:]:
+        described = inspect.cleandoc(base.__doc__ or "") if base.__module__.startswith("techflow_provider") else ""
+        if ":param" in described:
+            text += described[described.index(":param") :].splitlines()
+            return
+
+
+def setup(app: Sphinx) -> None:
+    """Extend the reference."""
+    app.connect("autodoc-process-docstring", add_inherited_parameters)
