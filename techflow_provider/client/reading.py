@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from techflow_provider.client.calls import list_executions
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
@@ -14,6 +14,8 @@ from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import Execution
 from techflow_provider.client.paging import Page, PageCache, read_page
 from techflow_provider.state.budget import RequestClass
+
+PageCall: TypeAlias = Call[Page[Execution]]
 
 # What stands for a value in the query of a poll.
 PLACEHOLDER = re.compile(r"\{(workflow_id|since)\}")
@@ -138,31 +140,13 @@ async def poll_history(
     memory = memory or PollMemory()
     if history_filter.has_new:
         memory.forget()
-    began = context.clock()
-    deadline = began + min(max(within_seconds, 0.001), LONGEST_POLL_SECONDS)
     if memory.following is None:
         memory.wanted = frozenset(history_filter.known_statuses)
+    began = context.clock()
+    deadline = began + min(max(within_seconds, 0.001), LONGEST_POLL_SECONDS)
     call = replace(list_executions(RequestClass.POLL), params=_query(context.settings.history_query, history_filter))
-    page, following = await _read(call, context, deadline, history_filter, memory)
-    pages, seen, failure = [page], set(page.marks), None
-    if following is not None and memory.following is not None:
-        following = replace(call, url=memory.following, params=None)
-    while following is not None and len(pages) < PAGES_PER_POLL and not _has_all(history_filter, memory, pages):
-        try:
-            page, after = await _read(following, context, deadline, history_filter, memory)
-        except BudgetTimeoutError:
-            break
-        except TechFlowError as error:
-            failure, following = error, None
-            break
-        if page.marks & seen:
-            following = None
-            break
-        seen |= page.marks
-        pages.append(page)
-        following = after
-    is_read = following is None and failure is None
-    unlisted = memory.unlisted(history_filter) if is_read else frozenset()
+    pages, following, failure = await _read_pages(call, context, deadline, history_filter, memory)
+    unlisted = memory.unlisted(history_filter) if following is None and failure is None else frozenset()
     memory.following = following.url if following else None
     if following is None or _has_all(history_filter, memory, pages):
         memory.restart()
@@ -175,6 +159,31 @@ async def poll_history(
         unreadable=sum(each.unreadable for each in pages),
         reason=next((each.reason for each in pages if each.reason), None),
     )
+
+
+async def _read_pages(
+    call: PageCall, context: FlowContext, deadline: float, history_filter: HistoryFilter, memory: PollMemory
+) -> tuple[list[Page[Execution]], PageCall | None, TechFlowError | None]:
+    """Return the pages of one poll, the call for the next one if there is any, and why that can't be read."""
+    pages, seen = list[Page[Execution]](), set[str | int]()
+    following: PageCall | None = call
+    while following is not None and len(pages) < PAGES_PER_POLL:
+        if pages and _has_all(history_filter, memory, pages):
+            break
+        try:
+            page, after = await _read(following, context, deadline, history_filter, memory)
+        except TechFlowError as error:
+            if not pages:
+                raise
+            return (pages, following, None) if isinstance(error, BudgetTimeoutError) else (pages, None, error)
+        if page.marks & seen:
+            return pages, None, None
+        if not pages and after is not None and memory.following is not None:
+            after = replace(call, url=memory.following, params=None)
+        seen |= page.marks
+        pages.append(page)
+        following = after
+    return pages, following, None
 
 
 def _query(query: tuple[tuple[str, str], ...], history_filter: HistoryFilter) -> tuple[tuple[str, str], ...] | None:
@@ -193,12 +202,8 @@ def _query(query: tuple[tuple[str, str], ...], history_filter: HistoryFilter) ->
 
 
 async def _read(
-    call: Call[Page[Execution]],
-    context: FlowContext,
-    deadline: float,
-    history_filter: HistoryFilter,
-    memory: PollMemory,
-) -> tuple[Page[Execution], Call[Page[Execution]] | None]:
+    call: PageCall, context: FlowContext, deadline: float, history_filter: HistoryFilter, memory: PollMemory
+) -> tuple[Page[Execution], PageCall | None]:
     left = max(deadline - context.clock(), 0.001)
     context = replace(context, settings=replace(context.settings, deadline_seconds=left))
     url = url_of(call, context.settings)
