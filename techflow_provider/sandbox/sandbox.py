@@ -12,8 +12,7 @@ from email.utils import format_datetime
 
 import httpx
 
-from techflow_provider.sandbox import control
-from techflow_provider.sandbox.app import App
+from techflow_provider.sandbox import app, control
 from techflow_provider.sandbox.faults import Fault, Faults
 from techflow_provider.sandbox.limits import Window, window
 from techflow_provider.sandbox.messages import ApiError, Request, Response, json_response, matches
@@ -65,7 +64,6 @@ class Sandbox(State):
         super().__post_init__()
         self.base_url = DOCUMENTED_BASE_URL
         self.on_request: Callable[[Record], None] = lambda _: None
-        self._app = App(self)
 
     def reset(self) -> None:
         """Return to the initial state: forget workflows, executions, plans, faults, requests and rate limits."""
@@ -184,7 +182,7 @@ class Sandbox(State):
 
     def _act(self, request: Request) -> Response:
         with self._lock:
-            return _respond(lambda: self._app.respond(request))
+            return _respond(lambda: app.respond(self, request))
 
     def dated(self, response: Response) -> Response:
         """Return a response with the Date header that every response has."""

@@ -32,8 +32,8 @@ def test_the_package_has_the_name_of_the_distribution() -> None:
 def test_the_wheel_has_a_module_of_the_distributions_name() -> None:
     root = Path(__file__).parents[2]
     wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    ((source, module),) = wheel["force-include"].items()
-    assert module == f"{get_provider_info()['package-name'].replace('-', '_')}.py"
+    module = f"{get_provider_info()['package-name'].replace('-', '_')}.py"
+    (source,) = (source for source, target in wheel["force-include"].items() if target == module)
     assert (root / source).is_file()
 
 
