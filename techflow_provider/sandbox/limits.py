@@ -8,19 +8,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeAlias
 
 from techflow_provider.sandbox.settings import Algorithm
 
 # Sums of many fractions may differ from an integer by this much.
 ROUNDING = 1e-9
-
-
-class Window(Protocol):
-    """Counts the requests of one key."""
-
-    def admit(self, now: float) -> float:
-        """Admit a request and return 0, or return the seconds until the next one would be admitted."""
 
 
 @dataclass
@@ -100,6 +93,10 @@ class Gcra:
             return early
         self.tat = max(self.tat, now) + interval
         return 0.0
+
+
+# Counts the requests of one key.
+Window: TypeAlias = SlidingLog | PeriodCounter | Gcra
 
 
 def window(algorithm: Algorithm, limit: int, period: float, burst: int | None, origin: float) -> Window:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 from flask import Blueprint, request
@@ -50,36 +50,27 @@ def airflow_blueprint() -> Blueprint:
 
 
 def _read_body() -> bytes | WebhookResponse:
-    body = b""
+    body, until = b"", time.monotonic() + BODY_TIMEOUT_SECONDS
+    connection = next((request.environ[name] for name in SOCKETS if name in request.environ), None)
+    timer = threading.Timer(BODY_TIMEOUT_SECONDS, _stop_receiving, (connection,))
+    timer.daemon = True
+    timer.start()
     try:
-        with _deadline() as expired:
-            while len(body) <= MAX_BODY_BYTES and (chunk := request.stream.read(MAX_BODY_BYTES + 1)):
-                body += chunk
+        while len(body) <= MAX_BODY_BYTES and (chunk := request.stream.read(MAX_BODY_BYTES + 1)):
+            body += chunk
     except RequestEntityTooLarge:
         return WebhookResponse.TOO_LARGE
     except (ClientDisconnected, OSError):
         return WebhookResponse.TOO_SLOW
-    if expired.is_set():
+    finally:
+        timer.cancel()
+    if time.monotonic() >= until:
         return WebhookResponse.TOO_SLOW
     return WebhookResponse.TOO_LARGE if len(body) > MAX_BODY_BYTES else body
 
 
-@contextmanager
-def _deadline() -> Iterator[threading.Event]:
+def _stop_receiving(connection: object) -> None:
     """Stop reading a body at the timeout; a worker of the web server would wait two minutes for it."""
-    expired = threading.Event()
-    connection = next((request.environ[name] for name in SOCKETS if name in request.environ), None)
-
-    def expire() -> None:
-        expired.set()
-        if isinstance(connection, socket.socket):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
-
-    timer = threading.Timer(BODY_TIMEOUT_SECONDS, expire)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield expired
-    finally:
-        timer.cancel()
+    if isinstance(connection, socket.socket):
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RD)
