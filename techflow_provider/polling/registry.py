@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget, open_reader
 from techflow_provider.hooks.connection import TechFlowConnection
+from techflow_provider.hooks.state import open_state
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.polling.observers import as_techflow_error
 from techflow_provider.polling.poller import Access, Poller
@@ -83,25 +85,40 @@ class PollerRegistry:
                 del self._connections[conn_id]
 
 
+@dataclass(slots=True)
+class Searches:
+    """What the searches of one event loop and API key share.
+
+    :param client: what they poll with
+    :param history: what they read
+    :param users: how many there are
+    """
+
+    client: AsyncClient
+    history: SharedHistory
+    users: int = 0
+
+
 # The one piece of module-level state: what the waits and searches of each running event loop share.
 _registries: WeakKeyDictionary[asyncio.AbstractEventLoop, PollerRegistry] = WeakKeyDictionary()
-_searches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, SharedHistory]] = WeakKeyDictionary()
+_searches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Searches]] = WeakKeyDictionary()
 
 
 @contextlib.asynccontextmanager
-async def shared_history(connection: TechFlowConnection) -> AsyncIterator[SharedHistory]:
+async def shared_searches(connection: TechFlowConnection) -> AsyncIterator[Searches]:
     """Return what polls for the running loop's searches of a connection's API key; closed with the last of them."""
-    histories, account = _searches.setdefault(asyncio.get_running_loop(), {}), connection.settings.account
-    if account not in histories:
-        histories[account] = SharedHistory(AsyncClient(settings=connection.settings, budget=open_budget(connection)))
-    found = histories[account]
+    shared, account = _searches.setdefault(asyncio.get_running_loop(), {}), connection.settings.account
+    if account not in shared:
+        client = AsyncClient(settings=connection.settings, budget=open_budget(connection))
+        shared[account] = Searches(client, SharedHistory(open_state(connection)[0], account))
+    found = shared[account]
     found.users += 1
     try:
         yield found
     finally:
         found.users -= 1
         if not found.users:
-            del histories[account]
+            del shared[account]
             await found.client.aclose()
 
 

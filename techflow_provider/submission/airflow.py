@@ -22,6 +22,7 @@ from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
 from techflow_provider.client.parsing import Json, quote
 from techflow_provider.compat import deployment_address, state_errors, task_state_store
 from techflow_provider.hooks.state import FILE, METADATA, open_state, state_url
+from techflow_provider.polling.searches import SharedHistory
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.legacy import LegacyState
@@ -33,7 +34,7 @@ from techflow_provider.submission.start import discard, finish_search, mark_done
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from techflow_provider.client import AsyncClient
+    from techflow_provider.client import AsyncClient, Client
     from techflow_provider.hooks.connection import TechFlowConnection
     from techflow_provider.hooks.techflow import TechFlowHook
 
@@ -131,6 +132,7 @@ class ExecutionStarter:
         own_state = None if state is None else AirflowTaskState(state)
         legacy = LegacyState(store, settings.account, submitter.name)
         self._hook = hook
+        self._poll = SharedHistory(store, settings.account).poll
         self.policy: SubmissionPolicy = policy or SubmissionPolicy(history_lag_seconds=history_lag())
         self.submitter: Submitter = replace(submitter, name=name)
         self.attempts: AttemptStore = AttemptStore(store, settings.site, name, own_state, former=former, legacy=legacy)
@@ -146,13 +148,13 @@ class ExecutionStarter:
 
         :param client: what `TechFlowHook.aget_conn` returns
         """
-        attempt = Attempt(client.context, self.submitter, self.attempts, self.policy, workflow_id, payload)
+        attempt = self._attempt(client, workflow_id, payload)
         known = await client.run(resolve(attempt))
         return known if known is not None else await client.run(send(attempt))
 
     def resolve(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Submission | None:
         """Return the execution that an earlier attempt has started, or None when a new one is needed."""
-        return self._run(resolve(self._attempt(workflow_id, payload)))
+        return self._run(resolve(self._attempt(self._hook.get_conn(), workflow_id, payload)))
 
     def send(
         self,
@@ -166,17 +168,18 @@ class ExecutionStarter:
         :param within_seconds: how long to wait for a slot in the rate budget; without one nothing was started
         :param sent: how many requests without effect were sent before
         """
-        return self._run(send(self._attempt(workflow_id, payload), within_seconds=within_seconds, sent=sent))
+        return self._run(
+            send(self._attempt(self._hook.get_conn(), workflow_id, payload), within_seconds=within_seconds, sent=sent)
+        )
 
     def finish_search(
         self, workflow_id: str, payload: Mapping[str, Json] | None, start: LostStart, found: Match | NoMatch
     ) -> Submission | None:
         """Claim what a search has found; None when the request had no effect."""
-        return self._run(finish_search(self._attempt(workflow_id, payload), start, found))
+        return self._run(finish_search(self._attempt(self._hook.get_conn(), workflow_id, payload), start, found))
 
-    def _attempt(self, workflow_id: str, payload: Mapping[str, Json] | None) -> Attempt:
-        context = self._hook.get_conn().context
-        return Attempt(context, self.submitter, self.attempts, self.policy, workflow_id, payload)
+    def _attempt(self, client: Client | AsyncClient, workflow_id: str, payload: Mapping[str, Json] | None) -> Attempt:
+        return Attempt(client.context, self.submitter, self.attempts, self.policy, workflow_id, payload, self._poll)
 
     def _run(self, flow: Flow[T]) -> T:
         """Run a flow; what is ambiguous fails the task without retries where the policy says so."""

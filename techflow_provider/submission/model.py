@@ -88,7 +88,7 @@ class Attempt:
     :param workflow_id: the workflow
     :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
     :param poll: returns the whole history as a poll showed it that began at some time or later, on the context's clock;
-        without it, a search polls for itself
+        without it, a search polls for itself alone
     :raises InvalidParameterError: the workflow's id or the payload can't be used
     """
 
@@ -98,7 +98,7 @@ class Attempt:
     policy: SubmissionPolicy
     workflow_id: str
     payload: Mapping[str, Json] | None = None
-    poll: Callable[[float], Awaitable[History]] | None = None
+    poll: Callable[[FlowContext, float], Awaitable[History]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workflow_id", as_id("workflow_id", self.workflow_id))

@@ -287,11 +287,12 @@ class _Search:
         :raises TechFlowError: `AmbiguousExecutionError` when it can't be read, or why it never will be
         """
         context = self.attempt.context
-        poll = self.attempt.poll or (lambda _: read_whole(context))
         deadline, failures = context.clock() + UNREADABLE_SECONDS, 0
         while True:
             try:
-                return await poll(context.clock())
+                if self.attempt.poll is None:
+                    return await read_whole(context)
+                return await self.attempt.poll(context, context.clock())
             except TechFlowError as error:
                 if not error.is_transient:
                     raise

@@ -14,7 +14,7 @@ from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import DecodeError
 from techflow_provider.hooks.state import open_state
 from techflow_provider.hooks.techflow import TechFlowHook
-from techflow_provider.polling.registry import shared_history
+from techflow_provider.polling.registry import shared_searches
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.legacy import LegacyState
@@ -80,9 +80,9 @@ class TechFlowSearchTrigger(BaseTrigger):
         attempts = AttemptStore(store, settings.site, name, legacy=LegacyState(store, settings.account, name))
         submitter = Submitter(name, record.generation, attempt_id=record.attempt_id)
         policy = SubmissionPolicy(history_lag_seconds=self.history_lag)
-        async with shared_history(connection) as shared:
-            context = shared.client.context
-            attempt = Attempt(context, submitter, attempts, policy, record.workflow_id, poll=shared.poll)
+        async with shared_searches(connection) as shared:
+            context, poll = shared.client.context, shared.history.poll
+            attempt = Attempt(context, submitter, attempts, policy, record.workflow_id, poll=poll)
             try:
                 found = await search(attempt, start)
             except OtherAttemptError:

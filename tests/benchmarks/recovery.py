@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
@@ -87,7 +86,7 @@ class World:
         self.healthy: list[float] = []
         self.store = MemoryStore(loop.time)
         self.budget = SharedBudget(self.store, "account", 100, 6, clock=loop.time)
-        self.shared = SharedHistory(SimpleNamespace(context=self.context("")))  # type: ignore[arg-type]  # of a client
+        self.shared = SharedHistory(self.store, "account")
 
     def context(self, task: str) -> FlowContext:
         """Return what the flows of a task run with."""
