@@ -110,8 +110,9 @@ class AttemptStore:
     def read_shared(self) -> AttemptRecord | None:
         """Return the record that counts in the shared state."""
         pending, known = self.read_kind(PENDING), self.read_kind(KNOWN)
-        is_superseded = pending is None or (known is not None and known.submission_id == pending.submission_id)
-        return known if is_superseded else pending
+        # A request is sent only after its attempt has found nothing known that is as recent.
+        is_known = pending is None or (known is not None and known.sequence >= pending.sequence)
+        return known if is_known else pending
 
     def read(self) -> AttemptRecord | None:
         """Return the record, from whichever of the two states knows more about it."""

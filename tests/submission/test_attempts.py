@@ -98,6 +98,10 @@ def test_of_two_records_the_later_request_counts_and_of_one_request_what_came_of
     attempts.keep(RECORD, known)
     attempts.update(lambda _: RECORD)
     assert attempts.read().execution_id == "ex_1"
+    attempts.update(
+        lambda _: replace(RECORD, submission_id="of an attempt that was stopped before it read what is known")
+    )
+    assert attempts.read().execution_id == "ex_1"
     attempts.update(lambda _: replace(RECORD, submission_id="later", sequence=2))
     assert attempts.read().submission_id == "later"
 
