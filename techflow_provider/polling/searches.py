@@ -89,7 +89,8 @@ class SharedHistory:
                 return await self._poll(context)
             if shared.began <= context.clock() - since:
                 return await read_whole(context) if shared.history is None else _received(shared, context)
-            await context.io.sleep(min(SHORTEST_INTERVAL_SECONDS, shared.interval - shared.attempt))
+            # A little later, so that the next poll isn't missed by a hair.
+            await context.io.sleep(min(SHORTEST_INTERVAL_SECONDS, shared.interval - shared.attempt + 0.05))
 
     async def _poll(self, context: FlowContext) -> History:
         history = await read_whole(context)
