@@ -9,10 +9,10 @@ from pathlib import Path
 
 from techflow_provider.state import identity
 from techflow_provider.state.sqlite import boot_id
-from techflow_provider.state.store import Entry, Store, Write
+from techflow_provider.state.store import Entry, Store, Update, Write, read_only
 from techflow_provider.state.wire import build
 
-COMPONENT_TTL_SECONDS = 24 * 3600.0
+TTL_SECONDS = 24 * 3600.0
 MAX_TEXT_LENGTH = 1000
 
 
@@ -55,10 +55,12 @@ class Component:
 
 def report(store: Store, key: str, component: Component) -> None:
     """Record that a component uses a key's part of a store, which gets its id if it is new."""
-    identity.store_entry(store)
     # Of the pods on one node, the last one counts.
-    name = f"{component.program} {component.boot} {component.home}"
-    store.update(f"{key}/components", name, lambda *_: (Write(component.to_text(), COMPONENT_TTL_SECONDS), None))
+    name, write = f"{component.program} {component.boot} {component.home}", Write(component.to_text(), TTL_SECONDS)
+    of_store: Update = (identity.NAMESPACE, identity.NAME, read_only)
+    (entry, _), _ = store.update_many([of_store, (f"{key}/components", name, lambda *_: (write, None))])
+    if entry is None:
+        identity.store_entry(store)
 
 
 def reported(store: Store, key: str) -> list[tuple[Component, Entry]]:
