@@ -109,7 +109,9 @@ class AttemptStore:
 
     def read_shared(self) -> AttemptRecord | None:
         """Return the record that counts in the shared state."""
-        pending, known = self.read_kind(PENDING), self.read_kind(KNOWN)
+        # In this order: a record leaves `pending` after it is known.
+        reads = [(f"{self._site}/{kind}", self._submitter, read_only) for kind in (PENDING, KNOWN)]
+        pending, known = (_record_of(entry, now) for entry, now in self._store.update_many(reads))
         # A request is sent only after its attempt has found nothing known that is as recent.
         is_known = pending is None or (known is not None and known.sequence >= pending.sequence)
         return known if is_known else pending
