@@ -44,7 +44,7 @@ class _SyncIO:
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         exchanged = Exchange(self.settings, self.clock)
-        request.extensions["trace"] = exchanged.trace
+        request.extensions["trace"] = exchanged.events.__setitem__
         try:
             response = self.http.get().send(request, stream=True)
             try:
@@ -84,7 +84,7 @@ class _AsyncIO:
 
     async def send(self, call: Call[Any], request: httpx.Request) -> Outcome:
         exchanged = Exchange(self.settings, self.clock)
-        request.extensions["trace"] = exchanged.trace_async
+        request.extensions["trace"] = exchanged.trace
         try:
             response = await self.http.get().send(request, stream=True)
             try:

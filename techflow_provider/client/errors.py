@@ -83,8 +83,8 @@ class TechFlowError(Exception):
 
     @property
     def was_accepted(self) -> bool:
-        """Whether a POST certainly took effect although its response can't be read."""
-        return False
+        """Whether a POST certainly took effect although its response can't be read: it reported success."""
+        return getattr(self, "status_code", None) in SUCCESSES
 
 
 class InvalidParameterError(TechFlowError, ValueError):
@@ -141,11 +141,6 @@ class TransportError(TechFlowError):
         """Whether the request certainly never reached the server."""
         return not self.maybe_sent
 
-    @property
-    def was_accepted(self) -> bool:
-        """Whether the server reported success before the response broke."""
-        return self.status_code in SUCCESSES
-
     def __str__(self) -> str:
         effect = f"the request {'may have' if self.maybe_sent else 'never'} reached the server"
         if self.status_code is not None:
@@ -176,11 +171,6 @@ class ResponseError(TechFlowError):
     def had_no_effect(self) -> bool:
         """Whether the server refused the request before acting on it."""
         return self.status_code in REFUSALS
-
-    @property
-    def was_accepted(self) -> bool:
-        """Whether the server reported success."""
-        return self.status_code in SUCCESSES
 
     @property
     def summary(self) -> str:

@@ -165,7 +165,7 @@ async def exchange(call: Call[T], context: FlowContext) -> T:
     while True:
         reservation = await _reserve(call, deadline, context)
         if isinstance(reservation, BudgetTimeoutError):
-            raise reservation if outcome is None else _failure(call, outcome, sent, context.settings)
+            return await _result(call, outcome or reservation, sent, context)
         outcome = await context.io.send(call, request)
         sent += 1
         if is_rate_limited(outcome):
@@ -257,7 +257,7 @@ def build_request(call: Call[T], settings: Settings) -> httpx.Request:
     return httpx.Request(call.method, url, headers=headers, content=call.content, extensions={"timeout": timeout})
 
 
-async def _result(call: Call[T], outcome: Outcome, sent: int, context: FlowContext) -> T:
+async def _result(call: Call[T], outcome: Outcome | BudgetTimeoutError, sent: int, context: FlowContext) -> T:
     if not isinstance(outcome, httpx.Response):
         raise outcome
     if call.unchanged is not None and outcome.status_code == httpx.codes.NOT_MODIFIED:
@@ -280,9 +280,7 @@ def _origin(error: Exception) -> str:
     return f"{frame.f_code.co_name}, line {line}"
 
 
-def _failure(call: Call[T], outcome: Outcome, sent: int, settings: Settings) -> TechFlowError:
-    if not isinstance(outcome, httpx.Response):
-        return outcome
+def _failure(call: Call[T], outcome: httpx.Response, sent: int, settings: Settings) -> TechFlowError:
     kind = ERRORS_BY_STATUS.get(outcome.status_code, UnexpectedResponseError)
     message = _server_message(outcome)
     source = outcome.content + b"\n" + outcome.headers.get("location", "").encode()

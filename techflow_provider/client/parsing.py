@@ -32,7 +32,7 @@ LONGEST_TIME = 64
 # Bounds on what a body unpacks to in memory; a history of 100,000 rows with 20 fields stays below them.
 MAX_VALUES = 3_000_000
 MAX_DEPTH = 100
-COUNTED_BYTES = 1024 * 1024
+COUNTED_BYTES = 256 * 1024
 CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:+-]{1,40})""", re.ASCII | re.IGNORECASE)
 # Python has codecs that aren't charsets, some of which are slow or raise anything.
 CHARSETS = re.compile(r"(ascii|utf-(8|16|32)|iso8859-|cp\d|mac-|koi8|gb|big5|euc_|shift_jis|iso2022)")
@@ -123,7 +123,8 @@ def json_text(content: bytes, content_type: str = "") -> str:
     values = 0
     for start in range(0, len(content), COUNTED_BYTES):
         # Each value is preceded by one of these, and some appear in text as well.
-        values += sum(content.count(mark, start, start + COUNTED_BYTES) for mark in (b",", b"[", b"{"))
+        piece = content[start : start + COUNTED_BYTES]
+        values += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
         if values > MAX_VALUES:
             raise DecodeError(f"JSON with at most {MAX_VALUES} values", f"{len(content)} bytes with more of them")
     try:

@@ -114,16 +114,12 @@ class Exchange:
         self._received = 0
         self._response: httpx.Response | None = None
         self._decompress: Any = None
-        self._is_written: bool | None = None
+        # What httpx reports of the connection, the last of each kind.
+        self.events: dict[str, Mapping[str, Any]] = {}
 
-    def trace(self, event: str, details: Mapping[str, Any]) -> None:
-        """Observe httpx: a request to open a tunnel through a proxy isn't the request yet."""
-        is_request = event.endswith("send_request_headers.started") and details["request"].method != b"CONNECT"
-        self._is_written = bool(self._is_written) or is_request
-
-    async def trace_async(self, event: str, details: Mapping[str, Any]) -> None:
+    async def trace(self, event: str, details: Mapping[str, Any]) -> None:
         """Observe httpx in an event loop."""
-        self.trace(event, details)
+        self.events[event] = details
 
     def begin(self, response: httpx.Response) -> bool:
         """Take the response, and return whether its body is still to be received.
@@ -188,7 +184,10 @@ class Exchange:
         if self._response is not None and not self._response.is_success:
             return self.complete()
         status = self._response.status_code if self._response is not None else None
-        return transport_error(call, error, status, maybe_sent=self._is_written is not False)
+        written = [self.events[name]["request"] for name in self.events if name.endswith("request_headers.started")]
+        # A request to open a tunnel through a proxy isn't the request yet.
+        maybe_sent = not self.events or any(request.method != b"CONNECT" for request in written)
+        return transport_error(call, error, status, maybe_sent=maybe_sent)
 
 
 def transport_error(
