@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 import secrets
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -71,7 +70,6 @@ class HttpStore(OptimisticStore):
         self._verify = verify
         self._transport = transport
         self._component = component
-        self._connection: _Connection | None = None
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
@@ -94,13 +92,19 @@ class HttpStore(OptimisticStore):
         (found,) = self._run([{"namespace": namespace, "prefix": prefix}], partial(build, tuple[Entry, ...]))
         return list(found)
 
-    def release(self) -> None:
-        """Close the connections of this process."""
-        connection, self._connection = self._connection, None
-        if connection is not None and connection.process_id == os.getpid():
-            connection.client.close()
+    def connect(self) -> httpx.Client:
+        """Return a client, which connects when it is used."""
+        return httpx.Client(
+            verify=self._verify,
+            transport=self._transport,
+            # Most responses are short; compressing the others would cost the API server more than it saves.
+            headers={COMPONENT_HEADER: self._component, "accept-encoding": "identity"},
+            timeout=httpx.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
+        )
 
-    close = release
+    def release(self) -> None:
+        """Leave it to httpx, which doesn't use a connection again that was idle."""
 
     def _run(self, operations: Sequence[Mapping[str, Any]], read: Callable[[Any], T]) -> list[T]:
         body = json.dumps({"operations": operations}, separators=(",", ":")).encode()
@@ -131,11 +135,12 @@ class HttpStore(OptimisticStore):
 
     def _post(self, body: bytes, headers: dict[str, str]) -> httpx.Response:
         try:
-            return self._client().post(self._url, content=body, headers=headers)
+            response: httpx.Response = self.client().post(self._url, content=body, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.PoolTimeout) as error:
             raise UnreachableError(f"{self.location}: {type(error).__name__}: {error}") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise LostReplyError(f"{self.location}: {type(error).__name__}: {error}") from error
+        return response
 
     def _checked(self, response: httpx.Response, signature: str) -> bytes:
         content = response.content
@@ -151,23 +156,3 @@ class HttpStore(OptimisticStore):
         # A gateway in between may respond after the request was carried out.
         kind = LostReplyError if response.is_server_error else StoreError
         raise kind(f"{self.location}: status {response.status_code}: {response.text[:200]!r}")
-
-    def _client(self) -> httpx.Client:
-        connection = self._connection
-        # A connection is never shared with a child.
-        if connection is None or connection.process_id != os.getpid():
-            client = httpx.Client(
-                verify=self._verify,
-                transport=self._transport,
-                # Most responses are short; compressing the others would cost the API server more than it saves.
-                headers={COMPONENT_HEADER: self._component, "accept-encoding": "identity"},
-                timeout=httpx.Timeout(RESPONSE_SECONDS, connect=CONNECT_SECONDS),
-                limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
-            )
-            connection = self._connection = _Connection(os.getpid(), client)
-        return connection.client
-
-
-class _Connection(NamedTuple):
-    process_id: int
-    client: httpx.Client

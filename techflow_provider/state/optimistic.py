@@ -8,6 +8,7 @@ Processes that write the same entry at once queue for a lock, where the store ha
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import secrets
 import threading
@@ -118,7 +119,7 @@ class Seen:
 
 
 class OptimisticStore(ABC):
-    """A store that is reached over a network. A subclass calls `touch` whenever it uses a connection.
+    """A store that is reached over a network.
 
     :param location: where it is, safe to log
     :param clock: seconds to use in place of the store's clock, for tests
@@ -130,6 +131,8 @@ class OptimisticStore(ABC):
         # The store's clock when a request arrives there, minus this process's when it is sent.
         self._ahead: float | None = None
         self._seen: dict[Key, Seen] = {}
+        # Those of the processes that this one was forked from are kept: a child neither uses nor closes them.
+        self._clients: dict[int, Any] = {}
         self._used_at = 0.0
         self._timer: threading.Timer | None = None
 
@@ -141,8 +144,27 @@ class OptimisticStore(ABC):
         """
 
     @abstractmethod
+    def connect(self) -> Any:
+        """Return a client, which connects when it is used."""
+
+    def client(self) -> Any:
+        """Return the client of this process, whose idle connections are closed some time after this."""
+        self._used_at = time.monotonic()
+        if self._timer is None or not self._timer.is_alive():
+            self._release_after(IDLE_SECONDS)
+        if os.getpid() not in self._clients:
+            self._clients[os.getpid()] = self.connect()
+        return self._clients[os.getpid()]
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
+            client.close()
+
     def release(self) -> None:
         """Close the connections that are idle."""
+        self.close()
 
     def warnings(self) -> list[str]:
         """Return what about the server endangers what it holds. May raise `StoreError`."""
@@ -203,12 +225,6 @@ class OptimisticStore(ABC):
     def set_clock(self, now: float, sent_at: float) -> None:
         """Learn the store's clock from its reply to a request."""
         self._ahead = now - sent_at
-
-    def touch(self) -> None:
-        """Let idle connections be closed some time after this."""
-        self._used_at = time.monotonic()
-        if self._timer is None or not self._timer.is_alive():
-            self._release_after(IDLE_SECONDS)
 
     def _release_after(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self._release_if_idle)

@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Reserve, change_to_dict
 from techflow_provider.state.optimistic import (
@@ -83,7 +83,6 @@ class RedisStore(OptimisticStore):
     def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
         self._url = RedisUrl.read(url)
         super().__init__(self._url.location, clock)
-        self._connection: _Connection | None = None
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
@@ -129,18 +128,14 @@ class RedisStore(OptimisticStore):
         )
         return list(dict.fromkeys(found))
 
+    def connect(self) -> Any:
+        """Return a client, which connects when it is used."""
+        return self._url.connect()
+
     def release(self) -> None:
         """Close the connections that are idle."""
-        connection = self._connection
-        if connection is not None and connection.process_id == os.getpid():
-            for node in _nodes(connection.client):
-                node.connection_pool.disconnect(inuse_connections=False)
-
-    def close(self) -> None:
-        """Close the connections of this process."""
-        connection, self._connection = self._connection, None
-        if connection is not None and connection.process_id == os.getpid():
-            connection.client.close()
+        for node in _nodes(self._clients[os.getpid()]) if os.getpid() in self._clients else ():
+            node.connection_pool.disconnect(inuse_connections=False)
 
     def _now(self, time: tuple[str, str]) -> float:
         return int(time[0]) + int(time[1]) / 1e6 if self._clock is None else self._clock()
@@ -166,11 +161,11 @@ class RedisStore(OptimisticStore):
 
         try:
             try:
-                return act(self._connected())
+                return act(self.client())
             except redis.ReadOnlyError:
                 # The address has passed to another server.
                 self.close()
-                return act(self._connected())
+                return act(self.client())
         except (redis.RedisError, OSError, ValueError, TypeError) as error:
             raise self._error(error, writes=writes) from error
 
@@ -186,19 +181,6 @@ class RedisStore(OptimisticStore):
         if isinstance(error, redis.ConnectionError | redis.TimeoutError):
             kind = LostReplyError if writes else UnreachableError
         return kind(f"{self.location}: {type(error).__name__}: {message}")
-
-    def _connected(self) -> Any:
-        self.touch()
-        connection = self._connection
-        # A connection is never shared with a child.
-        if connection is None or connection.process_id != os.getpid():
-            connection = self._connection = _Connection(os.getpid(), self._url.connect())
-        return connection.client
-
-
-class _Connection(NamedTuple):
-    process_id: int
-    client: Any
 
 
 def _eval(client: Any, script: str, keys: Sequence[str], arguments: tuple[str, ...]) -> Any:

@@ -75,8 +75,6 @@ class SqlStore(OptimisticStore):
         if clock is not None:
             self._terms["clock"] = ":clock"
         self._options = {**OPTIONS.get(self._dialect.driver, {}), **(connect_args or {})}
-        # The pools of the processes that this one was forked from, whose connections are never closed here, are kept.
-        self._pools: dict[int, QueuePool] = {}
 
     @property
     def ddl(self) -> tuple[str, ...]:
@@ -131,12 +129,17 @@ class SqlStore(OptimisticStore):
 
         return [entry for entry in self._run(act, writes=False) if entry is not None]
 
-    def release(self) -> None:
-        """Close the connections that are idle."""
-        if (pool := self._pools.pop(os.getpid(), None)) is not None:
-            pool.dispose()
+    def connect(self) -> QueuePool:
+        """Return a pool of connections, which connects when it is used."""
+        from sqlalchemy.pool import QueuePool
 
-    close = release
+        return QueuePool(self._connect, pool_size=MAX_CONNECTIONS, max_overflow=0, reset_on_return=None)
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        pool = self._clients.pop(os.getpid(), None)
+        if pool is not None:
+            pool.dispose()
 
     def make_row(self, value: str, written: float, expires: float) -> Row:
         """Return a row to write; where it is kept for long, its time is rounded, which spares the index an update."""
@@ -201,7 +204,7 @@ class SqlStore(OptimisticStore):
                 with self._cursor() as cursor:
                     return act(cursor)
             except self._errors as error:
-                self.release()
+                self.close()
                 if any(each in f"{type(error).__name__} {error}" for each in MISSING_TABLE):
                     self.create()
                 elif writes or is_last:
@@ -213,8 +216,7 @@ class SqlStore(OptimisticStore):
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[Any]:
-        self.touch()
-        connection = self._pool().connect()
+        connection = self.client().connect()
         try:
             yield connection.cursor()
         except BaseException:
@@ -223,13 +225,6 @@ class SqlStore(OptimisticStore):
             raise
         finally:
             connection.close()
-
-    def _pool(self) -> QueuePool:
-        from sqlalchemy.pool import QueuePool
-
-        if (pool := self._pools.get(os.getpid())) is None:
-            pool = QueuePool(self._connect, pool_size=MAX_CONNECTIONS, max_overflow=0, reset_on_return=None)
-        return self._pools.setdefault(os.getpid(), pool)
 
     def _connect(self) -> Any:
         args, options = self._dialect.create_connect_args(self._url)

@@ -80,15 +80,15 @@ class TestRequests:
     def test_a_child_opens_connections_of_its_own(self, api):
         store = store_on(api)
         store.update("a", "entry", write("from the parent"))
-        parents = store._client()
+        parents = store.client()
         read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(write_end, b"own" if store._client() is not parents else b"the parent's")
+            os.write(write_end, b"own" if store.client() is not parents else b"the parent's")
             os._exit(0)
         os.waitpid(child, 0)
         assert os.read(read_end, 100) == b"own"
-        assert store._client() is parents
+        assert store.client() is parents
 
 
 class TestKeys:
