@@ -24,7 +24,7 @@ from techflow_provider.client.reading import SHORTEST_INTERVAL_SECONDS, ReadTerm
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.observers import ExecutionWaiter, Observer, ObserverSet, as_techflow_error, for_each
 from techflow_provider.polling.schedule import PollSchedule
-from techflow_provider.polling.shared import SharedReader
+from techflow_provider.polling.shared import SHORTEST_CHECK_SECONDS, SharedReader
 from techflow_provider.state.budget import Budget, RequestClass
 from techflow_provider.state.memory import MemoryStore
 
@@ -170,8 +170,8 @@ class _PollLoop:
     async def _poll(self, *, woken: bool) -> None:
         wanted = self.observers.history_filter()
         # Observers added since the last poll began haven't received what is unchanged since then.
-        wanted.has_new, self.added = self.added != self.observers.added, self.observers.added
-        self.next_seconds = None
+        added = self.observers.added
+        wanted.has_new, self.next_seconds = self.added != added, None
         try:
             history = await self._read(wanted)
         except TechFlowError as error:
@@ -180,7 +180,7 @@ class _PollLoop:
             self.schedule.failed()
             await self._report(error)
             return
-        self.next_seconds = history.next_seconds
+        self.added, self.next_seconds = added, history.next_seconds
         found = await self.observers.update(history, self.context.clock())
         await self._report(history.failure)
         self.schedule.polled(woken=woken, found=found)
@@ -220,5 +220,5 @@ class _PollLoop:
             if await self.reader.is_woken(self.context):
                 await asyncio.sleep(max(0.0, self.schedule.wake(began) - clock()))
                 return True
-            await self.observers.wait_for_change(min(left, self.reader.check_seconds))
+            await self.observers.wait_for_change(min(left, SHORTEST_CHECK_SECONDS))
         return False

@@ -136,14 +136,9 @@ class SharedReader:
         self.woken |= woken
         return woken
 
-    @property
-    def check_seconds(self) -> float:
-        """The time between two reads of the wake-up counter."""
-        return math.inf if self._wakeups is None else SHORTEST_CHECK_SECONDS
-
     async def sleep(self, context: FlowContext, seconds: float) -> bool:
         """Sleep, and return at once with True when a webhook arrives."""
-        end, step = context.clock() + seconds, min(max(seconds / 5, self.check_seconds), LONGEST_CHECK_SECONDS)
+        end, step = context.clock() + seconds, min(max(seconds / 5, SHORTEST_CHECK_SECONDS), LONGEST_CHECK_SECONDS)
         while not await self.is_woken(context):
             left = end - context.clock()
             if left <= 0:

@@ -11,6 +11,7 @@ import pytest
 from techflow_provider.client import ExecutionNotFoundError, TechFlowError, UnauthorizedError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter
 from techflow_provider.sandbox import Fault, Record, Sandbox
+from techflow_provider.state.budget import LocalBudget, RequestClass
 from techflow_provider.state.store import StoreError
 from tests.polling.conftest import INTERVAL, RARELY, Connection, Reader, polls, until, wait
 from tests.polling.virtual_time import virtual_time
@@ -257,3 +258,15 @@ async def test_a_completion_on_a_page_before_one_that_fails_is_not_lost(sandbox:
     assert sandbox.count(path="/executions", status=500) == 1
     sandbox.finish(on_second_page, outcome="completed")
     assert (await other).ended
+
+
+@virtual_time
+async def test_a_wait_that_begins_before_a_poll_gets_no_slot_receives_what_has_not_changed(sandbox: Sandbox) -> None:
+    budget = LocalBudget(100_000, 50_000, clock=asyncio.get_running_loop().time)
+    poller, ended = Connection(sandbox, budget=budget).poller(), sandbox.start("wf_1").id
+    wait(poller, sandbox.start("wf_1").id)
+    sandbox.finish(ended, outcome="completed")
+    await wait(poller, ended)
+    budget.cool_down(300.0, budget.reserve(RequestClass.POLL, 0.0))
+    async with asyncio.timeout(600):
+        assert (await wait(poller, ended)).ended
