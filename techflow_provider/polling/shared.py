@@ -175,15 +175,15 @@ class SharedReader:
     def combined(self, history_filter: HistoryFilter, registrations: Mapping[str, Registration]) -> HistoryFilter:
         """Return a filter for what this process and the others want."""
         wanted = Want.of(history_filter).parts("").union(*(each.want.parts(n) for n, each in registrations.items()))
-        both = replace(
-            history_filter,
-            known_statuses=dict(history_filter.known_statuses),
-            workflow_ids=dict(history_filter.workflow_ids),
-            # A reader without a name may be another one the next time, and needs what hasn't changed.
-            has_new=history_filter.has_new or not wanted <= self._served or self.name is None,
-        )
+        # Copied only where something is added, since a process may have many waits.
+        both = history_filter
+        if registrations:
+            known, workflows = dict(history_filter.known_statuses), dict(history_filter.workflow_ids)
+            both = replace(history_filter, known_statuses=known, workflow_ids=workflows)
         for each in registrations.values():
             each.want.add_to(both)
+        # A reader without a name may be another one the next time, and needs what hasn't changed.
+        both.has_new |= self.name is None or not wanted <= self._served
         self._served = wanted
         return both
 
@@ -204,7 +204,10 @@ class SharedReader:
                 rows = None
             if rows != {}:
                 updates.append((self.waits, name, deliver(rows)))
-        self._statuses.update((each.id, each.status) for each in history)
+        if any(each.want.everything for each in registrations.values()):
+            self._statuses.update((each.id, each.status) for each in history)
+        else:
+            self._statuses.clear()
         return updates
 
 
