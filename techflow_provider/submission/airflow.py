@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote as percent_encode
 
@@ -69,7 +70,7 @@ def name_of(dag_id: str, run_id: str, task_id: str, map_index: int = -1, part: s
     :param part: distinguishes several starts of one task, such as a callback's name
     """
     parts = [dag_id, run_id, task_id, str(map_index), *([part] if part else [])]
-    return "/".join(percent_encode(each, safe="") for each in parts)
+    return "/".join(map(partial(percent_encode, safe=""), parts))
 
 
 class AirflowTaskState:
