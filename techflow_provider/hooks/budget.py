@@ -105,7 +105,7 @@ def open_reader(connection: TechFlowConnection, name: str | None = None) -> Shar
     """
     store, _ = open_state(connection)
     # Without a secret no webhook is accepted, and the wake-up counter never changes.
-    wakeups = None if connection.webhook_secret is None else open_records(connection).wakeups
+    wakeups = None if connection.webhook_secret is None else Records(store, connection.settings.account).wakeups
     return SharedReader(store, connection.settings.account, name, wakeups)
 
 

@@ -96,10 +96,6 @@ class BudgetState:
         """Return the state with one more request sent."""
         second, is_command = math.floor(at + 0.5), request_class is RequestClass.COMMAND
         grant = (second, int(is_command), int(not is_command))
-        earlier, space, last = self.grants.rpartition(" ")
-        if last.startswith(f"{second}:"):
-            (present,) = BudgetState(self.gcra, last).counts or [(second, 0, 0)]
-            return BudgetState(self.gcra, earlier + space + ":".join(map(str, _sum(present, grant))))
         merged = _compact([*self.counts, grant], second)
         return BudgetState(self.gcra, " ".join(":".join(map(str, each)) for each in merged))
 
@@ -123,14 +119,10 @@ def _compact(grants: list[GrantCount], now: int) -> list[GrantCount]:
         slice_end = at - at % SLICE_SECONDS + SLICE_SECONDS
         grant = (slice_end - SLICE_SECONDS // 2 if slice_end <= now - MINUTE_SECONDS else at, commands, polls)
         if merged and merged[-1][0] == grant[0]:
-            merged[-1] = _sum(merged[-1], grant)
+            merged[-1] = (grant[0], merged[-1][1] + commands, merged[-1][2] + polls)
         else:
             merged.append(grant)
     return merged
-
-
-def _sum(first: GrantCount, second: GrantCount) -> GrantCount:
-    return first[0], first[1] + second[1], first[2] + second[2]
 
 
 def _begin(entry: Entry | None, policy: Policy, now: float) -> tuple[BudgetState, bool]:

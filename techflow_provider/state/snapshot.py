@@ -88,7 +88,8 @@ def snapshot_of(state: BudgetState, policy: Policy, now: float, *, store: str, s
     requests = (ReservationRequest(each) for each in (RequestClass.COMMAND, RequestClass.POLL))
     waits = {each.request_class: reserve(gcra, policy, each, now)[1].wait_seconds for each in requests}
     open_now = waits[RequestClass.COMMAND] <= 0 and gcra.consecutive_429 == 0
-    interval = gcra.interval(policy)
+    interval, grants = gcra.interval(policy), state.counts
+    ages = range(HISTORY_SECONDS - SLICE_SECONDS, -1, -SLICE_SECONDS)
     return Snapshot(
         requests_per_minute=policy.limit,
         uses_per_minute=max(1, round(policy.limit * gcra.share)),
@@ -96,27 +97,18 @@ def snapshot_of(state: BudgetState, policy: Policy, now: float, *, store: str, s
         cause=gcra.learned.cause_at(gcra.updated_at, gcra.share),
         stated_per_minute=gcra.learned.stated,
         relaxed_seconds=max(0.0, gcra.learned.relaxed_at - gcra.updated_at),
-        used=_count([grant for grant in state.counts if -1 <= now - grant[0] < MINUTE_SECONDS]),
+        used=_count(grants, now, -1, MINUTE_SECONDS),
         free=gcra.free(policy) if open_now else 0,
         next_slot_seconds=waits,
         cooldown_seconds=max(0.0, gcra.cool_until - now),
         waiting=max(0, math.ceil((gcra.tat - now) / interval - ROUNDING) - 1 - len(gcra.released)),
-        history=_history(state, now),
+        history=tuple(Slice(float(age), _count(grants, now, age or -1, age + SLICE_SECONDS)) for age in ages),
         store=store,
         shared=shared,
     )
 
 
-def _count(grants: list[GrantCount]) -> dict[RequestClass, int]:
-    return {RequestClass.COMMAND: sum(each[1] for each in grants), RequestClass.POLL: sum(each[2] for each in grants)}
-
-
-def _history(state: BudgetState, now: float) -> tuple[Slice, ...]:
-    slices: list[list[GrantCount]] = [[] for _ in range(HISTORY_SECONDS // SLICE_SECONDS)]
-    for grant in state.counts:
-        age = now - grant[0]
-        if -1 <= age < HISTORY_SECONDS:
-            slices[int(max(0.0, age) / SLICE_SECONDS)].append(grant)
-    return tuple(
-        Slice(float(index * SLICE_SECONDS), _count(grants)) for index, grants in reversed(list(enumerate(slices)))
-    )
+def _count(grants: list[GrantCount], now: float, youngest: float, oldest: float) -> dict[RequestClass, int]:
+    """Count the requests that were sent between two ages."""
+    found = [each for each in grants if youngest <= now - each[0] < oldest]
+    return {RequestClass.COMMAND: sum(each[1] for each in found), RequestClass.POLL: sum(each[2] for each in found)}
