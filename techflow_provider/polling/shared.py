@@ -172,9 +172,11 @@ class SharedReader:
         found = {entry.name: Registration.of(entry) for entry in self.store.entries(self.waits)}
         return {name: each for name, each in found.items() if each is not None and name != self.name}
 
-    def combined(self, history_filter: HistoryFilter, registrations: Mapping[str, Registration]) -> HistoryFilter:
+    def combined(
+        self, history_filter: HistoryFilter, want: Want, registrations: Mapping[str, Registration]
+    ) -> HistoryFilter:
         """Return a filter for what this process and the others want."""
-        wanted = Want.of(history_filter).parts("").union(*(each.want.parts(n) for n, each in registrations.items()))
+        wanted = want.parts("").union(*(each.want.parts(n) for n, each in registrations.items()))
         # Copied only where something is added, since a process may have many waits.
         both = history_filter
         if registrations:
@@ -251,7 +253,7 @@ class _ReadCall:
             if may_poll:
                 slot_seconds = (await self._use(context.budget.snapshot)).next_slot_seconds[RequestClass.POLL]
                 # A budget that nobody has used yet has its first slot a moment away, until somebody reserves it.
-                history = await self._poll(board, deadline) if slot_seconds <= SHORTEST_WAIT_SECONDS else None
+                history = await self._poll(board, want, deadline) if slot_seconds <= SHORTEST_WAIT_SECONDS else None
                 if history is not None:
                     return history
             self._raise_error(board)
@@ -306,7 +308,7 @@ class _ReadCall:
         has_failed = self._since(self.reader.failed_at) < FAILED_SECONDS and board.holder != self.reader.holder
         return max(self.terms.interval_seconds, shortest) * (2 if has_failed else 1)
 
-    async def _poll(self, board: Board, deadline: float) -> History | None:
+    async def _poll(self, board: Board, want: Want, deadline: float) -> History | None:
         """Poll for all readers; None when another one was faster, or has polled since."""
         reader, context, began = self.reader, self.context, self.context.clock()
         start = begin(reader.holder, self._interval(board), lasting=reader.name is not None)
@@ -314,7 +316,7 @@ class _ReadCall:
         if before is None:
             return None
         registrations = await self._use(reader.registrations)
-        wanted = reader.combined(self.filter, registrations)
+        wanted = reader.combined(self.filter, want, registrations)
         if reader.memory.following is None and before.following is not None:
             reader.memory.following, reader.memory.wanted = before.following, frozenset()
         within_seconds = max(deadline - context.clock(), SHORTEST_POLL_SECONDS)
