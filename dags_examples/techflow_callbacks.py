@@ -1,4 +1,4 @@
-"""Start a workflow when a task fails, and when the DAG run has succeeded."""
+"""Start a workflow when a task fails, and when it has succeeded."""
 
 from datetime import UTC, datetime
 
@@ -14,12 +14,12 @@ with DAG(
     default_args={"owner": "reports", "retries": 2},
     owner_links={"reports": "https://dashboard.techflow.com"},
     tags=["techflow"],
-    on_success_callback=TechFlowNotifier(workflow_id="wf_123", payload={"run": "{{ run_id }}"}),
 ) as dag:
     TechFlowTriggerWorkflowOperator(
         task_id="run",
         workflow_id="wf_123",
         wait_for_completion=True,
         deferrable=True,
-        on_failure_callback=TechFlowNotifier(workflow_id="wf_123", payload={"task": "{{ ti.task_id }}"}),
+        on_success_callback=TechFlowNotifier(workflow_id="wf_123", payload={"publish": "{{ ds }}"}),
+        on_failure_callback=TechFlowNotifier(workflow_id="wf_123", payload={"repair": "{{ ti.task_id }}"}),
     )

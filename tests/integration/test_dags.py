@@ -164,6 +164,11 @@ def test_the_page_shows_the_executions_of_visible_dags(
         ("techflow_branch_on_status", 1),
         ("techflow_hook_in_python", 0),
         ("techflow_clean_up", 0),
+        ("techflow_payload", 4),
+        ("techflow_several_executions", 2),
+        ("techflow_retries", 1),
+        ("techflow_callbacks", 2),
+        ("techflow_on_event", 0),
     ],
 )
 def test_an_example_succeeds_and_starts_as_many_executions_as_it_should(
