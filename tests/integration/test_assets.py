@@ -47,7 +47,7 @@ def test_airflow_2_says_that_it_needs_airflow_3() -> None:
 
 @pytest.mark.skipif(not has_api_server(), reason="Airflow 2 has no assets with watchers")
 def test_the_how_tos_dag_is_scheduled_on_its_asset() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "tasks" / "events.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(block, "events.md", "exec"), names)
