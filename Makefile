@@ -16,7 +16,7 @@ export PYTHON
 # Without bytecode every process compiles Airflow anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types matrix fuzz network contract docs deployment deployments explore bench e2e soak wheel mutants clean
+.PHONY: help demo test lint types matrix fuzz network contract docs deployment deployments scenarios explore bench e2e soak wheel mutants clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ deployment: ## Kill and clear tasks in a complete Airflow deployment (AIRFLOW=2.
 
 deployments: ## Show which guarantees hold in which deployment (ONLY="3.3.2/pods 2.11.2/celery", QUICK=1; needs Redis and PostgreSQL)
 	@QUICK=$(QUICK) .ci/deployments.sh $(ONLY)
+
+scenarios: ## Treat tasks roughly in a complete Airflow, and show what became of them (AIRFLOW=2.11.2, QUICK=1, ONLY="sigterm pool"; needs PostgreSQL)
+	@environment=$$(.ci/airflow_environment.sh $(AIRFLOW) $(if $(QUICK),,scenarios apache-airflow-providers-openlineage)) && \
+	  $$environment/bin/python tests/deployment/scenarios.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 explore: ## Explore starts in worlds that differ from the model, in virtual time (SEEDS=20)
 	@$(TEST_ENVIRONMENT)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the environment in which a whole deployment of an Airflow runs, with the Python and the restrictions that
-# matrix.txt has for it, and print where it is: airflow_environment.sh AIRFLOW
+# matrix.txt has for it, and print where it is: airflow_environment.sh AIRFLOW [NAME REQUIREMENT...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source .ci/find_python.sh
@@ -9,6 +9,8 @@ read -r version extra < <(awk -v airflow="$1" '$1 == airflow { $1 = ""; print; e
 read -ra also <<< "$extra"
 python=$(find_python "$version")
 # Airflow's provider for Celery imports what Celery 5.7 no longer has.
-.ci/environment.sh "airflow-$1" "$python" editable "apache-airflow==$1" "apache-airflow-providers-http>=5.3" \
-  apache-airflow-providers-celery "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" --group test >&2
-echo ".cache/environments/airflow-$1"
+airflow=$1 name=${2:-airflow}
+shift; shift || true
+.ci/environment.sh "$name-$airflow" "$python" editable "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" \
+  apache-airflow-providers-celery "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" "$@" --group test >&2
+echo ".cache/environments/$name-$airflow"

@@ -6,6 +6,7 @@ Each listens on the loopback alone, on a free port, in a folder of its own, and 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -143,7 +144,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server, and wait until it responds."""
-        listen = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1"
+        listen = f"-p {self.port} -k {shlex.quote(str(self._folder))} -c listen_addresses=127.0.0.1"
         options = " ".join([listen, *(f"-c {setting}" for setting in self._settings)])
         log = str(self._folder / "log")
         self._run("pg_ctl", "-D", str(self._folder / "data"), "-l", log, "-o", options, "-w", "start")

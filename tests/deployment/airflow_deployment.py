@@ -247,7 +247,7 @@ def deployment(
         running = Deployment(python, home, sandbox, variables, postgres, version, own_homes=own_homes)
         running.airflow("db", "migrate")
         stack.callback(_stop_all, running)
-        _start_all(running)
+        start_all(running)
         yield running
 
 
@@ -305,7 +305,8 @@ def _environment(home: Path, postgres_port: int) -> dict[str, str]:
     }
 
 
-def _start_all(running: Deployment) -> None:
+def start_all(running: Deployment) -> None:
+    """Start the programs of an Airflow, and wait for its API server."""
     names = ["scheduler", "triggerer"]
     if running.version >= (3,):
         names = ["api-server", *names, "dag-processor"]
