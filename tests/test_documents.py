@@ -99,8 +99,8 @@ def test_the_readmes_commands_exist():
         program, *arguments = shlex.split(line, comments=True)
         if program == "airflow":
             assert get_parser().parse_args(arguments)
-        elif program == "python":
-            assert build_parser().parse_args(arguments[2:])
+        elif program == "techflow":
+            assert build_parser().parse_args(arguments)
         elif program == "make":
             assert set(arguments) <= set(TARGETS)
         else:

@@ -146,6 +146,7 @@ class Workflows(_Blocking[AsyncWorkflows]):
     list = _at_once(AsyncWorkflows.list)
     get = _at_once(AsyncWorkflows.get)
     create = _at_once(AsyncWorkflows.create)
+    ensure = _at_once(AsyncWorkflows.ensure)
     update = _at_once(AsyncWorkflows.update)
     delete = _at_once(AsyncWorkflows.delete)
     execute = _at_once(AsyncWorkflows.execute)

@@ -128,6 +128,7 @@ class TransportError(TechFlowError):
     :param reason: what went wrong, human-readable
     :param maybe_sent: False when the request certainly never reached the server, so that a retry is safe
     :param status_code: the status code of a response whose body could not be read; None when there was none
+    :param server: where the request was sent
     """
 
     is_transient = True
@@ -135,6 +136,7 @@ class TransportError(TechFlowError):
     reason: str
     maybe_sent: bool
     status_code: int | None = None
+    server: str = ""
 
     @property
     def had_no_effect(self) -> bool:
@@ -142,9 +144,10 @@ class TransportError(TechFlowError):
         return not self.maybe_sent
 
     def __str__(self) -> str:
-        effect = f"the request {'may have' if self.maybe_sent else 'never'} reached the server"
+        server = f"the server at {self.server}" if self.server else "the server"
+        effect = f"the request {'may have' if self.maybe_sent else 'never'} reached {server}"
         if self.status_code is not None:
-            effect = f"the request reached the server, which responded with {self.status_code}"
+            effect = f"the request reached {server}, which responded with {self.status_code}"
         return f"{self.call}: {self.reason}; {effect}"
 
 
@@ -195,7 +198,11 @@ class UnauthorizedError(ResponseError):
 class NotFoundError(ResponseError):
     """404: there is no such workflow, or the base URL is wrong."""
 
-    advice = "check the id, and the base URL (the connection's host)"
+    @property
+    def advice(self) -> str:  # type: ignore[override]  # a list has no id
+        """What to check."""
+        base_url = "the base URL (the connection's host) with its path"
+        return f"check the id, and {base_url}" if self.call.count("/") > 1 else f"check {base_url}"
 
 
 class RateLimitError(ResponseError):

@@ -25,7 +25,14 @@ from techflow_provider.client.errors import (
     log_or_raise,
 )
 from techflow_provider.client.flow import FlowContext, exchange
-from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, History, HistoryFilter, select
+from techflow_provider.client.history import (
+    ExecutionSelector,
+    ExecutionTracker,
+    History,
+    HistoryFilter,
+    select,
+    select_workflows,
+)
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.paging import collect
 from techflow_provider.client.parsing import Json, quote
@@ -100,6 +107,32 @@ class AsyncWorkflows(_Operations):
                 raise
             log.warning("Workflow %s is the one that was created: no other workflow of its name is new", created.id)
             return created
+
+    async def ensure(
+        self,
+        name: Id,
+        description: Id | None = None,
+        triggers: Sequence[calls.Trigger] = (),
+        if_exists: str = "create",
+    ) -> Workflow:
+        """Create a workflow, or use the one that has its name (List, Create and Update Workflow).
+
+        :param if_exists: what to do about that one: `create` another, `return` it, `update` it, or `fail`
+        :raises TechFlowError: as `create`; `InvalidParameterError` when several have the name and one is meant
+        """
+        named = select_workflows(await self.list(), None, name)
+        existing = None if if_exists == "create" else only_named(name, named)
+        if existing is None:
+            # Comparing with these shows which one is new when the response to the creation is lost.
+            workflow = await self.create(name, description, triggers, [each.id for each in named])
+        elif if_exists == "fail":
+            raise InvalidParameterError("name", f"{name!r}, the name of {existing.id}", "a name that is not taken")
+        else:
+            is_update = if_exists == "update"
+            workflow = await self.update(existing.id, name, description, triggers) if is_update else existing
+        result = "Created" if existing is None else "Updated" if if_exists == "update" else "Found"
+        log.info("%s workflow %s (%s)", result, workflow.id, name)
+        return workflow
 
     async def _find_created(self, name: str, known: Collection[str] | None, lost: TechFlowError) -> Workflow | None:
         """Return the one new workflow of a name, or None when there is none after several lookups.
@@ -202,6 +235,18 @@ class AsyncWorkflows(_Operations):
         seconds = (LOOKUPS - 1) * LOOKUP_INTERVAL_SECONDS
         reason = f"the response named no id, and none appeared in the history within {seconds:.0f} s"
         raise AmbiguousExecutionError(workflow_id, reason)
+
+
+def only_named(name: Id, found: Sequence[Workflow]) -> Workflow | None:
+    """Return the one workflow of a name, or None when there is none.
+
+    :raises InvalidParameterError: there are several
+    """
+    if len(found) > 1:
+        ids = ", ".join(workflow.id for workflow in found[:10])
+        expected = "the name of one workflow at most: use the id of the one you mean, or rename or delete the others"
+        raise InvalidParameterError("name", f"{len(found)} workflows named {name!r}: {ids}", expected)
+    return found[0] if found else None
 
 
 class AsyncExecutions(_Operations):

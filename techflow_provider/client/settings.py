@@ -47,6 +47,7 @@ class Settings:
     :param account_name: distinguishes TechFlow accounts with one base URL whose users share their state
     :param history_query: the query of each poll of the history, where this TechFlow accepts one; values with
         `{workflow_id}` or `{since}` are sent only with polls that are for one workflow, or for what began since a time
+    :param is_scheme_assumed: whether the base URL was given without `https://` or `http://`
     :raises InvalidParameterError: a value can't be used
     """
 
@@ -64,6 +65,7 @@ class Settings:
     status_words: StatusWords = USUAL_WORDS
     account_name: str = ""
     history_query: tuple[tuple[str, str], ...] = ()
+    is_scheme_assumed: bool = False
 
     def __post_init__(self) -> None:
         _check_api_key(self.api_key)
@@ -86,6 +88,13 @@ class Settings:
     def site(self) -> str:
         """The name under which processes share what belongs to the TechFlow account, whatever its key is now."""
         return budget_key(self.base_url, f"account {self.account_name}")
+
+    @property
+    def server(self) -> str:
+        """The server as errors name it."""
+        url = httpx.URL(self.base_url)
+        assumed = f" ({url.scheme} was assumed: the host names no scheme)" if self.is_scheme_assumed else ""
+        return f"{url.scheme}://{url.netloc.decode()}{assumed}"
 
     def holds_key(self, content: bytes) -> bool:
         """Whether some bytes contain the key, plain or as JSON or a URL encodes it: a server may repeat it."""

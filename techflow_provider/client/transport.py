@@ -187,22 +187,23 @@ class Exchange:
         written = [self.events[name]["request"] for name in self.events if name.endswith("request_headers.started")]
         # A request to open a tunnel through a proxy isn't the request yet.
         maybe_sent = not self.events or any(request.method != b"CONNECT" for request in written)
-        return transport_error(call, error, status, maybe_sent=maybe_sent)
+        return transport_error(call, error, status, maybe_sent=maybe_sent, server=self._settings.server)
 
 
 def transport_error(
-    call: str, error: Exception, status_code: int | None = None, *, maybe_sent: bool = True
+    call: str, error: Exception, status_code: int | None = None, *, maybe_sent: bool = True, server: str = ""
 ) -> TransportError:
     """Return why there is no response, and whether the request may have reached the server.
 
     :param status_code: what the response began with
     :param maybe_sent: False when it was observed that no request was written
+    :param server: where the request was sent
     """
     message = shorten(str(error))
     explanation = next((text for kind, text in EXPLANATIONS if isinstance(error, kind)), "")
     reason = f"{explanation} ({message})" if explanation and message else explanation or message or type(error).__name__
     kind = ResponseSizeError if isinstance(error, ResponseSizeLimitError) else TransportError
-    result = kind(call, reason, maybe_sent and not isinstance(error, NEVER_SENT), status_code)
+    result = kind(call, reason, maybe_sent and not isinstance(error, NEVER_SENT), status_code, server)
     # Its frames hold the request, with the key.
     forget_frames(error)
     result.__cause__ = error

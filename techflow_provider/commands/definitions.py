@@ -18,6 +18,11 @@ from techflow_provider.client.text import printable
 from techflow_provider.state.store import StoreError
 
 FAILED, UNUSABLE, STILL_RUNNING, INTERRUPTED = 1, 2, 3, 130
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 TechFlow rejected the request, the execution failed, doctor found a problem, or nothing "
+    "was deleted; 2 the command or the connection can't be used; 3 the execution was still running at the timeout; "
+    "130 interrupted."
+)
 
 
 def run(action: str, args: Namespace) -> None:
@@ -93,6 +98,9 @@ WORKFLOW_ID = _arg("workflow_id", help="such as wf_123")
 NEW_NAME = _arg("name", help="the workflow's name")
 NAME = _arg("--name", dest="workflow_name", help="the workflow's name")
 DESCRIPTION = _arg("--description", help="the workflow's description")
+IF_EXISTS_HELP = "what to do about a workflow of that name (default: create another one)"
+IF_EXISTS = _arg("--if-exists", choices=("create", "return", "update", "fail"), default="create", help=IF_EXISTS_HELP)
+YES = _arg("--yes", "-y", action="store_true", help="don't ask")
 TRIGGER = _arg("--trigger", action="append", help="a trigger, such as manual; may be given several times")
 STATUS = _arg("--status", help="only those with this status")
 OF_WORKFLOW = _arg("--workflow-id", help="only those of this workflow")
@@ -102,22 +110,26 @@ WAIT = _arg("--wait", action="store_true", help="wait for the execution's comple
 TIMEOUT = _arg("--timeout", type=positive, help="maximum seconds to wait; the execution keeps running afterwards")
 POLL_INTERVAL = _arg("--poll-interval", type=positive, default=5.0, help="seconds between two polls (default: 5)")
 START_NAME = _arg("name", help="as `starts list` shows it")
+FOLDER = _arg("folder", help="such as dags/techflow; it is created, and no file in it is replaced")
 LEARN = _arg("--learn", action="store_true", help="show how a page of the history is interpreted")
 
 
 def _command(name: str, action: str, help_text: str, *args: Arg) -> ActionCommand:
-    return ActionCommand(name=name, help=help_text, func=partial(run, action), args=(*args, CONN_ID, OUTPUT))
+    return ActionCommand(
+        name=name, help=help_text, func=partial(run, action), args=(*args, CONN_ID, OUTPUT), epilog=EXIT_CODES
+    )
 
 
+CREATE_ARGS = (NEW_NAME, DESCRIPTION, TRIGGER, IF_EXISTS)
 UPDATE_ARGS = (WORKFLOW_ID, NAME, DESCRIPTION, TRIGGER)
 TRIGGER_ARGS = (WORKFLOW_ID, PAYLOAD, WAIT, TIMEOUT, POLL_INTERVAL)
 LIST_ARGS = (OF_WORKFLOW, STATUS, LIMIT)
 WORKFLOW_COMMANDS = (
     _command("list", "resources:list_workflows", "List workflows", STATUS, NAME),
     _command("get", "resources:get_workflow", "Show a workflow", WORKFLOW_ID),
-    _command("create", "resources:create_workflow", "Create a workflow", NEW_NAME, DESCRIPTION, TRIGGER),
+    _command("create", "resources:create_workflow", "Create a workflow", *CREATE_ARGS),
     _command("update", "resources:update_workflow", "Change the given fields of a workflow", *UPDATE_ARGS),
-    _command("delete", "resources:delete_workflow", "Delete a workflow permanently", WORKFLOW_ID),
+    _command("delete", "resources:delete_workflow", "Delete a workflow permanently", WORKFLOW_ID, YES),
 )
 STATE_COMMANDS = (
     _command("show", "state:show", "Show where the state is kept, why, and what endangers it"),
@@ -139,5 +151,6 @@ COMMANDS: tuple[CLICommand, ...] = (
     GroupCommand("state", "Show where the shared state is kept", STATE_COMMANDS),
     GroupCommand("starts", "List, show and forget starts whose execution is unknown", START_COMMANDS),
     _command("budget", "resources:show_budget", "Show the state of the API key's rate budget; sends nothing"),
+    _command("examples", "resources:write_examples", "Write an example DAG for each common task", FOLDER),
     _command("doctor", "doctor:examine", "Check the whole setup, and suggest a remedy for each problem", LEARN),
 )

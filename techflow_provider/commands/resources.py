@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from argparse import Namespace
+from pathlib import Path
 
-from techflow_provider.client import ExecutionState, Workflow
+import techflow_provider
+from techflow_provider.client import ExecutionState, InvalidParameterError, Workflow
 from techflow_provider.client.history import ExecutionSelector, select_workflows
-from techflow_provider.client.text import get_logger
+from techflow_provider.client.parsing import Json
+from techflow_provider.client.text import get_logger, printable
 from techflow_provider.client.values import as_payload
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.commands.console import Report, open_client, read_connection
@@ -36,7 +40,9 @@ def get_workflow(args: Namespace) -> Report:
 def create_workflow(args: Namespace) -> Report:
     """Create a workflow (Create Workflow)."""
     with open_client(args.conn_id) as client:
-        return _workflow_report(client.workflows.create(args.name, args.description, args.trigger or ()))
+        return _workflow_report(
+            client.workflows.ensure(args.name, args.description, args.trigger or (), args.if_exists)
+        )
 
 
 def update_workflow(args: Namespace) -> Report:
@@ -47,10 +53,24 @@ def update_workflow(args: Namespace) -> Report:
 
 
 def delete_workflow(args: Namespace) -> Report:
-    """Delete a workflow permanently (Delete Workflow)."""
+    """Delete a workflow permanently (Delete Workflow), if the user is certain."""
+    if not (args.yes or _confirm(f"Delete workflow {args.workflow_id} permanently?")):
+        return Report({"id": args.workflow_id, "deleted": False}, text="nothing was deleted", code=1)
     with open_client(args.conn_id) as client:
         client.workflows.delete(args.workflow_id)
     return Report({"id": args.workflow_id, "deleted": True}, text=f"deleted {args.workflow_id}")
+
+
+def _confirm(question: str) -> bool:
+    """Ask the user.
+
+    :raises InvalidParameterError: there is no terminal to ask at
+    """
+    if not sys.stdin.isatty():
+        raise InvalidParameterError("--yes", "no terminal to ask at", "--yes where nobody can be asked")
+    sys.stderr.write(printable(f"{question} [y/N] "))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _workflow_report(workflow: Workflow) -> Report:
@@ -83,6 +103,21 @@ def secret(_: Namespace) -> Report:
     """Print a new secret for webhooks."""
     text = WebhookSecret.generate().text
     return Report({"webhook_secret": text}, text=text)
+
+
+def write_examples(args: Namespace) -> Report:
+    """Write the example DAGs into a folder; what is there is kept."""
+    package, folder = Path(techflow_provider.__path__[0]), Path(args.folder)
+    # The wheel contains them; in a checkout they are beside the package.
+    source = next(filter(Path.is_dir, (package / "example_dags", package.parent / "dags_examples")))
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Json]] = []
+    for example in sorted(source.glob("*.*")):
+        target = folder / example.name
+        rows.append({"file": str(target), "result": "kept, as it was there" if target.exists() else "written"})
+        if not target.exists():
+            target.write_bytes(example.read_bytes())
+    return Report(rows, ("file", "result"))
 
 
 def show_budget(args: Namespace) -> Report:

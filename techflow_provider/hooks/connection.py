@@ -114,6 +114,7 @@ class TechFlowConnection:
             settings=Settings(
                 api_key=connection.password or "",
                 base_url=_read_base_url(connection),
+                is_scheme_assumed=bool(connection.host) and not _scheme_of(connection),
                 status_words=_status_words(*(read.get(name, frozenset()) for name in STATUS_FIELDS)),
                 **{SETTINGS[name]: value for name, value in read.items() if name in SETTINGS},
             ),
@@ -168,6 +169,12 @@ def _read_webhook_secret(value: Any) -> tuple[WebhookSecret] | tuple[None, str]:
         return None, f"webhooks are off, because of extra {error}"
 
 
+def _scheme_of(connection: Any) -> str:
+    """Return the scheme in front of the host or, without one, in `schema`; empty when there is none."""
+    schema = (connection.schema or "").strip("/ ").lower()
+    return (connection.host or "").strip().rpartition("://")[0] or (schema if schema in PROTOCOLS else "")
+
+
 def _read_base_url(connection: Any) -> str:
     """Return the base URL, from a whole URL as host or from the parts of the connection's URI.
 
@@ -179,8 +186,7 @@ def _read_base_url(connection: Any) -> str:
     protocol, separator, rest = (connection.host or "").strip().rpartition("://")
     if not rest:
         return f"{protocol}{separator}" or DEFAULT_BASE_URL
-    if not separator:
-        protocol = schema.lower() if is_protocol else "https"
+    protocol = _scheme_of(connection) or "https"
     authority, slash, path = rest.partition("/")
     path = path.rstrip("/")
     if schema and not is_protocol and f"/{path}".rpartition("/")[2] != schema:

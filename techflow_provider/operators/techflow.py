@@ -13,7 +13,6 @@ from airflow.providers.common.compat.sdk import conf
 from techflow_provider.client.errors import (
     BudgetTimeoutError,
     ExecutionFailedError,
-    InvalidParameterError,
     NotFoundError,
     RateLimitError,
 )
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context, XComArg
 
     from techflow_provider.client.calls import Trigger
-    from techflow_provider.client.models import Execution, Workflow
+    from techflow_provider.client.models import Execution
     from techflow_provider.client.values import Payload
     from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
@@ -191,28 +190,8 @@ class TechFlowCreateWorkflowOperator(TechFlowOperator):
 
     def execute(self, context: Context) -> str:
         """Create the workflow, or use the one there is."""
-        name, description, triggers, if_exists = (read(self, each) for each in CREATE_FIELDS)
-        # Comparing with these shows which one is new when the response to the creation is lost.
-        named = self.hook.list_workflows(name=name)
-        existing = None if if_exists == "create" else _only(name, named)
-        if existing is None:
-            known = [workflow.id for workflow in named]
-            workflow = self.hook.create_workflow(name, description, triggers, known)
-            log.info("Created workflow %s (%s)", workflow.id, name)
-            return storable(workflow.id)
-        if if_exists == "fail":
-            raise InvalidParameterError("name", f"{name!r}, the name of {existing.id}", "a name that is not taken")
-        if if_exists == "update":
-            self.hook.update_workflow(existing.id, name, description, triggers)
-        log.info("%s workflow %s (%s)", "Updated" if if_exists == "update" else "Found", existing.id, name)
-        return storable(existing.id)
-
-
-def _only(name: str, found: Sequence[Workflow]) -> Workflow | None:
-    if len(found) > 1:
-        ids = ", ".join(workflow.id for workflow in found[:10])
-        raise InvalidParameterError("name", f"{len(found)} workflows named {name!r}: {ids}", "one at most")
-    return found[0] if found else None
+        fields = (read(self, each) for each in CREATE_FIELDS)
+        return storable(self.hook.get_conn().workflows.ensure(*fields).id)
 
 
 class TechFlowUpdateWorkflowOperator(TechFlowOperator):

@@ -88,3 +88,9 @@ def test_only_errors_that_a_later_poll_may_not_have_are_transient():
         *("BudgetTimeoutError", "TransportError", "ResponseSizeError"),
         *("RateLimitError", "ServerError", "UnexpectedResponseError"),
     }
+
+
+def test_a_404_on_a_list_has_no_id_to_check():
+    one, listed = (errors.NotFoundError(call, 404, "?") for call in ("GET /workflows/wf_1", "GET /workflows"))
+    assert str(one).endswith("; check the id, and the base URL (the connection's host) with its path")
+    assert str(listed).endswith("; check the base URL (the connection's host) with its path")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 from argparse import ArgumentParser
+from functools import partial
 
 import pytest
 
@@ -30,8 +33,60 @@ def test_a_workflow_is_created_shown_updated_and_deleted(served, techflow):
     assert techflow("workflows", "get", created["id"]).out.endswith("triggers     manual\n")
     assert techflow("workflows", "update", created["id"], "--description", "on Mondays").code == 0
     assert "on Mondays" in techflow("workflows", "get", created["id"]).out
-    assert techflow("workflows", "delete", created["id"]).out == f"deleted {created['id']}\n"
+    assert techflow("workflows", "delete", created["id"], "--yes").out == f"deleted {created['id']}\n"
     assert techflow("workflows", "get", created["id"]).code == 1
+
+
+def test_a_workflow_that_has_the_name_is_returned_updated_or_refused(served, techflow):
+    create = partial(techflow, "workflows", "create", "Nightly", "--description", "new", "-o", "json", "--if-exists")
+    assert (create("return").json["id"], create("fail").code, served.count("PUT")) == ("wf_1", 2, 0)
+    assert (create("update").json["id"], served.workflows[0]["description"]) == ("wf_1", "new")
+    assert create("create").json["id"] != "wf_1"
+    refused = create("return")
+    assert (refused.code, "rename or delete the others" in refused.err) == (2, True)
+    assert len(served.workflows) == 2
+
+
+@pytest.mark.parametrize(("reply", "code"), [("y\n", 0), ("\n", 1), ("no\n", 1), ("", 1)])
+def test_a_workflow_is_deleted_only_by_a_user_who_confirms_it(served, techflow, monkeypatch, reply, code):
+    terminal = io.StringIO(reply)
+    terminal.isatty = lambda: True  # type: ignore[method-assign]  # as if a person sat there
+    monkeypatch.setattr(sys, "stdin", terminal)
+    done = techflow("workflows", "delete", "wf_1")
+    assert (done.code, len(served.workflows)) == (code, code)
+    assert "Delete workflow wf_1 permanently? [y/N]" in done.err
+
+
+def test_nothing_is_deleted_where_nobody_can_be_asked(served, techflow, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    done = techflow("workflows", "delete", "wf_1")
+    assert (done.code, len(served.workflows), "--yes" in done.err) == (2, 1, True)
+
+
+def test_the_version_and_the_exit_codes_are_shown(techflow):
+    assert techflow("--version").out == f"airflow-provider-techflow {techflow_provider.__version__}\n"
+    for command in ((), ("trigger",), ("workflows", "list")):
+        assert "3 the execution was still running" in " ".join(techflow(*command, "--help").out.split())
+
+
+def test_the_examples_are_written_and_nothing_is_replaced(techflow, tmp_path):
+    own = tmp_path / "dags" / "techflow_mapped.py"
+    own.parent.mkdir()
+    own.write_text("# mine\n")
+    done = techflow("examples", str(own.parent), "-o", "json")
+    assert {each["file"] for each in done.json} == {str(path) for path in own.parent.iterdir()}
+    assert [each["file"] for each in done.json if each["result"] != "written"] == [str(own)]
+    assert own.read_text() == "# mine\n"
+    compile((own.parent / "techflow_payload.py").read_text(), "techflow_payload.py", "exec")
+
+
+def test_a_shell_completes_a_command(tmp_path):
+    completions = tmp_path / "completions"
+    line = "techflow workflows cr"
+    completing = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "IFS": "\n"}
+    environment = {**os.environ, **completing, "_ARGCOMPLETE_STDOUT_FILENAME": str(completions)}
+    subprocess.run([sys.executable, "-m", "techflow_provider"], env=environment, check=True)
+    assert completions.read_text().strip() == "create"
 
 
 def test_trigger_prints_the_execution_and_waits_for_its_completion(served, techflow):
@@ -136,7 +191,7 @@ def test_airflow_gets_the_same_commands(served, capsys):
     (group,) = get_airflow_commands()
     assert isinstance(group, GroupCommand)
     assert [each.name for each in group.subcommands] == [
-        *("workflows", "trigger", "executions", "webhooks", "state", "starts", "budget", "doctor")
+        *("workflows", "trigger", "executions", "webhooks", "state", "starts", "budget", "examples", "doctor")
     ]
     budget = next(each for each in group.subcommands if each.name == "budget")
     parser = ArgumentParser()

@@ -70,18 +70,21 @@ def run_airflow(arguments: list[str]) -> bool:
 
 
 def run_python(arguments: list[str]) -> bool:
-    """Run the package's command line, or a line of Python in a process of its own."""
-    if arguments[0] == "-c":
-        subprocess.run([sys.executable, *arguments], check=True)
-        return True
+    """Run a line of Python in a process of its own."""
+    assert arguments[0] == "-c", arguments
+    subprocess.run([sys.executable, *arguments], check=True)
+    return True
+
+
+def run_techflow(arguments: list[str]) -> bool:
+    """Run the package's command line."""
     from techflow_provider.cli import main
 
-    assert arguments[:2] == ["-m", "techflow_provider"], arguments
-    quick = ["--poll-interval", "0.05"] if arguments[2] == "trigger" else []
+    quick = ["--poll-interval", "0.05"] if arguments[0] == "trigger" else []
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):
         try:
-            code = main([*arguments[2:], *quick])
+            code = main([*arguments, *quick])
         except SystemExit as ended:
             code = int(ended.code or 0)
     assert code == 0, f"{arguments}: {code}\n{printed.getvalue()}"
@@ -95,6 +98,7 @@ RUNNERS: dict[str, Callable[[list[str]], bool]] = {
     "techflow-sandbox": check_sandbox,
     "airflow": run_airflow,
     "python": run_python,
+    "techflow": run_techflow,
 }
 
 

@@ -134,6 +134,14 @@ def test_a_closed_port_is_diagnosed(tested):
     assert not ok
     assert message.startswith("The problem is the network. GET /workflows: no connection")
     assert "name and port" in message
+    assert "https was assumed" not in message
+
+
+def test_a_server_is_named_and_that_https_was_assumed(tested):
+    port = free_port()
+    _, message = tested(f"127.0.0.1:{port}/v2")
+    named = f"the server at https://127.0.0.1:{port} (https was assumed: the host names no scheme)"
+    assert f"the request never reached {named}" in message
 
 
 def test_an_unknown_host_is_diagnosed(tested):
