@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
+from statistics import median
 
 import httpx
 
 from techflow_provider import __version__
 from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
-from techflow_provider.client.parsing import DecodeError, Json, get_first, items, json_of, quote, shorten
+from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, json_of, quote, shorten
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Snapshot
@@ -85,6 +86,30 @@ def clock_skew(server: datetime | None, local: datetime) -> Finding:
     return Finding("clock", Severity.WARNING, message, remedy)
 
 
+def settings(problems: Sequence[str]) -> Finding:
+    """Report the settings that can't be read."""
+    if not problems:
+        return Finding("settings", Severity.OK, "all settings in [techflow] can be read")
+    remedy = "Correct it in airflow.cfg or in the environment: until then, tasks that use it fail."
+    return Finding("settings", Severity.PROBLEM, "; ".join(problems), remedy)
+
+
+def written_times(seconds: Sequence[float]) -> Finding:
+    """Report how the times that TechFlow writes relate to its clock.
+
+    :param seconds: how far each of the last starts was written ahead of the response's Date
+    """
+    if not seconds:
+        message = "no start is recorded that shows how the times which TechFlow writes relate to its Date"
+        return Finding("times", Severity.UNCLEAR, message, "Run a task that starts an execution.")
+    ahead = median(seconds)
+    relation = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} its Date"
+    message = f"the times that TechFlow writes are {relation}, by the last {counted(len(seconds), 'start')}"
+    if abs(ahead) <= CLOCK_SKEW_WARNING_SECONDS:
+        return Finding("times", Severity.OK, message)
+    return Finding("times", Severity.WARNING, message, "Allow for it in started_after. Starts do so by themselves.")
+
+
 def shared_store(location: str, here: Component, components: Sequence[Component]) -> Finding:
     """Judge whether a store is shared by the components that used it in the last day.
 
@@ -105,7 +130,7 @@ def shared_file(here: str, hosts: frozenset[str] | None) -> Finding:
         message = "the state is a file, and Airflow's database, which names its hosts, can't be read"
         return Finding("shared", Severity.UNCLEAR, message, UNCLEAR_REMEDY)
     if not hosts:
-        message = "the state is a file, and no job of Airflow has named its host yet"
+        message = "the state is a file, and nothing of this Airflow has run yet that names its host"
         return Finding("shared", Severity.UNCLEAR, message, UNCLEAR_REMEDY)
     if others := sorted(hosts - {here}):
         message = f"the state is a file on {here}, and Airflow also runs on {_listed(others)}"
@@ -114,11 +139,13 @@ def shared_file(here: str, hosts: frozenset[str] | None) -> Finding:
 
 
 def guarantees(shared: Finding, risks: Sequence[str]) -> list[Finding]:
-    """Judge each guarantee that needs a shared state.
+    """Judge each guarantee that needs a shared state, or say once that it is unclear whether the state is shared.
 
     :param shared: whether it is shared
     :param risks: what endangers what the store holds
     """
+    if shared.severity is Severity.UNCLEAR:
+        return [shared]
     once = replace(shared, check="exactly once")
     if risks and shared.severity is Severity.OK:
         remedy = "Change that in the store's configuration."

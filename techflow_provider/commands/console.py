@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.models.connection import Connection
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 
 from techflow_provider.client import Client, InvalidParameterError
 from techflow_provider.client.parsing import Json, shorten
@@ -24,6 +25,15 @@ def read_connection(conn_id: str) -> TechFlowConnection:
 
     :raises InvalidParameterError: it doesn't exist, is of another type, or has a field that can't be used
     """
+    found = find_connection(conn_id)
+    return TechFlowConnection.read(found, found.extra_dejson)
+
+
+def find_connection(conn_id: str) -> Connection:
+    """Return a connection of the type `techflow`.
+
+    :raises InvalidParameterError: it doesn't exist, or is of another type
+    """
     try:
         # Outside of tasks and servers, Airflow's BaseHook doesn't read the database.
         connection = Connection.get_connection_from_secrets(conn_id)
@@ -34,7 +44,16 @@ def read_connection(conn_id: str) -> TechFlowConnection:
     if connection.conn_type != CONNECTION_TYPE:
         received = f"{conn_id!r} of the type {connection.conn_type!r}"
         raise InvalidParameterError("--conn-id", received, f"a connection of the type {CONNECTION_TYPE!r}")
-    return TechFlowConnection.read(connection, connection.extra_dejson)
+    return connection
+
+
+def connection_in_environment(conn_id: str) -> Connection | None:
+    """Return what an environment variable defines; None without one, and for one that Airflow passes over silently."""
+    try:
+        found: Connection | None = EnvironmentVariablesBackend().get_connection(conn_id)
+    except (TypeError, ValueError):
+        return None
+    return found
 
 
 def open_client(conn_id: str) -> Client:

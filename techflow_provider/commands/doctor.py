@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from airflow import __version__ as airflow_version
 from airflow.jobs.job import Job, most_recent_job
+from airflow.models.connection import Connection
 from airflow.models.taskinstance import TaskInstance
+from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 from airflow.utils.session import create_session
 from httpx import Response
 from sqlalchemy import select
@@ -23,7 +27,8 @@ from techflow_provider.client.models import read_workflows
 from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Severity
-from techflow_provider.commands.console import Report, read_connection
+from techflow_provider.commands.console import Report, connection_in_environment, find_connection, read_connection
+from techflow_provider.deferral import default_poll_interval
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
@@ -32,6 +37,9 @@ from techflow_provider.hooks.state import FILE, choice, open_state, served_store
 from techflow_provider.state.components import reported
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.store import Store, StoreError, Write
+from techflow_provider.submission.airflow import history_lag
+from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.model import Origin
 
 # A person waits for the result.
 DEADLINE_SECONDS = 15.0
@@ -42,6 +50,14 @@ STATE_REMEDY = (
 )
 TTL_SECONDS = 60.0
 MAX_HOSTS = 1000
+MAX_STARTS = 10
+# Each as tasks read it; the state's are checked with the state.
+SETTINGS: dict[str, Callable[[], object]] = {
+    "poll_interval": default_poll_interval,
+    "history_lag": history_lag,
+    "webhook_url_tokens": partial(conf.getboolean, "techflow", "webhook_url_tokens", fallback=True),
+    **{name: partial(conf.get, "techflow", name, fallback="") for name in ("state_url", "state_secret", "deployment")},
+}
 
 
 def examine(args: Namespace) -> Report:
@@ -81,26 +97,75 @@ def _lines(finding: Finding) -> Iterator[str]:
 
 def _findings(conn_id: str) -> Iterator[Finding]:
     yield checks.versions(airflow_version)
+    yield checks.settings(list(filter(None, map(_unreadable, SETTINGS))))
+    connection, unusable, origin = None, "", ""
     try:
-        connection, unusable = read_connection(conn_id), ""
+        found = find_connection(conn_id)
+        origin = _origin(found)
+        connection = TechFlowConnection.read(found, found.extra_dejson)
     except InvalidParameterError as error:
-        connection, unusable = None, str(error)
+        unusable = str(error)
     yield from _state_findings(connection)
     yield checks.triggerer(alive=_is_triggerer_alive())
+    variable = _variable(conn_id)
+    if variable in os.environ and connection_in_environment(conn_id) is None:
+        message = f"{variable} is neither JSON with Airflow's fields nor a URI, so that Airflow passes over it silently"
+        instead = f" and uses {origin}" if origin else ""
+        yield Finding("connection", Severity.WARNING, f"{message}{instead}", "Correct the variable, or remove it.")
     if connection is None:
         remedy = "Correct the connection; the remaining checks need it."
         yield Finding("connection", Severity.PROBLEM, unusable, remedy)
         return
-    message = f"{conn_id}: {connection.settings.base_url}, {connection.requests_per_minute} requests a minute"
+    settings = connection.settings
+    message = f"{conn_id} from {origin}: {settings.base_url}, {connection.requests_per_minute} requests a minute"
     yield Finding("connection", Severity.OK, message)
     for problem in connection.problems:
         yield Finding("connection", Severity.WARNING, problem, "Correct the connection's extra.")
-    # An invalid state_url is reported above; nothing can be sent then.
-    with suppress(InvalidParameterError):
+    # An unusable state_url is reported above; nothing can be sent then.
+    with suppress(InvalidParameterError, AirflowConfigException):
         budget = open_budget(connection)
         yield from _response_findings(connection, budget)
         yield checks.budget(budget.snapshot())
+        with suppress(StoreError):
+            yield checks.written_times(_seconds_ahead(connection))
     yield checks.webhooks(enabled=connection.webhook_secret is not None)
+
+
+def _unreadable(name: str) -> str | None:
+    """Return why a setting can't be read, if so."""
+    try:
+        SETTINGS[name]()
+    except InvalidParameterError as error:
+        return str(error)
+    except AirflowConfigException as error:
+        # What follows is the output of a command that prints a secret when it succeeds.
+        return f"[techflow] {name}: {str(error).partition(' Output: ')[0]}"
+    return None
+
+
+def _variable(conn_id: str) -> str:
+    return f"AIRFLOW_CONN_{conn_id.upper()}"
+
+
+def _origin(found: Connection) -> str:
+    """Return where Airflow has found a connection."""
+    if found.id is not None:
+        return "Airflow's database"
+    variable = connection_in_environment(found.conn_id)
+    is_variable = variable is not None and variable.get_uri() == found.get_uri()
+    return f"the variable {_variable(found.conn_id)}" if is_variable else "a secrets backend"
+
+
+def _seconds_ahead(connection: TechFlowConnection) -> list[float]:
+    """Return how far the times of the last starts are ahead of the responses' Date, where both are recorded.
+
+    :raises StoreError: the state can't be read
+    """
+    store, _ = open_state(connection)
+    reports = (each.report for each in AttemptStore(store, connection.settings.site, "").known())
+    shown = (each for each in reports if each and each["decision"] == Origin.STARTED and each["started_at"])
+    times = sorted((each["sent_at"], each["started_at"]) for each in shown)[-MAX_STARTS:]
+    return [(datetime.fromisoformat(at) - datetime.fromisoformat(sent)).total_seconds() for sent, at in times]
 
 
 def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
@@ -110,8 +175,9 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
         _try(store, f"{key}/{NAMESPACE}")
         components = [component for component, _ in reported(store, key)]
         risks = store.warnings() if isinstance(store, OptimisticStore) else ()
-    except InvalidParameterError as error:
-        yield Finding("state", Severity.PROBLEM, str(error), "Correct it: until then, no request is sent.")
+    except (InvalidParameterError, AirflowConfigException) as error:
+        reason = _unreadable("state_url") or str(error)
+        yield Finding("state", Severity.PROBLEM, reason, "Correct it: until then, no request is sent.")
         return
     except StoreError as error:
         yield Finding("state", Severity.PROBLEM, str(error), STATE_REMEDY)

@@ -13,7 +13,6 @@ from airflow.models.connection import Connection
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
 from airflow.models.xcom import XComModel
-from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import and_, func, or_, select
@@ -21,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import StatusWords
-from techflow_provider.commands.console import read_connection
+from techflow_provider.commands.console import connection_in_environment, read_connection
 from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.connection import CONNECTION_TYPE
 from techflow_provider.hooks.state import choice, open_state
@@ -68,11 +67,7 @@ def _connection_ids(session: Session) -> set[str]:
 
 
 def _is_ours(conn_id: str) -> bool:
-    try:
-        connection = EnvironmentVariablesBackend().get_connection(conn_id)
-    except ValueError:
-        # The variable of another connection may have any content.
-        return False
+    connection = connection_in_environment(conn_id)
     return connection is not None and connection.conn_type == CONNECTION_TYPE
 
 

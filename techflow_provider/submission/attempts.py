@@ -212,6 +212,11 @@ class AttemptStore:
             found += [self._readable(entry, read_intent) for entry in self._legacy.intents()]
         return [each for each in found if each is not None and workflow_id in (None, each.workflow_id)]
 
+    def known(self) -> list[AttemptRecord]:
+        """Return the records that name an execution, of all submitters."""
+        found = (self._readable(entry, str) for entry in self._store.entries(f"{self._site}/{KNOWN}"))
+        return [each for each in found if each is not None and each.execution_id is not None]
+
     def _readable(self, entry: Entry, parse: Callable[[str], Any]) -> AttemptRecord | None:
         try:
             return AttemptRecord.read(parse(entry.value), entry.age_seconds)

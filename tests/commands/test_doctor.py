@@ -9,13 +9,21 @@ from typing import Any
 
 import httpx
 import pytest
+from airflow import configuration
+from airflow.models.connection import Connection
+from airflow.secrets import BaseSecretsBackend
+from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 
 from techflow_provider.client import Settings
 from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import infer, shared_file, shared_store
+from techflow_provider.commands.console import read_connection
+from techflow_provider.hooks.state import open_state
 from techflow_provider.sandbox import Fault
 from techflow_provider.state.components import Component
+from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.records import AttemptRecord
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("default")]
 KEY = "key-of-the-learn-tests"
@@ -35,12 +43,12 @@ def test_a_sound_set_up_has_no_problem(served, techflow):
     done = techflow("doctor", "--output", "json")
     assert done.code == 0
     # This Airflow has no database.
-    sound = ("versions", "state", "connection", "techflow", "clock", "budget", "webhooks")
-    unclear = ("one budget", "exactly once", "wake-ups")
+    sound = ("versions", "settings", "state", "connection", "techflow", "clock", "budget", "webhooks")
+    unclear = ("shared", "times")
     expected = {"triggerer": "warning", **dict.fromkeys(sound, "ok"), **dict.fromkeys(unclear, "unclear")}
     assert severities(done) == expected
     assert served.count() == 1
-    assert techflow("doctor").out.endswith("0 problems, 1 warning, 3 unclear in 11 checks\n")
+    assert techflow("doctor").out.endswith("0 problems, 1 warning, 2 unclear in 11 checks\n")
 
 
 def test_a_missing_connection_is_a_problem(techflow):
@@ -48,6 +56,68 @@ def test_a_missing_connection_is_a_problem(techflow):
     assert done.code == 1
     assert "which is not defined" in finding(done, "connection")["message"]
     assert "airflow connections add techflow_default" in finding(done, "connection")["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("POLL_INTERVAL", "5s", "poll_interval"),
+        ("POLL_INTERVAL", "-1", "expected seconds, above 0"),
+        ("HISTORY_LAG", "soon", "history_lag"),
+        ("WEBHOOK_URL_TOKENS", "perhaps", "webhook_url_tokens"),
+        ("STATE_URL_CMD", "sh -c 'echo a-secret; exit 1'", "state_url: Cannot execute"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_a_problem(techflow, monkeypatch, name, value, words):
+    monkeypatch.setenv(f"AIRFLOW__TECHFLOW__{name}", value)
+    done = techflow("doctor", "--output", "json")
+    assert (done.code, severities(done)["settings"]) == (1, "problem")
+    assert words in finding(done, "settings")["message"]
+    assert "Output" not in done.out
+
+
+def test_the_connections_origin_is_named(served, techflow):
+    found = finding(techflow("doctor", "--output", "json"), "connection")
+    assert found["message"].startswith("techflow_default from the variable AIRFLOW_CONN_TECHFLOW_DEFAULT: http://")
+
+
+class Vault(BaseSecretsBackend):
+    """A secrets backend whose one connection is the sandbox's."""
+
+    host = ""
+
+    def get_connection(self, conn_id: str, *_: Any, **__: Any) -> Connection | None:
+        """Return the connection."""
+        return Connection(conn_id, "techflow", host=self.host, password="key-of-the-command-tests")
+
+
+@pytest.mark.parametrize("text", ['{"conn_type": "techflow"', '{"conn_type": "techflow", "hots": "x"}', "a://b:c/d"])
+def test_a_variable_that_airflow_passes_over_is_a_warning(served, techflow, monkeypatch, text):
+    monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", text)
+    missing = techflow("doctor", "--output", "json")
+    assert [each["severity"] for each in missing.json if each["check"] == "connection"] == ["warning", "problem"]
+    monkeypatch.setattr(Vault, "host", served.base_url)
+    monkeypatch.setattr(configuration, "secrets_backend_list", [Vault(), EnvironmentVariablesBackend(), Vault()])
+    shadowed, used = (each for each in techflow("doctor", "-o", "json").json if each["check"] == "connection")
+    assert shadowed["message"].startswith("AIRFLOW_CONN_TECHFLOW_DEFAULT is neither JSON")
+    assert shadowed["message"].endswith("and uses a secrets backend")
+    assert used["message"].startswith("techflow_default from a secrets backend: http://")
+
+
+def test_the_difference_of_techflows_clocks_is_shown_as_starts_have_measured_it(served, techflow, home):
+    assert severities(techflow("doctor", "-o", "json"))["times"] == "unclear"
+    connection = read_connection("techflow_default")
+    store, site = open_state(connection)[0], connection.settings.site
+    for number, seconds in enumerate((95, 100, 105)):
+        at = NOW + timedelta(hours=number)
+        report = {"decision": "started", "sent_at": at.isoformat()}
+        report |= {"started_at": (at + timedelta(seconds=seconds)).isoformat()}
+        AttemptStore(store, site, f"task-{number}").keep(
+            *[AttemptRecord("wf_1", "s", "", "", at, 60.0, execution_id=f"ex_{number}", report=report)] * 2
+        )
+    found = finding(techflow("doctor", "-o", "json"), "times")
+    assert found["severity"] == "warning"
+    assert found["message"].endswith("are 100 s ahead of its Date, by the last 3 starts")
 
 
 def test_a_wrong_key_is_a_problem(served, connect, techflow):
@@ -121,7 +191,7 @@ STORE = "postgresql://db/airflow"
         (shared_file("host-1", frozenset({"host-1"})), "ok", "runs on host-1 alone"),
         (shared_file("host-1", frozenset({"host-1", "host-2"})), "warning", "a file on host-1, and Airflow also runs"),
         (shared_file("host-1", frozenset({"host-2"})), "warning", "also runs on host-2"),
-        (shared_file("host-1", frozenset()), "unclear", "has named its host yet"),
+        (shared_file("host-1", frozenset()), "unclear", "has run yet that names its host"),
         (shared_file("host-1", None), "unclear", "can't be read"),
         (shared_store(STORE, HERE, (HERE, WORKER)), "ok", "is used by airflow celery on host-2"),
         (shared_store(STORE, HERE, (HERE,)), "unclear", "no other process has used postgresql://db/airflow"),
@@ -129,7 +199,8 @@ STORE = "postgresql://db/airflow"
 )
 def test_each_guarantee_is_judged_by_the_hosts_and_components_that_are_observed(shared, severity, words):
     found = checks.guarantees(shared, ())
-    assert [each.check for each in found] == ["one budget", "exactly once", "wake-ups"]
+    each_one = ["one budget", "exactly once", "wake-ups"]
+    assert [each.check for each in found] == (["shared"] if severity == "unclear" else each_one)
     for each in found:
         assert (each.severity, words in each.message, bool(each.remedy)) == (severity, True, severity != "ok")
 

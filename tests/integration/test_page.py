@@ -191,6 +191,7 @@ def test_it_shows_the_connections_budget_and_asks_techflow_nothing(open_page, se
     broken = {"conn_type": "techflow", "password": "key-of-a-broken-one", "host": "ftp://x"}
     monkeypatch.setenv("AIRFLOW_CONN_BROKEN_ONE", json.dumps(broken))
     monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", json.dumps({"conn_type": "http", "password": "key-of-another"}))
+    monkeypatch.setenv("AIRFLOW_CONN_MISSPELT", json.dumps({"conn_type": "techflow", "hots": "key-of-a-misspelt-one"}))
     response = open_page("admin")
     assert "<h3>techflow_default</h3>" in response.text
     assert "<strong>1 of 10000</strong>" in response.text
