@@ -9,7 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 from techflow_provider.sandbox import Record, Sandbox
 
@@ -17,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".demo"
 LOG = FOLDER / "airflow.log"
 DAG_ID = "techflow_create_trigger_wait"
+# A line's time and level.
+LOG_PREFIX = re.compile(r"^\S+Z \[\w+ *\] |^\[\S+ ?\S*\] \{\S+\} \w+ - ")
+# The longest time without a line.
+SILENCE_SECONDS = 4.0
 RUNNER = ROOT / "tests" / "integration" / "dag_runner.py"
 STEPS = {
     "POST /workflows": "created a workflow",
@@ -26,9 +34,25 @@ STEPS = {
 }
 
 
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
+class Terminal:
+    """Prints lines at once, and knows when the last one was printed."""
+
+    def __init__(self) -> None:
+        self.printed_at = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)
+        self.printed_at = time.monotonic()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has been printed."""
+        return time.monotonic() - self.printed_at
+
+
+terminal = Terminal()
+say = terminal.say
 
 
 def print_request(record: Record) -> None:
@@ -49,17 +73,38 @@ def airflow_environment(url: str) -> dict[str, str]:
     }
 
 
-def run(arguments: list[str], environment: dict[str, str]) -> None:
-    """Run a program of Airflow's; what it prints goes to the log."""
-    with LOG.open("a") as log:
-        subprocess.run([sys.executable, *arguments], env=environment, stdout=log, stderr=log, check=True, timeout=1800)
+def run(arguments: list[str], environment: dict[str, str], doing: str) -> None:
+    """Run a program of Airflow's. What it prints goes to the log, and now and then its last line to the terminal.
+
+    :param doing: what it does
+    :raises CalledProcessError: it failed
+    """
+    began, command, lines = time.monotonic(), [sys.executable, *arguments], Queue[str]()
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as program,
+    ):
+        Thread(target=lambda: [lines.put(line) for line in chain(program.stdout or (), [""])], daemon=True).start()
+        line, last = "\n", ""
+        while line:
+            # A program that only imports Airflow prints nothing for a while.
+            with suppress(Empty):
+                line = lines.get(timeout=max(0.1, SILENCE_SECONDS - terminal.silent_seconds))
+                log.write(line)
+                last = LOG_PREFIX.sub("", line.strip()) or last
+            if terminal.silent_seconds >= SILENCE_SECONDS:
+                say(f"    … {doing}, {time.monotonic() - began:.0f} s{f': {last[:80]}' if last else ''}")
+    if program.returncode:
+        raise subprocess.CalledProcessError(program.returncode, command)
 
 
 def run_once(environment: dict[str, str]) -> dict[str, str]:
     """Run the DAG once, and return the states of its tasks."""
     result = FOLDER / "result.json"
     before = LOG.stat().st_size
-    run([str(RUNNER), DAG_ID, str(result)], environment)
+    run([str(RUNNER), DAG_ID, str(result)], environment, "Airflow runs the DAG")
     log = LOG.read_text()[before:]
     if "running trigger in line" in log:
         say("    The sensor was deferred: it waited in the triggerer, without a worker slot")
@@ -86,7 +131,7 @@ def main() -> int:
         environment = airflow_environment(url)
         say(f"· TechFlow's sandbox listens at {url}, with the limit of 100 requests a minute")
         say(f"· preparing Airflow's database (its own output goes to {LOG.relative_to(ROOT)})")
-        run(["-m", "airflow", "db", "migrate"], environment)
+        run(["-m", "airflow", "db", "migrate"], environment, "Airflow creates its tables")
         sandbox.on_request = print_request
         say("\n1. A run that succeeds")
         good = run_once(environment)

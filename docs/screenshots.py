@@ -1,14 +1,15 @@
-"""Take the screenshots of the documentation: screenshots.py AIRFLOW_URL FOLDER [TASK].
+"""Take the screenshots of the documentation: screenshots.py AIRFLOW_URL FOLDER [TASK [EXECUTION]].
 
 It needs selenium, pillow, Chromium and a running Airflow 3. It opens the TechFlow page (light, dark and narrow), the
-form of a connection, and the page of a task, given as a path such as `/dags/…/tasks/…/details`. Airflow must not ask
-for a login, as with `simple_auth_manager_all_admins`.
+form of a connection, the page of a task, given as a path such as `/dags/…/tasks/…/details`, and the sandbox's page of
+an execution, given as a URL. Airflow must not ask for a login, as with `simple_auth_manager_all_admins`.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from urllib.parse import urljoin
 
 from PIL import Image
 from selenium import webdriver
@@ -44,8 +45,8 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
 
     def open(self, path: str) -> None:
-        """Open one of Airflow's pages."""
-        self.driver.get(f"{self._url}{path}")
+        """Open one of Airflow's pages, or another URL."""
+        self.driver.get(urljoin(self._url, path))
 
     def find(self, xpath: str) -> WebElement:
         """Return the first visible element, waiting for it if necessary."""
@@ -98,7 +99,15 @@ def link(browser: Browser, task: str) -> None:
     browser.save("link")
 
 
-def main(url: str, folder: str, task: str | None = None) -> None:
+def sandbox(browser: Browser, execution: str) -> None:
+    """Take screenshots of the sandbox's page of an execution."""
+    for scheme in ("light", "dark"):
+        browser.resize(WIDE * 7 // 10, scheme, HEIGHT // 2)
+        browser.open(execution)
+        browser.save(f"sandbox-{scheme}")
+
+
+def main(url: str, folder: str, task: str | None = None, execution: str | None = None) -> None:
     """Take all screenshots."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     browser = Browser(url, Path(folder))
@@ -107,6 +116,8 @@ def main(url: str, folder: str, task: str | None = None) -> None:
         form(browser)
         if task:
             link(browser, task)
+        if execution:
+            sandbox(browser, execution)
     finally:
         browser.driver.quit()
 

@@ -1,6 +1,6 @@
 """What a sandbox serves outside TechFlow's base URL: its OpenAPI document, and the control API under `/_sandbox/`.
 
-The control API is the sandbox's Python interface for other processes on this machine.
+The control API is the sandbox's Python interface for other processes on this machine; it also has a page per execution.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from techflow_provider import __version__
+from techflow_provider.sandbox.dashboard import execution_page
 from techflow_provider.sandbox.faults import Fault
-from techflow_provider.sandbox.messages import PREFIX, ApiError, Object, Request, read_body
+from techflow_provider.sandbox.messages import PREFIX, ApiError, Object, Request, Response, json_response, read_body
 from techflow_provider.sandbox.settings import check, from_json
 from techflow_provider.sandbox.state import Plan
 from techflow_provider.sandbox.webhooks import Webhooks
@@ -38,15 +39,19 @@ def is_special(request: Request) -> bool:
     return request.target.startswith(CONTROL_PREFIX) or (request.method, request.target) == ("GET", f"/{DOCUMENT}")
 
 
-def respond(sandbox: Sandbox, request: Request) -> Any:  # noqa: C901, PLR0911, PLR0912  # one case per call
-    """Act on a request and return what is sent as JSON.
+def respond(sandbox: Sandbox, request: Request) -> Response:
+    """Act on a request and return the response.
 
     :raises ApiError: the request is rejected
     :raises SettingError: a part of its body is invalid
     :raises KeyError: what it names doesn't exist
     """
-    if not request.target.startswith(CONTROL_PREFIX):
-        return document()
+    found = _act(sandbox, request) if request.target.startswith(CONTROL_PREFIX) else document()
+    return found if isinstance(found, Response) else json_response(found)
+
+
+def _act(sandbox: Sandbox, request: Request) -> Any:  # noqa: C901, PLR0911, PLR0912  # one case per call
+    """Return what is sent as JSON, or a page."""
     if not request.local:
         raise ApiError(403, "the control API is only available on this machine, as localhost, and not to web pages")
     parts = request.target.partition("?")[0].removeprefix(CONTROL_PREFIX).split("/")
@@ -81,6 +86,8 @@ def respond(sandbox: Sandbox, request: Request) -> Any:  # noqa: C901, PLR0911, 
             plan = from_json(Plan, fields)
             sandbox.plan(workflow_id, **asdict(plan))
             return {"workflow_id": workflow_id, "plan": plan}
+        case "GET", ["executions", execution_id]:
+            return execution_page(execution_id, sandbox.executions, sandbox.workflows)
         case "POST", ["executions", execution_id, "finish"]:
             plan = from_json(Plan, fields)
             return {"execution": sandbox.finish(execution_id, outcome=plan.outcome, error=plan.error)}

@@ -15,7 +15,7 @@ import httpx
 from techflow_provider.sandbox import app, control
 from techflow_provider.sandbox.faults import Fault, Faults
 from techflow_provider.sandbox.limits import Window, window
-from techflow_provider.sandbox.messages import ApiError, Request, Response, json_response, matches
+from techflow_provider.sandbox.messages import ApiError, Request, Response, matches
 from techflow_provider.sandbox.settings import SettingError
 from techflow_provider.sandbox.sockets import serve
 from techflow_provider.sandbox.state import State
@@ -130,7 +130,7 @@ class Sandbox(State):
     def handle(self, request: Request) -> Generator[float, None, Response]:
         """Handle one request; each number it yields is a time in seconds for which the transport has to wait."""
         if control.is_special(request):
-            return self.dated(_respond(lambda: json_response(control.respond(self, request))))
+            return self.dated(_respond(lambda: control.respond(self, request)))
         key = self._accepted_key(request)
         with self._lock:
             record = Record(self.clock.now(), request.method, request.path, key is not None)

@@ -13,6 +13,8 @@ from dataclasses import fields
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+from techflow_provider.sandbox.control import CONTROL_PREFIX
+from techflow_provider.sandbox.messages import PREFIX
 from techflow_provider.sandbox.sandbox import Record, Sandbox
 from techflow_provider.sandbox.settings import Algorithm, ExecuteResponse, Outcome, SettingError, Settings
 from techflow_provider.sandbox.sockets import names_this_machine
@@ -106,8 +108,9 @@ def greeting(sandbox: Sandbox, url: str) -> str:
     """
     host = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     secret = sandbox.webhooks.secret if sandbox.webhooks else None
-    extra = {"extra": {"webhook_secret": secret}} if secret else {}
-    connection = json.dumps({"conn_type": "techflow", "host": host, "password": sandbox.api_keys[0], **extra})
+    dashboard = f"{host.removesuffix(PREFIX)}{CONTROL_PREFIX}executions/{{execution_id}}"
+    extra = {"dashboard_url": dashboard, **({"webhook_secret": secret} if secret else {})}
+    connection = {"conn_type": "techflow", "host": host, "password": sandbox.api_keys[0], "extra": extra}
     rate = f"{sandbox.limit} requests in {sandbox.period_seconds:g} seconds ({sandbox.algorithm})"
     return "\n".join(
         [
@@ -115,7 +118,7 @@ def greeting(sandbox: Sandbox, url: str) -> str:
             f"Workflows: {', '.join(sandbox.workflows_at_start) or 'none'}",
             *([EXPOSED] if DEFAULT_KEY in sandbox.api_keys and not names_this_machine(urlsplit(url).netloc) else []),
             "Connect Airflow with:",
-            f"export AIRFLOW_CONN_TECHFLOW_DEFAULT='{connection}'",
+            f"export AIRFLOW_CONN_TECHFLOW_DEFAULT='{json.dumps(connection)}'",
         ]
     )
 

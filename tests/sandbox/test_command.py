@@ -70,7 +70,7 @@ def test_it_serves_with_the_connection_it_prints_and_prints_each_request():
         connection,
     ):
         assert connection["conn_type"] == "techflow"
-        assert connection["extra"] == {"webhook_secret": "secret-of-the-command"}
+        assert connection["extra"]["webhook_secret"] == "secret-of-the-command"
         assert call(connection, "/workflows/wf_123/execute", "POST").status_code == 200
         assert call(connection, "/nothing").status_code == 404
         code, out, err = stop(process, signal.SIGTERM)

@@ -9,9 +9,10 @@ from dataclasses import asdict
 import httpx
 import pytest
 
-from techflow_provider.sandbox import Fault, Record, Sandbox
+from techflow_provider.sandbox import Fault, Plan, Record, Sandbox
 from techflow_provider.sandbox import sandbox as sandbox_module
 from techflow_provider.sandbox.messages import Request
+from techflow_provider.sandbox.server import greeting
 from techflow_provider.sandbox.sockets import is_local
 from tests.sandbox.conftest import client_of
 
@@ -251,3 +252,39 @@ def test_an_id_is_not_used_again_after_a_reset():
     first = sandbox.add_workflow("n")
     sandbox.reset()
     assert sandbox.add_workflow("n") != first
+
+
+def test_an_execution_has_a_page(control, sandbox, clock):
+    workflow_id = sandbox.add_workflow("Nightly <b>report</b>")
+    execution = sandbox.start(workflow_id, {"day": "<script>alert(1)</script>"}, Plan(5, "failed", 'disk "full"'))
+    running = control.get(f"executions/{execution.id}")
+    assert running.headers["content-type"] == "text/html; charset=utf-8"
+    assert 'class="running">running<' in running.text
+    assert 'http-equiv="refresh"' in running.text
+    clock.advance(5)
+    failed = control.get(f"executions/{execution.id}").text
+    for words in (
+        'class="failed">failed<',
+        f"Nightly &lt;b&gt;report&lt;/b&gt; ({workflow_id})",
+        "2026-01-01 00:00:00 UTC",
+        "2026-01-01 00:00:05 UTC, after 5.0 s",
+        "disk &quot;full&quot;",
+        "&lt;script&gt;",
+    ):
+        assert words in failed
+    assert "<script>" not in failed
+    assert 'http-equiv="refresh"' not in failed
+    sandbox.delete_workflow(workflow_id)
+    assert f"deleted ({workflow_id})" in control.get(f"executions/{execution.id}").text
+    assert control.get("executions/exec_none").status_code == 404
+
+
+def test_the_printed_connection_leads_to_the_page_of_an_execution():
+    sandbox = Sandbox(execution_seconds=0.0)
+    with sandbox.serve() as url:
+        text = greeting(sandbox, url).rpartition("=")[2].strip("'")
+        template = json.loads(text)["extra"]["dashboard_url"]
+        execution = sandbox.start(sandbox.add_workflow("n"))
+        page = httpx.get(template.format(execution_id=execution.id), headers={"sec-fetch-mode": "navigate"})
+        hidden = httpx.get(template.format(execution_id=execution.id), headers={"host": "rebound.example"})
+    assert (page.status_code, hidden.status_code) == (200, 403)
