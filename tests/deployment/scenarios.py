@@ -105,7 +105,7 @@ def marked(state: str, before: str) -> Act:
     def act(world: World, name: str) -> None:
         world.await_state(name, before)
         if not name.startswith("admission"):
-            world.await_execution(name)
+            world.await_kept(name)
         world.act("mark", name, state)
         world.await_state(name, state)
         world.finish(name)
@@ -137,8 +137,7 @@ def clear_admission(world: World, name: str) -> None:
 
 def sigterm(world: World, name: str) -> None:
     """End a task that waits for its execution, as a drained node does; its retry waits for the same execution."""
-    kept = f"SELECT count(*) FROM xcom WHERE dag_id = '{name}'"
-    world.until(lambda: world.running.query(kept)[0][0] != "0", "what is kept of the start")
+    world.await_kept(name)
     pid = world.of(name)[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
@@ -256,11 +255,15 @@ def change_dag(world: World, name: str) -> None:
     serialized = f"SELECT count(*) FROM serialized_dag WHERE dag_id = '{name}' AND data::text LIKE '%added%'"
     world.until(lambda: world.running.query(serialized)[0][0] != "0", "the changed DAG")
     world.finish(name)
+    world.await_execution(name, 2)
 
 
 def change_connection(world: World, name: str) -> None:
     """Replace the API key of the connection that deferred tasks use."""
     world.await_deferred(name)
+    world.await_log(name, "Waiting for execution")
+    before = world.sandbox.count(path="/executions")
+    world.until(lambda: world.sandbox.count(path="/executions") >= before + 3, "polls with the key before the change")
     write_connections(world.running, CHANGED_KEYS[1])
     world.sandbox.api_keys = tuple(key for key in KEYS if key != CHANGED_KEYS[0])
     logs = list(world.running.home.glob("triggerer*.log"))
@@ -381,6 +384,10 @@ GLOBAL: dict[str, Scenario] = {
 BEFORE: dict[str, Scenario] = {"upgrade": Scenario(upgrade, quick=True)}
 # What a deployment is set up with for these.
 SETTINGS = {
+    "dag_changed": {
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+        "AIRFLOW__SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "10",
+    },
     "json_logs": {"AIRFLOW__LOGGING__JSON_LOGS": "True"},
     "python_optimized": {"PYTHONOPTIMIZE": "1"},
 }

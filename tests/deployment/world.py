@@ -118,6 +118,11 @@ class World:
         """Wait until a workflow has so many executions."""
         self.until(lambda: len(self.executions(dag_id)) >= count, f"{count} executions of {dag_id}")
 
+    def await_kept(self, dag_id: str) -> None:
+        """Wait until a task has pushed what it has started."""
+        pushed = f"SELECT count(*) FROM xcom WHERE dag_id = '{dag_id}'"
+        self.until(lambda: self.running.query(pushed)[0][0] != "0", f"an XCom of {dag_id}")
+
     def await_log(self, dag_id: str, words: str) -> None:
         """Wait for words in a task's log."""
         self.until(lambda: words in self.log(dag_id), f"{words!r} in the log of {dag_id}")
@@ -161,10 +166,10 @@ class World:
         """Run Airflow's command line; its output is the log of the DAG that is named in its third word."""
         folder = self.running.home / "logs" / f"dag_id={words[2]}" / "task_id=task"
         folder.mkdir(parents=True)
+        command = [self.running.python, "-m", "airflow", *words]
+        # With JSON logs, `airflow tasks test` of 3.3.2 ends with an AttributeError of its own.
+        environment = {**self.running.environment, "AIRFLOW__LOGGING__JSON_LOGS": "False"}
         with (folder / "command.log").open("w") as log:
-            command = [self.running.python, "-m", "airflow", *words]
-            done = subprocess.run(
-                command, env=self.running.environment, stdout=log, stderr=log, timeout=HANG_SECONDS, check=False
-            )
+            done = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=HANG_SECONDS, check=False)
         if done.returncode:
             raise RuntimeError(f"airflow {' '.join(words)}: exit code {done.returncode}")
