@@ -19,9 +19,10 @@ import httpx
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.flow import Call, Method, Query
 from techflow_provider.client.json_stream import RowMemory
-from techflow_provider.client.models import Execution, StatusWords, Workflow, read_executions, read_workflows
+from techflow_provider.client.models import Execution, Workflow, read_executions, read_workflows
 from techflow_provider.client.paging import Page, page_reader, server_time
-from techflow_provider.client.parsing import Json, json_of, quote
+from techflow_provider.client.parsing import Json, Names, json_of, quote, set_fields
+from techflow_provider.client.settings import Settings
 from techflow_provider.client.values import (
     Id,
     Payload,
@@ -64,7 +65,7 @@ class Start:
 
 def list_workflows(request_class: RequestClass = RequestClass.COMMAND) -> Call[Page[Workflow]]:
     """`GET /workflows` (List Workflows)."""
-    read = page_reader(lambda value, _, left_out: read_workflows(value, left_out))
+    read = page_reader("workflow", lambda value, _, names, left_out: read_workflows(value, names, left_out))
     return Call("GET", "/workflows", read, request_class=request_class)
 
 
@@ -73,26 +74,30 @@ def get_workflow(workflow_id: Id) -> Call[Workflow]:
     return Call("GET", _workflow_path(workflow_id), _read_workflow)
 
 
-def create_workflow(name: Id, description: Id | None = None, triggers: Sequence[Trigger] = ()) -> Call[Workflow]:
+def create_workflow(
+    name: Id, description: Id | None = None, triggers: Sequence[Trigger] = (), names: Names = ()
+) -> Call[Workflow]:
     """`POST /workflows` (Create Workflow).
 
+    :param names: this TechFlow's own names of a workflow's fields
     :raises InvalidParameterError: a parameter has an unusable value
     """
-    content = encode_json("triggers", workflow_fields(name, description, triggers))
+    content = encode_json("triggers", set_fields({}, workflow_fields(name, description, triggers), names))
     return Call("POST", "/workflows", _read_workflow, content, JSON_HEADERS)
 
 
-def replace_workflow(workflow: Workflow) -> Call[Workflow]:
+def replace_workflow(workflow: Workflow, names: Names = ()) -> Call[Workflow]:
     """`PUT /workflows/{workflow_id}` (Update Workflow) with the whole workflow; an empty response means it was stored.
 
+    :param names: this TechFlow's own names of its fields
     :raises InvalidParameterError: a field can't be written as JSON
     """
 
-    def read(response: httpx.Response, _: StatusWords) -> Workflow:
+    def read(response: httpx.Response, _: Settings) -> Workflow:
         value = json_of(response) if response.content.strip() else {}
-        return workflow if value == {} else Workflow.read(value)
+        return workflow if value == {} else Workflow.read(value, names)
 
-    content = encode_json("workflow", workflow.fields)
+    content = encode_json("workflow", set_fields(workflow.raw, workflow.known, names))
     return Call("PUT", _workflow_path(workflow.id), read, content, JSON_HEADERS)
 
 
@@ -108,9 +113,10 @@ def execute_workflow(workflow_id: Id, payload: Payload | None = None) -> Call[St
     :raises InvalidParameterError: a parameter has an unusable value
     """
 
-    def read(response: httpx.Response, words: StatusWords) -> Start:
+    def read(response: httpx.Response, settings: Settings) -> Start:
+        words, names = settings.status_words, settings.names["execution"]
         empty = not response.content.strip()
-        execution = None if empty else Execution.read_started(json_of(response), str(workflow_id), words)
+        execution = None if empty else Execution.read_started(json_of(response), str(workflow_id), words, names)
         responded_at = server_time(response.headers)
         return Start(execution, responded_at - response.elapsed, responded_at)
 
@@ -128,7 +134,8 @@ def list_executions(
 
     :param memory: of the executions that were read last; those that haven't changed or aren't needed are left out
     """
-    return Call("GET", "/executions", page_reader(read_executions, memory), request_class=request_class)
+    read = page_reader("execution", read_executions, memory)
+    return Call("GET", "/executions", read, request_class=request_class)
 
 
 def raw(
@@ -201,5 +208,5 @@ def encode_json(parameter: str, value: object) -> bytes:
     return json.dumps(as_json(parameter, value), ensure_ascii=False).encode()
 
 
-def _read_workflow(response: httpx.Response, _: StatusWords) -> Workflow:
-    return Workflow.read(json_of(response))
+def _read_workflow(response: httpx.Response, settings: Settings) -> Workflow:
+    return Workflow.read(json_of(response), settings.names["workflow"])

@@ -26,7 +26,6 @@ from techflow_provider.client.errors import (
     TechFlowError,
     UnexpectedResponseError,
 )
-from techflow_provider.client.models import StatusWords
 from techflow_provider.client.parsing import LONGEST_QUOTE, DecodeError, charset_of, get_first, json_of, quote, shorten
 from techflow_provider.client.retry import Outcome, RetryPolicy, is_rate_limited, quota_of
 from techflow_provider.client.settings import Settings
@@ -64,7 +63,7 @@ class Call(Generic[T]):
 
     :param method: HTTP method
     :param path: path below the base URL, percent-encoded
-    :param read: turns a 2xx response into the result, given what the status words of this TechFlow mean; raises
+    :param read: turns a 2xx response into the result, given the settings with this TechFlow's words and names; raises
         `DecodeError` for an implausible one
     :param content: the body's bytes
     :param headers: headers beside the standard ones
@@ -77,7 +76,7 @@ class Call(Generic[T]):
 
     method: Method
     path: str
-    read: Callable[[httpx.Response, StatusWords], T]
+    read: Callable[[httpx.Response, Settings], T]
     content: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     params: Query | None = None
@@ -265,7 +264,7 @@ async def _result(call: Call[T], outcome: Outcome | BudgetTimeoutError, sent: in
     if not (outcome.is_success or call.any_status):
         raise _failure(call, outcome, sent, context.settings)
     try:
-        return await context.io.decode(outcome, partial(call.read, outcome, context.settings.status_words))
+        return await context.io.decode(outcome, partial(call.read, outcome, context.settings))
     except DecodeError as error:
         detail = without_key(str(error), error.received, outcome.content, context.settings)
     except Exception as error:  # noqa: BLE001  # see below

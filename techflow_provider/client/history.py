@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParameterError, TechFlowError
 from techflow_provider.client.models import USUAL_WORDS, Execution, StatusWords, Workflow, status_word
-from techflow_provider.client.parsing import Json, get_first, quote
+from techflow_provider.client.parsing import Json, Names, add_usual_names, get_first, quote
 from techflow_provider.client.text import get_logger
 from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, check_status, optional
 
@@ -108,10 +108,11 @@ class HistoryFilter:
         """Whether all executions that waits are for are among those that have been listed."""
         return all(hash(each) in listed for each in self.known_statuses)
 
-    def select(self, row: Json) -> tuple[bool, int]:
+    def select(self, received: Json, names: Names = ()) -> tuple[bool, int]:
         """Return whether an execution, as received, may be needed, and its id's hash when a wait is for it, or 0."""
-        execution_id = get_first(row, "id", "execution_id") if isinstance(row, dict) else None
-        if not isinstance(execution_id, str) or not isinstance(row, dict):
+        row = add_usual_names(received, names) if isinstance(received, dict) else {}
+        execution_id = get_first(row, "id", "execution_id")
+        if not isinstance(execution_id, str):
             # A number is an id, too.
             return True, 0
         subject = hash(execution_id) if execution_id in self.known_statuses else 0

@@ -13,8 +13,11 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from techflow_provider.client.parsing import (
+    OTHER_NAMES,
     DecodeError,
     Json,
+    Names,
+    add_usual_names,
     check_depth,
     get_first,
     items,
@@ -39,12 +42,21 @@ RUNNING_WORDS = STARTING_WORDS | {"running", "in_progress", "processing", "activ
 # The accepted names of each field of an execution, the assumed one first.
 EXECUTION_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "execution_id"),
-    "workflow_id": ("workflow_id", "workflow"),
+    "workflow_id": ("workflow_id", "workflow.id", "workflow.workflow_id", "workflow"),
     "status": ("status", "state"),
     "started_at": ("started_at", "start_time", "created_at"),
     "finished_at": ("finished_at", "ended_at", "completed_at", "end_time"),
     "error": ("error", "error_message", "failure_reason"),
+    "created_at": ("created_at", "queued_at", "requested_at", "submitted_at"),
+    "payload": ("payload", "input", "inputs", "params", "data"),
 }
+WORKFLOW_NAMES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "workflow_id"),
+    "name": ("name",),
+    "status": ("status", "state"),
+    "description": ("description",),
+}
+FIELDS = {"execution": EXECUTION_NAMES, "workflow": WORKFLOW_NAMES}
 
 
 class ExecutionState(StrEnum):
@@ -120,18 +132,20 @@ class Workflow:
     raw: Mapping[str, Json] = field(repr=False)
 
     @classmethod
-    def read(cls, value: Json) -> Workflow:
+    def read(cls, value: Json, names: Names = ()) -> Workflow:
         """Read a workflow, bare or under `workflow` or `data`.
 
+        :param names: this TechFlow's own names of its fields
         :raises DecodeError: it has no id, or a field has an implausible type
         """
-        source = unwrap(value, "a workflow object", "workflow", "id", "workflow_id")
+        sent = unwrap(value, "a workflow object", "workflow", dict(names).get("id", "id"), *WORKFLOW_NAMES["id"])
+        source = add_usual_names(sent, names)
         return cls(
-            id=read_id(source, "a workflow", "id", "workflow_id"),
+            id=read_id(source, "a workflow", *WORKFLOW_NAMES["id"]),
             name=read_text(source, "name"),
-            status=read_text(source, "status", "state"),
+            status=read_text(source, *WORKFLOW_NAMES["status"]),
             description=read_text(source, "description"),
-            raw=source,
+            raw=sent,
         )
 
     def to_dict(self) -> dict[str, Json]:
@@ -141,8 +155,12 @@ class Workflow:
     @property
     def fields(self) -> dict[str, Json]:
         """The same, exactly as the server sent it."""
-        known: dict[str, Json] = {"id": self.id, "name": self.name, "status": self.status}
-        return {**self.raw, **known, "description": self.description}
+        return {**self.raw, **self.known}
+
+    @property
+    def known(self) -> dict[str, Json]:
+        """The normalised fields alone."""
+        return {"id": self.id, "name": self.name, "status": self.status, "description": self.description}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +173,7 @@ class Execution:
     :param started_at: when it started, in UTC
     :param finished_at: when it ended, in UTC
     :param error: why it failed, as the server wrote it
-    :param raw: all that the server sent
+    :param raw: all that the server sent, and the usual names of fields that have others there
     :param words: what its status words mean
     """
 
@@ -169,36 +187,43 @@ class Execution:
     words: StatusWords = field(default=USUAL_WORDS, repr=False, compare=False)
 
     @classmethod
-    def read(cls, value: Json, words: StatusWords = USUAL_WORDS) -> Execution:
+    def read(cls, value: Json, words: StatusWords = USUAL_WORDS, names: Names = ()) -> Execution:
         """Read an execution of the history.
 
         :param words: what the status words mean
+        :param names: this TechFlow's own names of its fields
         :raises DecodeError: it has no id or no status, or a field has an implausible type
         """
-        execution = cls._read_fields(read_object(value, "an execution object"), words)
+        source = add_usual_names(read_object(value, "an execution object"), names)
+        execution = cls._read_fields(source, words, *EXECUTION_NAMES["id"])
         if execution.status is None:
-            raise DecodeError("an execution with status", quote(value))
+            raise DecodeError(f"an execution with status {OTHER_NAMES}", quote(value))
         return execution
 
     @classmethod
-    def read_started(cls, value: Json, workflow_id: str, words: StatusWords = USUAL_WORDS) -> Execution:
+    def read_started(
+        cls, value: Json, workflow_id: str, words: StatusWords = USUAL_WORDS, names: Names = ()
+    ) -> Execution:
         """Read the response to a start: an execution, bare or under `execution` or `data`, with or without a status.
 
         :param words: what the status words mean
+        :param names: this TechFlow's own names of its fields
         :raises DecodeError: it has no id, it repeats the workflow's id, or a field has an implausible type
         """
-        source = unwrap(value, "an execution object", "execution", "execution_id", "id")
-        # `execution_id` first: beside it, an `id` could be the workflow's.
-        started = cls._read_fields(source, words, "execution_id", "id")
+        # `execution_id` before `id`, which could be the workflow's.
+        id_names = (dict(names).get("id", "execution_id"), "execution_id", "id")
+        source = unwrap(value, "an execution object", "execution", *id_names)
+        started = cls._read_fields(add_usual_names(source, names), words, *id_names)
         if started.id == workflow_id:
             raise DecodeError("the id of an execution, not the workflow's own", quote(value))
         return started
 
     @classmethod
     def _read_fields(cls, source: dict[str, Json], words: StatusWords, *id_names: str) -> Execution:
+        workflow = EXECUTION_NAMES["workflow_id"]
         return cls(
-            id=read_id(source, "an execution", *(id_names or EXECUTION_NAMES["id"])),
-            workflow_id=_read_workflow_id(source),
+            id=read_id(source, "an execution", *id_names),
+            workflow_id=None if get_first(source, *workflow) is None else read_id(source, "an execution", *workflow),
             status=read_text(source, *EXECUTION_NAMES["status"]),
             started_at=read_time(source, *EXECUTION_NAMES["started_at"]),
             finished_at=read_time(source, *EXECUTION_NAMES["finished_at"]),
@@ -237,15 +262,6 @@ class Execution:
             "error": self.error,
         }
         return storable({**self.raw, **known})
-
-
-def _read_workflow_id(source: Mapping[str, Json]) -> str | None:
-    nested = get_first(source, "workflow")
-    if isinstance(nested, dict) and get_first(source, "workflow_id") is None:
-        return read_id(nested, "a workflow", "id", "workflow_id")
-    if get_first(source, *EXECUTION_NAMES["workflow_id"]) is None:
-        return None
-    return read_id(source, "an execution", *EXECUTION_NAMES["workflow_id"])
 
 
 def _read_error(source: Mapping[str, Json]) -> str | None:
@@ -315,21 +331,26 @@ def _problem(error: Exception) -> str:
     return type(error).__name__
 
 
-def read_workflows(value: Json, unneeded: int = 0) -> Rows[Workflow]:
+def read_workflows(value: Json, names: Names = (), unneeded: int = 0) -> Rows[Workflow]:
     """Read a list of workflows: `{"workflows": [...]}`, or a list under another usual name, or a bare one.
 
+    :param names: this TechFlow's own names of their fields
     :param unneeded: how many further rows the list had
     :raises DecodeError: there is no list, or it has rows and none of them is a workflow
     """
-    return read_rows(items(value, "a list of workflows", "workflows"), Workflow.read, unneeded)
+    rows = items(value, "a list of workflows", "workflows")
+    return read_rows(rows, lambda row: Workflow.read(row, names), unneeded)
 
 
-def read_executions(value: Json, words: StatusWords = USUAL_WORDS, unneeded: int = 0) -> Rows[Execution]:
+def read_executions(
+    value: Json, words: StatusWords = USUAL_WORDS, names: Names = (), unneeded: int = 0
+) -> Rows[Execution]:
     """Read the execution history: `{"executions": [...]}`, or a list under another usual name, or a bare one.
 
     :param words: what the status words mean
+    :param names: this TechFlow's own names of their fields
     :param unneeded: how many further rows the list had
     :raises DecodeError: there is no list, or it has rows and none of them is an execution
     """
     rows = items(value, "a list of executions", "executions")
-    return read_rows(rows, lambda row: Execution.read(row, words), unneeded)
+    return read_rows(rows, lambda row: Execution.read(row, words, names), unneeded)

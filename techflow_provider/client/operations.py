@@ -35,7 +35,7 @@ from techflow_provider.client.history import (
 )
 from techflow_provider.client.models import Execution, Workflow
 from techflow_provider.client.paging import collect
-from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.parsing import Json, quote, set_fields
 from techflow_provider.client.reading import (
     DEFAULT_POLL_INTERVAL_SECONDS,
     PollMemory,
@@ -95,7 +95,7 @@ class AsyncWorkflows(_Operations):
             what the call raises when none was
         """
         name = as_text("name", name)
-        call = calls.create_workflow(name, description, triggers)
+        call = calls.create_workflow(name, description, triggers, self._context.settings.names["workflow"])
         try:
             return await exchange(call, self._context)
         except TechFlowError as error:
@@ -175,8 +175,9 @@ class AsyncWorkflows(_Operations):
         checked = calls.workflow_fields("unchanged" if name is None else name, description, triggers or ())
         changes = {key: value for key, value in checked.items() if given[key] is not None}
         workflow = await exchange(calls.get_workflow(workflow_id), self._context)
-        changed = replace(Workflow.read({**workflow.fields, **changes}), id=workflow.id)
-        return await exchange(calls.replace_workflow(changed), self._context)
+        names = self._context.settings.names["workflow"]
+        changed = Workflow.read(set_fields(workflow.raw, {**workflow.known, **changes}, names), names)
+        return await exchange(calls.replace_workflow(replace(changed, id=workflow.id), names), self._context)
 
     async def delete(self, workflow_id: Id) -> None:
         """Delete a workflow permanently (Delete Workflow)."""

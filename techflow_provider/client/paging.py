@@ -19,7 +19,8 @@ from techflow_provider.client.errors import UnexpectedResponseError
 from techflow_provider.client.flow import Call, FlowContext, exchange, url_of, without_key
 from techflow_provider.client.json_stream import RowMemory, parse_list
 from techflow_provider.client.models import Rows, StatusWords
-from techflow_provider.client.parsing import DecodeError, Json, http_date, quote
+from techflow_provider.client.parsing import DecodeError, Json, Names, http_date, quote
+from techflow_provider.client.settings import Settings
 from techflow_provider.client.text import get_logger
 
 T = TypeVar("T")
@@ -59,15 +60,16 @@ def server_time(headers: Mapping[str, str]) -> datetime:
 
 
 def page_reader(
-    read: Callable[[Json, StatusWords, int], Rows[T]], memory: RowMemory | None = None
-) -> Callable[[httpx.Response, StatusWords], Page[T]]:
+    kind: str, read: Callable[[Json, StatusWords, Names, int], Rows[T]], memory: RowMemory | None = None
+) -> Callable[[httpx.Response, Settings], Page[T]]:
     """Return what reads a response as a page.
 
-    :param read: reads the rows, given how many were left out
+    :param kind: what the rows are: `execution` or `workflow`
+    :param read: reads the rows, given this TechFlow's words and names, and how many were left out
     :param memory: of the rows that were read last
     """
 
-    def read_page(response: httpx.Response, words: StatusWords) -> Page[T]:
+    def read_page(response: httpx.Response, settings: Settings) -> Page[T]:
         rows_read = memory or RowMemory()
         value = parse_list(response.content, response.headers.get("content-type", ""), rows_read)
         linked = response.links.get("next", {}).get("url")
@@ -75,7 +77,7 @@ def page_reader(
         next_url = linked or (following if isinstance(following, str) and following else None)
         # Without its link, since a server that ignores the parameter repeats the rest.
         content = response.content.replace((next_url or "\0").encode(errors="replace"), b"")
-        rows = read(value, words, rows_read.left_out)
+        rows = read(value, settings.status_words, settings.names[kind], rows_read.left_out)
         marks: frozenset[str | int] = frozenset({str(response.request.url), hash(content)})
         subjects = frozenset(rows_read.subjects)
         return Page(rows.items, rows.unreadable, rows.reason, next_url, response.headers, marks, subjects)

@@ -20,8 +20,11 @@ import httpx
 from techflow_provider.client.text import printable
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+# Usual names of fields, each with a TechFlow's own, in which dots lead to nested objects.
+Names: TypeAlias = tuple[tuple[str, str], ...]
 
 LONGEST_QUOTE = 200
+OTHER_NAMES = "(if this TechFlow has other names, doctor --learn shows what to set in the connection's extra)"
 # Shorter durations are shown with a fraction.
 SHORTEST_WHOLE_SECONDS = 10
 # Seconds since 1970 reach this number in the year 5138; a larger one counts milliseconds, micro- or nanoseconds.
@@ -174,9 +177,15 @@ def in_seconds(seconds: float) -> str:
 
 
 def get_first(source: Mapping[str, Json], *names: str) -> Json:
-    """Return the first value that is not null under one of the names, in `snake_case` or `camelCase`."""
+    """Return the first value that is not null under one of the names, in `snake_case` or `camelCase`.
+
+    :param names: with a dot for a field of a nested object
+    """
     for name in names:
-        value = source.get(name)
+        outer, dot, inner = name.partition(".")
+        value = source.get(outer)
+        if dot:
+            value = get_first(value, inner) if isinstance(value, dict) else None
         if value is not None:
             return value
     folded: dict[str, Json] = {}
@@ -198,6 +207,25 @@ def read_object(value: Json, expected: str) -> dict[str, Json]:
     if not isinstance(value, dict):
         raise DecodeError(expected, quote(value))
     return value
+
+
+def add_usual_names(source: dict[str, Json], names: Names) -> dict[str, Json]:
+    """Return an object in which what has a TechFlow's own names has the usual ones, too."""
+    if not names:
+        return source
+    found = {usual: value for usual, own in names if (value := get_first(source, own)) is not None}
+    return {**source, **found}
+
+
+def set_fields(source: Mapping[str, Json], fields: Mapping[str, Json], names: Names) -> dict[str, Json]:
+    """Return an object with fields set, which are given by their usual names, under a TechFlow's own names."""
+    changed, own_names = dict(source), dict(names)
+    for usual, value in fields.items():
+        outer, dot, inner = own_names.get(usual, usual).partition(".")
+        nested = changed.get(outer)
+        rest = nested if isinstance(nested, dict) else {}
+        changed[outer] = set_fields(rest, {inner: value}, ()) if dot else value
+    return changed
 
 
 def unwrap(value: Json, expected: str, wrapper: str, *id_names: str) -> dict[str, Json]:
@@ -238,7 +266,7 @@ def read_id(source: Mapping[str, Json], expected: str, *names: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DecodeError(f"{expected} with {' or '.join(names)}", quote(dict(source)))
+        raise DecodeError(f"{expected} with {' or '.join(names)} {OTHER_NAMES}", quote(dict(source)))
     return value
 
 

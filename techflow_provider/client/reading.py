@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, timedelta
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from techflow_provider.client.calls import list_executions
@@ -208,7 +209,7 @@ async def _read(
     context = replace(context, settings=replace(context.settings, deadline_seconds=left))
     url = url_of(call, context.settings)
     cache = memory.page_of(url)
-    cache.rows.select = history_filter.select
+    cache.rows.select = partial(history_filter.select, names=context.settings.names["execution"])
     call = replace(call, read=list_executions(RequestClass.POLL, cache.rows).read)
     try:
         page, following = await read_page(cache.conditional(call, context.clock()), context)

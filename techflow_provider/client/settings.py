@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import httpx
 
 from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.models import USUAL_WORDS, StatusWords
-from techflow_provider.client.parsing import quote, shorten
+from techflow_provider.client.models import FIELDS, USUAL_WORDS, StatusWords
+from techflow_provider.client.parsing import Names, quote, shorten
 from techflow_provider.state.store import budget_key
 
 DEFAULT_BASE_URL = "https://api.techflow.com/v2"
@@ -44,6 +44,7 @@ class Settings:
     :param client_key: file of its key; None when the certificate's file has it
     :param client_key_password: decrypts the key
     :param status_words: further status words, when this TechFlow has any
+    :param field_names: fields such as `execution.id`, each with its name in this TechFlow when that is another one
     :param account_name: distinguishes TechFlow accounts with one base URL whose users share their state
     :param history_query: the query of each poll of the history, where this TechFlow accepts one; values with
         `{workflow_id}` or `{since}` are sent only with polls that are for one workflow, or for what began since a time
@@ -63,6 +64,7 @@ class Settings:
     client_key: str | None = None
     client_key_password: str | None = field(default=None, repr=False)
     status_words: StatusWords = USUAL_WORDS
+    field_names: Names = ()
     account_name: str = ""
     history_query: tuple[tuple[str, str], ...] = ()
     is_scheme_assumed: bool = False
@@ -95,6 +97,12 @@ class Settings:
         url = httpx.URL(self.base_url)
         assumed = f" ({url.scheme} was assumed: the host names no scheme)" if self.is_scheme_assumed else ""
         return f"{url.scheme}://{url.netloc.decode()}{assumed}"
+
+    @cached_property
+    def names(self) -> dict[str, Names]:
+        """The other names of executions' and of workflows' fields."""
+        pairs = [(*field.split("."), own) for field, own in self.field_names]
+        return {kind: tuple((field, own) for each, field, own in pairs if each == kind) for kind in FIELDS}
 
     def holds_key(self, content: bytes) -> bool:
         """Whether some bytes contain the key, plain or as JSON or a URL encodes it: a server may repeat it."""

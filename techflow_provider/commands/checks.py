@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import version
 from statistics import median
+from typing import TypeAlias
 
 import httpx
 
 from techflow_provider import __version__
-from techflow_provider.client.models import EXECUTION_NAMES, Execution, StatusWords
-from techflow_provider.client.parsing import DecodeError, Json, counted, get_first, items, json_of, quote, shorten
+from techflow_provider.client.models import FIELDS, Execution, StatusWords, read_executions, status_word
+from techflow_provider.client.parsing import (
+    DecodeError,
+    Json,
+    add_usual_names,
+    counted,
+    get_first,
+    items,
+    json_of,
+    quote,
+    read_time,
+    shorten,
+)
 from techflow_provider.client.settings import Settings
 from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Snapshot
@@ -28,6 +41,8 @@ OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
 UNCLEAR_REMEDY = "Run a task that uses the connection, and doctor where Airflow's other components run."
 FILE_REMEDY = "Leave [techflow] state_url empty, or set it to a store that all hosts can reach."
 
+Row: TypeAlias = dict[str, Json]
+Column: TypeAlias = list[Json]
 # Query parameters that the history may honour, each with a value that leaves nothing or little of it.
 FILTERS = {"workflow_id": "no-such-workflow", "status": "no-such-status", "since": "2999-01-01T00:00:00Z", "limit": "1"}
 # What is worth sending with a poll. A filter for a status would hide the others.
@@ -203,15 +218,13 @@ def triggerer(*, alive: bool | None) -> Finding:
     return Finding("triggerer", Severity.WARNING, message, remedy)
 
 
-UNKNOWN_WORD = "running, since the word is unknown: if it is final, add it to completed_statuses or failed_statuses"
-MEANINGS = {
-    "id": "the execution's id",
-    "workflow_id": "its workflow",
-    "status": "its status",
-    "started_at": "when it started",
-    "finished_at": "when it finished",
-    "error": "why it failed",
-}
+UNKNOWN_WORD = "unclear: it counts as running; if it is final, add it to completed_statuses or failed_statuses"
+# What the status of a success begins with.
+SUCCESS = ("succe", "complet", "done", "ok", "pass")
+NAME_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+ID_WORDS = ("id", "uid", "uuid", "guid", "key", "ref", "number")
+MAX_ROWS = MAX_FIELDS = 200
+MAX_WORDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,59 +233,139 @@ class Inference:
 
     :param subject: the part
     :param observed: its value
-    :param meaning: how it is interpreted
+    :param meaning: how it is interpreted, or what to add to the connection's extra
     """
 
     subject: str
     observed: str
-    meaning: str
+    meaning: Json
 
 
-def infer(page: httpx.Response, settings: Settings) -> list[Inference]:
-    """Return how a page of the execution history is interpreted."""
-    if settings.holds_key(page.content):
-        return [Inference("response", "text that contains the API key, not shown", "nothing")]
+def _are_ids(values: Column, ids: Container[str]) -> bool:
+    texts = {str(value) for value in values if isinstance(value, str | int)}
+    return len(texts) == len(values) > 1 and not _are_times(values, ids) and not _are_references(values, ids)
+
+
+def _are_references(values: Column, ids: Container[str]) -> bool:
+    return all(str(value) in ids for value in values)
+
+
+def _are_words(values: Column, _: Container[str]) -> bool:
+    return all(isinstance(value, str) for value in values) and len(set(map(str, values))) <= MAX_WORDS
+
+
+def _are_times(values: Column, _: Container[str]) -> bool:
+    given = [value for value in values if value is not None]
+    return bool(given) and all(read_time({"time": value}, "time") for value in given)
+
+
+def _are_errors(values: Column, _: Container[str]) -> bool:
+    return any(values) and not all(values) and all(isinstance(value, str | None) for value in values)
+
+
+# By the usual name of each field: what it means, what its values are, and how words in another name for it begin.
+LOOKS: dict[str, tuple[str, Callable[[Column, Container[str]], bool], tuple[str, ...]]] = {
+    "workflow.id": ("a workflow's id", _are_ids, ID_WORDS),
+    "workflow.name": ("a workflow's name", _are_ids, ("title", "label")),
+    "execution.id": ("the execution's id", _are_ids, ID_WORDS),
+    "execution.workflow_id": ("its workflow", _are_references, (*ID_WORDS, "flow", "workflow", "pipeline", "job")),
+    "execution.status": ("its status", _are_words, ("status", "state", "phase", "stage", "condition")),
+    "execution.started_at": ("when it started", _are_times, ("start", "beg", "launch")),
+    "execution.finished_at": ("when it finished", _are_times, ("finish", "end", "complet", "stop", "done", "clos")),
+    "execution.error": ("why it failed", _are_errors, ("err", "fail", "reason", "problem", "fault", "exception")),
+}
+
+
+def infer(page: httpx.Response, workflows: httpx.Response, settings: Settings) -> tuple[list[Inference], Row]:
+    """Return how a page of the execution history is interpreted, and what to add to the connection's extra.
+
+    A name or word is added only when both it and the values with it show what it is.
+
+    :param workflows: a page of the workflows that were executed
+    """
+    if settings.holds_key(page.content + workflows.content):
+        return [Inference("response", "text that contains the API key, not shown", "nothing")], {}
     try:
         value = json_of(page)
-        rows = list(items(value, "a list of executions", "executions"))
+        listed = list(items(value, "a list of executions", "executions"))
     except DecodeError as error:
-        return [Inference("response", error.received, f"nothing: expected {error.expected}")]
-    objects = [row for row in rows if isinstance(row, dict)]
+        return [Inference("response", error.received, f"nothing: expected {error.expected}")], {}
     shape = f"an object with {', '.join(map(shorten, value))}" if isinstance(value, dict) else "a bare list"
-    return [
-        Inference("response", shape, f"a list of {len(rows)} executions"),
+    names, ids, inferences = dict(settings.field_names), set[str](), list[Inference]()
+    for kind, rows in (("workflow", objects_of(workflows, "workflows")), ("execution", objects_of(page, "executions"))):
+        found = _find_names(kind, [add_usual_names(row, settings.names[kind]) for row in rows], ids)
+        names |= {field: paths[0] for field, paths in found.items() if len(paths) == 1}
+        own = replace(settings, field_names=tuple(names.items())).names[kind]
+        objects = [add_usual_names(row, own) for row in rows]
+        inferences += [_field(field, objects, found.get(field, [])) for field in LOOKS if field.startswith(kind)]
+        ids |= {str(get_first(row, *FIELDS["workflow"]["id"])) for row in objects}
+    read = read_executions(list(objects), settings.status_words, unneeded=1)
+    words = _learn_words(read.items, settings.status_words)
+    extra: Row = {"fields": {**names}} if len(names) > len(settings.field_names) else {}
+    for name in ("completed", "failed"):
+        if getattr(words, name) != getattr(settings.status_words, name):
+            extra[f"{name}_statuses"] = ", ".join(sorted(getattr(words, name)))
+    inferences = [
+        Inference("response", shape, f"a list of {len(listed)} executions"),
         Inference("next page", *_next_page(value, page)),
-        *(_field(name, objects) for name in EXECUTION_NAMES),
-        *_unused_fields(objects),
-        *_status_words(objects, settings.status_words),
-        *_unreadable(rows),
+        *inferences,
+        Inference("all fields", shorten(", ".join(dict.fromkeys(name for row in rows for name in row))), "kept"),
+        *_status_words(read.items, words),
     ]
+    if unreadable := len(listed) - len(read):
+        meaning = f"nothing, since they are left out: {read.reason or 'expected objects'}"
+        inferences.append(Inference("unreadable", f"{unreadable} of {len(listed)}", meaning))
+    return inferences, extra
 
 
-def ids_of(page: httpx.Response) -> list[Json]:
-    """Return the ids that a page of the execution history lists."""
+def objects_of(page: httpx.Response, wrapper: str) -> list[Row]:
+    """Return the objects that a page lists."""
     try:
-        rows = items(json_of(page), "a list of executions", "executions")
-        return [get_first(row, *EXECUTION_NAMES["id"]) for row in rows if isinstance(row, dict)]
+        return [row for row in items(json_of(page), "a list", wrapper) if isinstance(row, dict)]
     except DecodeError:
         return []
 
 
-def infer_filters(page: httpx.Response, filtered: Mapping[str, httpx.Response]) -> list[Inference]:
-    """Return which query parameters the history honours, and what to set.
+def infer_filters(page: httpx.Response, filtered: Mapping[str, httpx.Response]) -> tuple[Inference, str]:
+    """Return which query parameters the history honours, and the query to set.
 
     :param page: without a query
     :param filtered: the response with each of `FILTERS`; those that were rejected are missing
     """
-    all_ids, shown = ids_of(page), {name: ids_of(each) for name, each in filtered.items()}
-    results = {name: "ignored" if name in shown else "rejected" for name in FILTERS}
-    results |= {name: "honoured" for name, ids in shown.items() if not ids or (len(ids) == 1 and name == "limit")}
-    if len(all_ids) == 1:
+    counts = {name: len(objects_of(each, "executions")) for name, each in filtered.items()}
+    results = {name: "ignored" if name in counts else "rejected" for name in FILTERS}
+    results |= {name: "honoured" for name, count in counts.items() if not count or (count == 1 and name == "limit")}
+    if len(objects_of(page, "executions")) == 1:
         results["limit"] = "unknown, since there is one execution"
-    honoured = [text for name, text in QUERIES.items() if results[name] == "honoured"]
-    advice = f"set the connection's extra history_query to {'&'.join(honoured)}" if honoured else "leave it empty"
+    query = "&".join(text for name, text in QUERIES.items() if results[name] == "honoured")
+    advice = f"set the connection's extra history_query to {query}" if query else "leave it empty"
     observed = ", ".join(f"{name} is {result}" for name, result in results.items())
-    return [Inference("history_query", observed, advice)]
+    return Inference("history_query", observed, advice), query
+
+
+def _find_names(kind: str, rows: Sequence[Row], ids: Container[str]) -> dict[str, list[str]]:
+    """Return the fields that no row has under a usual name, each with the other names that it may have.
+
+    :param ids: those of the workflows
+    """
+    leaves = [dict(_leaves(row)) for row in rows[:MAX_ROWS]]
+    paths = list(dict.fromkeys(path for each in leaves for path in each))[:MAX_FIELDS]
+    columns = {path: [each.get(path) for each in leaves] for path in paths}
+    found: dict[str, list[str]] = {}
+    for field, (_, fits, words) in LOOKS.items():
+        if field.startswith(kind) and not any(_found(row, field) for row in rows):
+            named = [path for path in paths if any(word.lower().startswith(words) for word in NAME_WORD.findall(path))]
+            found[field] = [path for path in named if fits(columns[path], ids)]
+    return found
+
+
+def _leaves(row: Row, prefix: str = "") -> Iterator[tuple[str, Json]]:
+    """Yield the values in an object and the objects in it, with dots in their names."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        elif name and "." not in name:
+            yield f"{prefix}{name}", value
 
 
 def _next_page(value: Json, page: httpx.Response) -> tuple[str, str]:
@@ -280,45 +373,46 @@ def _next_page(value: Json, page: httpx.Response) -> tuple[str, str]:
     return (shorten(str(url)), "the next page, if it has the same origin") if url else ("none", "the only page")
 
 
-def _found(row: dict[str, Json], name: str) -> tuple[str, Json] | None:
-    """Return the key under which the parsers find a field, and its value."""
-    value = get_first(row, *EXECUTION_NAMES[name])
-    return None if value is None else next((key, each) for key, each in row.items() if each is value)
+def _found(row: Row, field: str) -> tuple[str, Json] | None:
+    """Return the name under which the parsers find a field, and its value."""
+    kind, _, name = field.partition(".")
+    value = get_first(row, *FIELDS[kind][name])
+    if value is None or (field == "execution.workflow_id" and isinstance(value, dict)):
+        return None
+    return next((key for key, each in row.items() if each is value), name), value
 
 
-def _field(name: str, objects: Sequence[dict[str, Json]]) -> Inference:
-    found = [pair for each in objects if (pair := _found(each, name))]
-    keys = Counter(key for key, _ in found).most_common(3)
-    observed = ", ".join(f"{shorten(key)} in {count} of {len(objects)}" for key, count in keys)
-    return Inference(name, f"{observed}, such as {quote(found[0][1])}" if found else "nothing", MEANINGS[name])
+def _field(field: str, rows: Sequence[Row], candidates: Sequence[str]) -> Inference:
+    """Return how a field is interpreted.
+
+    :param candidates: the names to add, if it isn't read yet
+    """
+    meaning, subject = LOOKS[field][0], field.removeprefix("execution.")
+    found = [pair for row in rows if (pair := _found(row, field))]
+    if not found:
+        return Inference(subject, " or ".join(map(shorten, candidates)) or "nothing", f"unclear: {meaning}")
+    names = Counter(candidates[0] if candidates else name for name, _ in found).most_common(3)
+    observed = ", ".join(f"{shorten(name)} in {count} of {len(rows)}" for name, count in names)
+    value = found[0][1]
+    if time := read_time({"time": value}, "time") if field.endswith("_at") else None:
+        meaning = f"{meaning}, read as {time.isoformat()}"
+    return Inference(subject, f"{observed}, such as {quote(value)}", meaning)
 
 
-def _unused_fields(objects: Sequence[dict[str, Json]]) -> list[Inference]:
-    used = {pair[0] for each in objects for name in EXECUTION_NAMES if (pair := _found(each, name))}
-    known = used.union(*EXECUTION_NAMES.values())
-    others = dict.fromkeys(key for each in objects for key in each if key not in known)
-    names = ", ".join(shorten(key, 40) for key in list(others)[:20])
-    return [Inference("further fields", names, "kept unchanged, and not used")] if others else []
+def _learn_words(executions: Sequence[Execution], words: StatusWords) -> StatusWords:
+    """Return status words with those that the times and errors of their executions explain."""
+    completed, failed = set(words.completed), set(words.failed)
+    for status in {each.status or "" for each in executions if not each.has_known_status}:
+        those, word = [each for each in executions if each.status == status], status_word(status)
+        have_error = {bool(each.error) for each in those}
+        if have_error == {True} and all(each.finished_at for each in those):
+            failed.add(word)
+        if have_error == {False} and all(each.finished_at for each in those) and word.startswith(SUCCESS):
+            completed.add(word)
+    return StatusWords(frozenset(completed), frozenset(failed))
 
 
-def _status_words(objects: Sequence[dict[str, Json]], words: StatusWords) -> list[Inference]:
-    found = (get_first(each, *EXECUTION_NAMES["status"]) for each in objects)
-    counts = Counter(each for each in found if isinstance(each, str))
-    return [
-        Inference(
-            f"status {shorten(word)!r}",
-            f"in {count} of {len(objects)}",
-            words.state(word) if words.knows(word) else UNKNOWN_WORD,
-        )
-        for word, count in counts.most_common()
-    ]
-
-
-def _unreadable(rows: Sequence[Json]) -> list[Inference]:
-    reasons: list[str] = []
-    for row in rows:
-        try:
-            Execution.read(row)
-        except DecodeError as error:
-            reasons.append(f"nothing, since they are left out: {error}")
-    return [Inference("unreadable", f"{len(reasons)} of {len(rows)}", reasons[0])] if reasons else []
+def _status_words(executions: Sequence[Execution], words: StatusWords) -> Iterator[Inference]:
+    for status, count in Counter(each.status or "" for each in executions).most_common():
+        meaning = words.state(status) if words.knows(status) else UNKNOWN_WORD
+        yield Inference(f"status {shorten(status)!r}", f"in {count} of {len(executions)}", meaning)

@@ -87,10 +87,10 @@ class Report:
             return json.dumps(self.value, indent=2, ensure_ascii=False)
         if self.text:
             return self.text
-        return _table(self.value, self.columns) if isinstance(self.value, list) else _key_values(self.value)
+        return table(self.value, self.columns) if isinstance(self.value, list) else _key_values(self.value)
 
 
-def _table(rows: Sequence[Mapping[str, Json]], columns: Sequence[str]) -> str:
+def table(rows: Sequence[Mapping[str, Json]], columns: Sequence[str]) -> str:
     """Format rows as columns of text, without control characters; long cells are cut."""
     if not rows:
         return "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from argparse import Namespace
@@ -27,7 +28,13 @@ from techflow_provider.client.models import read_workflows
 from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import Finding, Severity
-from techflow_provider.commands.console import Report, connection_in_environment, find_connection, read_connection
+from techflow_provider.commands.console import (
+    Report,
+    connection_in_environment,
+    find_connection,
+    read_connection,
+    table,
+)
 from techflow_provider.deferral import default_poll_interval
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
@@ -61,22 +68,27 @@ SETTINGS: dict[str, Callable[[], object]] = {
 
 
 def examine(args: Namespace) -> Report:
-    """Check the whole setup, or interpret a page of the history with `--learn`."""
+    """Check the whole setup, or with `--learn` infer what the connection should correct."""
     return _learn(args.conn_id) if args.learn else _report(list(_findings(args.conn_id)))
 
 
 def _learn(conn_id: str) -> Report:
     connection = read_connection(conn_id)
     budget = open_budget(connection)
-    page = _get("/executions", connection, budget)
-    inferences = checks.infer(page, connection.settings)
-    if checks.ids_of(page):
+    page, workflows = (_get(path, connection, budget) for path in ("/executions", "/workflows"))
+    inferences, extra = checks.infer(page, workflows, connection.settings)
+    if checks.objects_of(page, "executions"):
         responses: dict[str, Response] = {}
         for name, value in checks.FILTERS.items():
             with suppress(TechFlowError):
                 responses[name] = _get("/executions", connection, budget, {name: value})
-        inferences += checks.infer_filters(page, responses)
-    return Report([asdict(each) for each in inferences], ("subject", "observed", "meaning"))
+        inference, query = checks.infer_filters(page, responses)
+        inferences.append(inference)
+        extra |= {"history_query": query} if query else {}
+    rows, columns = [asdict(each) for each in inferences], ("subject", "observed", "meaning")
+    advice = f"Add to the connection's extra:\n{json.dumps(extra, indent=2)}" if extra else "Nothing is to be added."
+    added = asdict(checks.Inference("extra", counted(len(extra), "setting"), extra))
+    return Report([*rows, added], text=f"{table(rows, columns)}\n\n{advice}")
 
 
 def _report(findings: list[Finding]) -> Report:
@@ -233,7 +245,7 @@ def _response_findings(connection: TechFlowConnection, budget: MeteredBudget) ->
         return
     local_time, seconds = datetime.now(UTC) - response.elapsed / 2, response.elapsed.total_seconds()
     try:
-        count = counted(len(read_workflows(json_of(response))), "workflow")
+        count = counted(len(read_workflows(json_of(response), connection.settings.names["workflow"])), "workflow")
         yield Finding("techflow", Severity.OK, f"the API key can access {count}; response time {seconds:.2f} s")
     except DecodeError as error:
         is_secret = connection.settings.holds_key(response.content)

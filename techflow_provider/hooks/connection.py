@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import json
 import logging
 import math
 import re
@@ -15,8 +16,8 @@ from urllib.parse import parse_qsl, urlsplit
 from urllib.parse import quote as percent_encode
 
 from techflow_provider.client.errors import InvalidParameterError, without_frames
-from techflow_provider.client.models import StatusWords, status_word
-from techflow_provider.client.parsing import quote
+from techflow_provider.client.models import FIELDS, StatusWords, status_word
+from techflow_provider.client.parsing import Names, quote
 from techflow_provider.client.reading import PLACEHOLDER
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.text import get_logger
@@ -34,9 +35,10 @@ DASHBOARD_ID = re.compile(r"\{(execution_id|workflow_id)\}")
 STATUS_FIELDS = ("completed_statuses", "failed_statuses")
 # The fields of the extra that become settings, each with the setting's name.
 SETTINGS = {name: name for name in ("verify", "proxy", "client_cert", "client_key", "client_key_password")}
-SETTINGS |= {"timeout": "timeout_seconds", "account": "account_name", "history_query": "history_query"}
+SETTINGS |= {"timeout": "timeout_seconds", "account": "account_name"}
+SETTINGS |= {"fields": "field_names", "history_query": "history_query"}
 # The user's names for what the settings call otherwise.
-FIELDS = {
+USER_NAMES = {
     "api_key": "password (the API key)",
     "base_url": "host (the base URL)",
     "timeout_seconds": "extra timeout",
@@ -95,7 +97,7 @@ class TechFlowConnection:
         try:
             read = cls._read(connection, extra)
         except InvalidParameterError as error:
-            field = FIELDS.get(error.parameter, f"extra {error.parameter}")
+            field = USER_NAMES.get(error.parameter, f"extra {error.parameter}")
             raise ConnectionFieldError(connection.conn_id, field, error.received, error.expected) from error
         for problem in read.problems:
             _log_once(connection.conn_id, problem)
@@ -233,6 +235,20 @@ def _status_words(completed: frozenset[str], failed: frozenset[str]) -> StatusWo
     return StatusWords(completed, failed)
 
 
+def _field_names(name: str, value: Any) -> Names:
+    """Return the fields that have other names, from an object or from JSON text, as the form stores it."""
+    usual = [f"{kind}.{each}" for kind, names in FIELDS.items() for each in names]
+    expected = f'an object such as {{"execution.id": "run_uid"}}, with names for any of {", ".join(usual)}'
+    try:
+        given = (json.loads(value) if isinstance(value, str) else value).items()
+    except (AttributeError, ValueError) as error:
+        raise InvalidParameterError(name, quote(value), expected) from error
+    for each, own in given:
+        if each not in usual or not isinstance(own, str) or not all(own.split(".")):
+            raise InvalidParameterError(name, f"{each!r} with {quote(own)}", expected)
+    return tuple(given)
+
+
 def _query(name: str, value: Any) -> tuple[tuple[str, str], ...]:
     try:
         query = tuple(parse_qsl(value if isinstance(value, str) else "", keep_blank_values=True, strict_parsing=True))
@@ -272,6 +288,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(STATUS_FIELDS, _words),
     "account": lambda _, value: str(value),
     "dashboard_url": _dashboard_url,
+    "fields": _field_names,
     "history_query": _query,
     "verify": _verify,
 }

@@ -83,7 +83,7 @@ class SharedReader:
         self._wakeup_count: int | None = None
         # Whether a webhook says that there may be something that no poll has shown.
         self.woken: bool = False
-        self.memory = PollMemory()
+        self.memory: PollMemory = PollMemory()
         # What was read in the last poll of this process: for whom, and the statuses of all executions.
         self._served: set[tuple[str, object]] = set()
         self._statuses: dict[str, str | None] = {}

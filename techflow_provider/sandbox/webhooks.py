@@ -162,7 +162,7 @@ class WebhookQueue:
         self._random = random.Random(seed)  # noqa: S311  # not for secrets
         self._waiting: list[tuple[float, int, Webhooks, WebhookDelivery]] = []
         self._count = itertools.count()
-        self.seen = 0
+        self.seen: int = 0
         self.completed: deque[WebhookDelivery] = deque(maxlen=MAX_DELIVERIES)
 
     def due(

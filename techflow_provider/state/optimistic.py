@@ -245,13 +245,13 @@ class PendingUpdate:
     """One update: remembers what it has tried to write, so that a lost reply doesn't lead to a second write."""
 
     def __init__(self, store: OptimisticStore, namespace: str, name: str, change: Change[Any]) -> None:
-        self.key = (namespace, name)
-        self.is_done = False
+        self.key: tuple[str, str] = (namespace, name)
+        self.is_done: bool = False
         self.result: Any = None
         self._store = store
         self._change = change
-        self.seen = store.seen(self.key)
-        self.writes = change is not read_only
+        self.seen: Seen = store.seen(self.key)
+        self.writes: bool = change is not read_only
         self._may_guess = self.writes and store.knows_clock and not self.seen.is_shared
         self._is_known = False
         self._row = self.seen.row

@@ -103,7 +103,7 @@ class SqliteStore:
         clock: Callable[[], float] = time.monotonic,
         boot: Callable[[], str] = boot_id,
     ) -> None:
-        self.location = str(path)
+        self.location: str = str(path)
         self._path = path
         self._timeout_seconds = timeout_seconds
         self._mode = mode

@@ -15,7 +15,7 @@ from typing import Any
 from techflow_provider.client.errors import AmbiguousExecutionError, SupersededError, TechFlowError, rebuild_error
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import History, HistoryFilter
-from techflow_provider.client.models import Execution
+from techflow_provider.client.models import EXECUTION_NAMES, Execution
 from techflow_provider.client.parsing import Json, get_first
 from techflow_provider.client.reading import LONGEST_POLL_SECONDS, poll_history
 from techflow_provider.client.retry import backoff_seconds
@@ -49,7 +49,7 @@ HELD_UP_SECONDS = 5.0
 CALIBRATIONS = 10
 # A history with so many executions may be one that shows no more.
 SMALLEST_LIMIT = 20
-ECHO_NAMES = ("payload", "input", "inputs", "params", "data")
+ECHO_NAMES = EXECUTION_NAMES["payload"]
 
 
 class OtherAttemptError(Exception):

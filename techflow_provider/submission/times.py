@@ -15,7 +15,7 @@ from techflow_provider.client.models import EXECUTION_NAMES, Execution
 from techflow_provider.client.parsing import get_first, read_time
 
 # When an execution was requested; `started_at` may be the time at which it left a queue.
-CREATED_NAMES = ("created_at", "queued_at", "requested_at", "submitted_at")
+CREATED_NAMES = EXECUTION_NAMES["created_at"]
 PRECISIONS = (86400.0, 60.0, 1.0)
 WITH_ZONE = re.compile(r"(z|utc|gmt|[+-]\d\d(:?\d\d)?)$", re.IGNORECASE)
 # How far the clocks of a server may be apart that nothing is known about, and how far local times are from UTC.

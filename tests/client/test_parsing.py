@@ -232,7 +232,12 @@ IMPLAUSIBLE = [
     *(("GET /executions", [value], expected, received) for value, expected, received in ODD_OBJECTS),
     ("GET /workflows", [ODD_OBJECTS[0][0]], *ODD_OBJECTS[0][1:]),
     ("GET /executions", [{"id": "ex_1"}], "an execution with status", "an object"),
-    ("GET /executions", [{**RUN, "workflow": {"name": "n"}, "workflow_id": None}], "a workflow with id", "an object"),
+    (
+        "GET /executions",
+        [{**RUN, "workflow": {"name": "n"}, "workflow_id": None}],
+        "an execution with workflow_id",
+        "an object",
+    ),
     *((call, "", "JSON", "an empty body") for call in ("GET /workflows", *ONE_WORKFLOW[:2], "GET /executions")),
 ]
 

@@ -243,7 +243,8 @@ def test_an_unsupported_version_is_a_warning(version, severity):
 
 def inferred(body: Any, words: StatusWords = USUAL_WORDS) -> dict[str, tuple[str, str]]:
     response = httpx.Response(200, text=body if isinstance(body, str) else json.dumps(body))
-    return {each.subject: (each.observed, each.meaning) for each in infer(response, Settings(KEY, status_words=words))}
+    inferences, _ = infer(response, httpx.Response(200, json=[]), Settings(KEY, status_words=words))
+    return {each.subject: (each.observed, str(each.meaning)) for each in inferences}
 
 
 def test_names_status_words_and_pages_are_inferred():
@@ -258,12 +259,91 @@ def test_names_status_words_and_pages_are_inferred():
     assert found["response"] == ("an object with data, next", "a list of 2 executions")
     assert found["next page"][0] == "/v2/executions?page=2"
     assert found["id"] == ("executionId in 2 of 2, such as a number: 7", "the execution's id")
-    assert found["workflow_id"][0].startswith("workflow in 2 of 2")
-    assert found["further fields"][0] == "by"
+    assert found["workflow_id"][0].startswith("workflow_id in 2 of 2")
+    assert found["all fields"][0] == "executionId, workflow, state, start_time, by"
     assert found["status 'execution.completed'"] == ("in 1 of 2", "completed")
     assert "add it to completed_statuses or failed_statuses" in found["status 'Brewing'"][1]
     assert "unreadable" not in found
     assert inferred(page, StatusWords(frozenset({"brewing"})))["status 'Brewing'"][1] == "completed"
+
+
+FLOWS = [{"key": "f1", "title": "Hourly"}, {"key": "f2", "title": "Nightly"}]
+OTHER_RUNS: list[dict[str, Any]] = [
+    {"runUid": "a", "flow": {"ref": "f1"}, "phase": "done", "beganAt": 1_600_000_000_000, "ended": 1_600_000_001_000},
+    {
+        "runUid": "b",
+        "flow": {"ref": "f1"},
+        "phase": "revoked",
+        "beganAt": 1_600_000_000_000,
+        "ended": 1_600_000_002_000,
+    },
+    {"runUid": "c", "flow": {"ref": "f2"}, "phase": "broken", "beganAt": 1_600_000_000_000, "ended": 1_600_000_002_000}
+    | {"problem": "disk full"},
+]
+OTHER_NAMES = {
+    "workflow.id": "key",
+    "workflow.name": "title",
+    "execution.id": "runUid",
+    "execution.workflow_id": "flow.ref",
+    "execution.status": "phase",
+    "execution.started_at": "beganAt",
+    "execution.finished_at": "ended",
+    "execution.error": "problem",
+}
+
+
+def learned(runs: list[dict[str, Any]], flows: Any, **settings: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return what is unclear, and the settings to add."""
+    page, workflows = (httpx.Response(200, json=each) for each in (runs, flows))
+    inferences, extra = infer(page, workflows, Settings(KEY, **settings))
+    return {each.subject: each.observed for each in inferences if str(each.meaning).startswith("unclear")}, extra
+
+
+def test_other_names_and_words_are_proposed_where_names_and_values_show_them():
+    unclear, extra = learned(OTHER_RUNS, FLOWS)
+    assert extra == {"fields": OTHER_NAMES, "completed_statuses": "done", "failed_statuses": "broken"}
+    # It has an end and no error, which isn't a success.
+    assert unclear == {"status 'revoked'": "in 1 of 3"}
+
+
+def test_settings_that_exist_are_kept_and_completed():
+    some = {"workflow.id": "key", "execution.id": "runUid"}
+    words = StatusWords(frozenset({"all_good"}), frozenset({"broken"}))
+    _, extra = learned(OTHER_RUNS, FLOWS, field_names=tuple(some.items()), status_words=words)
+    assert extra == {"fields": OTHER_NAMES, "completed_statuses": "all_good, done"}
+    assert learned(OTHER_RUNS, FLOWS, field_names=tuple(OTHER_NAMES.items()), status_words=words)[1].keys() == {
+        "completed_statuses"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "flows", "subject", "observed"),
+    [
+        ({"requestId": "{n}"}, FLOWS, "id", "runUid or requestId"),
+        ({"runUid": "always the same"}, FLOWS, "id", "nothing"),
+        ({}, FLOWS[:1], "workflow_id", "nothing"),
+        ({}, "<html>", "workflow_id", "nothing"),
+        ({"parent": {"flowRef": "f1"}}, FLOWS, "workflow_id", "flow.ref or parent.flowRef"),
+        ({"state_of_line": "up"}, FLOWS, "status", "phase or state_of_line"),
+        ({"phase": {"since": 5}}, FLOWS, "status", "nothing"),
+        ({"beganAt": 3}, FLOWS, "started_at", "nothing"),
+        ({"ended": "soon"}, FLOWS, "finished_at", "nothing"),
+        ({"problem": "none, all is well"}, FLOWS, "error", "nothing"),
+    ],
+)
+def test_what_the_rows_do_not_show_clearly_is_unclear_and_not_proposed(change, flows, subject, observed):
+    runs = [
+        run | {k: v.format(n=n) if isinstance(v, str) else v for k, v in change.items()}
+        for n, run in enumerate(OTHER_RUNS)
+    ]
+    unclear, extra = learned(runs, flows)
+    assert unclear[subject] == observed
+    assert f"execution.{subject}" not in extra["fields"]
+
+
+def test_one_row_does_not_show_which_field_is_the_id():
+    assert learned(OTHER_RUNS[:1], FLOWS)[0]["id"] == "nothing"
+    assert learned([], [])[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -271,8 +351,12 @@ def test_names_status_words_and_pages_are_inferred():
     [
         ("<html>", "response", "nothing: expected JSON"),
         ({"runs": []}, "response", "nothing: expected a list of executions"),
-        ([{"id": "ex_1"}, 5], "unreadable", "nothing, since they are left out: expected an execution with status"),
-        ([], "id", "the execution's id"),
+        (
+            [{"id": "ex_1"}, 5],
+            "unreadable",
+            "nothing, since they are left out: the row with the id 'ex_1': expected an",
+        ),
+        ([], "id", "unclear: the execution's id"),
         (f'["{KEY}"]', "response", "nothing"),
     ],
 )
@@ -282,12 +366,12 @@ def test_an_unreadable_page_is_reported_without_the_key(body, subject, meaning):
     assert KEY not in str(found)
 
 
-def test_learning_takes_five_requests(served, techflow):
+def test_learning_takes_six_requests(served, techflow):
     served.plan("wf_1", seconds=3600)
     techflow("trigger", "wf_1")
     requests = served.count()
     done = techflow("doctor", "--learn", "--output", "json")
-    assert (done.code, served.count()) == (0, requests + 5)
+    assert (done.code, served.count()) == (0, requests + 6)
     assert {each["subject"] for each in done.json} >= {"response", "id", "status", "status 'running'"}
     assert techflow("doctor", "--learn").out.startswith("SUBJECT")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from techflow_provider.client import ExecutionState, InvalidParameterError
-from techflow_provider.client.models import Execution, StatusWords
+from techflow_provider.client.calls import create_workflow, replace_workflow
+from techflow_provider.client.models import Execution, StatusWords, Workflow
 from techflow_provider.hooks.connection import ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Sandbox
@@ -107,3 +108,67 @@ def test_a_query_of_the_history_is_read() -> None:
 def test_a_query_of_the_history_that_cannot_be_used_is_rejected(value: object) -> None:
     with pytest.raises(ConnectionFieldError, match=r"extra history_query: expected a query such as limit=200"):
         read(history_query=value)
+
+
+NAMES = {"execution.id": "run.uid", "execution.status": "phase", "workflow.name": "attributes.title"}
+
+
+@pytest.mark.parametrize("value", [NAMES, json.dumps(NAMES)])
+def test_other_names_of_fields_are_an_object_or_its_text(value: object) -> None:
+    settings = read(fields=value).settings
+    assert settings.names == {
+        "execution": (("id", "run.uid"), ("status", "phase")),
+        "workflow": (("name", "attributes.title"),),
+    }
+    assert read(fields="").settings.names == {"execution": (), "workflow": ()}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("run_uid", 'received "run_uid"'),
+        (["execution.id"], "received"),
+        ({"execution.ident": "run_uid"}, "received 'execution.ident' with a string"),
+        ({"id": "run_uid"}, "received 'id' with a string"),
+        ({"execution.id": 5}, "received 'execution.id' with a number: 5"),
+        ({"execution.id": "run..uid"}, "received 'execution.id' with a string"),
+    ],
+)
+def test_a_name_that_no_field_has_is_rejected_with_those_that_are_expected(value: object, message: str) -> None:
+    with pytest.raises(ConnectionFieldError) as caught:
+        read(fields=value)
+    assert "extra fields: expected an object such as" in str(caught.value)
+    assert "execution.workflow_id, execution.status" in str(caught.value)
+
+
+def test_executions_are_read_by_other_names_and_by_the_usual_ones_where_those_are_missing() -> None:
+    names = read(fields=NAMES | {"execution.workflow_id": "flow.ref"}).settings.names["execution"]
+    row: dict[str, Any] = {
+        "run": {"uid": 7},
+        "id": "row 1",
+        "phase": "done",
+        "flow": {"ref": "wf_1"},
+        "started_at": 1_600_000_000_000,
+    }
+    execution = Execution.read(row, names=names)
+    assert (execution.id, execution.status, execution.workflow_id) == ("7", "done", "wf_1")
+    assert execution.started_at is not None
+    assert Execution.read(execution.to_dict()).id == "7"
+    assert Execution.read({"id": "ex_1", "status": "done"}, names=names).id == "ex_1"
+    started = Execution.read_started({"data": {"run": {"uid": "ex_2"}, "execution_id": 5}}, "wf_1", names=names)
+    assert started.id == "ex_2"
+
+
+def test_a_workflow_is_written_with_its_own_names_and_nothing_else_is_changed() -> None:
+    names = read(fields=NAMES | {"workflow.id": "key"}).settings.names["workflow"]
+    sent: dict[str, Any] = {
+        "key": "wf_1",
+        "name": "slug",
+        "attributes": {"title": "Nightly", "owner": "me"},
+        "status": "active",
+    }
+    workflow = Workflow.read({"workflow": sent}, names)
+    assert (workflow.id, workflow.name, workflow.raw) == ("wf_1", "Nightly", sent)
+    assert json.loads(replace_workflow(workflow, names).content or b"") == sent | {"description": None}
+    created = json.loads(create_workflow("Hourly", names=names).content or b"")
+    assert created == {"attributes": {"title": "Hourly"}, "triggers": []}
