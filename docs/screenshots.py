@@ -1,8 +1,9 @@
 """Take the screenshots of the documentation: screenshots.py AIRFLOW_URL FOLDER [TASK [EXECUTION]].
 
-It needs selenium, pillow, Chromium and a running Airflow 3. It opens the TechFlow page (light, dark and narrow), the
-form of a connection, the page of a task, given as a path such as `/dags/…/tasks/…/details`, and the sandbox's page of
-an execution, given as a URL. Airflow must not ask for a login, as with `simple_auth_manager_all_admins`.
+It needs selenium, pillow, Chromium and a running Airflow 3. It opens the TechFlow page (light, dark, narrow and in
+Airflow's frame), the form of a connection, the page of a task, given as a path such as `/dags/…/tasks/…/details`, and
+the sandbox's page of an execution, given as a URL. Airflow must not ask for a login, as with
+`simple_auth_manager_all_admins`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,13 @@ def page(browser: Browser) -> None:
         whole: int = browser.driver.execute_script("return document.documentElement.scrollHeight")
         browser.resize(width, scheme, min(whole, MAX_HEIGHT))
         browser.save(f"page-{name}")
+    for scheme in ("light", "dark"):
+        browser.resize(WIDE, scheme)
+        browser.open("/plugin/techflow")
+        browser.driver.switch_to.frame(browser.find("//iframe"))
+        browser.find("//h2[text()='Executions']")
+        browser.driver.switch_to.default_content()
+        browser.save(f"page-frame-{scheme}")
 
 
 def form(browser: Browser) -> None:

@@ -24,9 +24,10 @@ class TechFlowPlugin(AirflowPlugin):
 
     @property
     def external_views(self) -> list[dict[str, str]]:  # type: ignore[override]  # Airflow reads it from the instance
-        """The menu entry, below the path at which Airflow is reached (`[api] base_url`)."""
+        """The menu entry for the page in Airflow's frame, below the path at which Airflow is reached."""
         path = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-        return [{"name": "TechFlow", "href": f"{path}{PAGE_PREFIX}/", "destination": "nav", "category": "browse"}]
+        place = {"destination": "nav", "category": "browse", "url_route": "techflow"}
+        return [{"name": "TechFlow", "href": f"{path}{PAGE_PREFIX}/", **place}]
 
     @property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # as above

@@ -71,19 +71,15 @@ def _store(conn_id: str, name: str = "") -> AttemptStore:
 
 def _record(args: Namespace) -> AttemptRecord:
     for each in _store(args.conn_id).pending():
-        if _name(each) == args.name:
+        if each.submitter == args.name:
             return each
     raise InvalidParameterError("name", repr(args.name), "a name that `starts list` shows")
 
 
-def _name(record: AttemptRecord) -> str:
-    return record.submission_id.rpartition("#")[0] or record.submission_id
-
-
 def _row(record: AttemptRecord) -> dict[str, Json]:
     return {
-        "name": _name(record),
+        "name": record.submitter,
         "workflow_id": record.workflow_id,
         "sent_at": record.sent_at.isoformat(timespec="seconds"),
-        "waiting_for": "its response" if record.in_flight else "a search of the history, or a person",
+        "waiting_for": record.awaited,
     }

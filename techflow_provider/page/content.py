@@ -1,14 +1,15 @@
-"""What the page shows, as values, and how it is rendered: all of it escaped, without a script."""
+"""What the page shows, as values, and how it is rendered: all of it escaped, with a script that knows none of it."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote as percent_encode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -16,11 +17,13 @@ from techflow_provider.client.models import ExecutionState, StatusWords
 from techflow_provider.client.parsing import counted
 from techflow_provider.client.text import printable
 from techflow_provider.state.budget import RequestClass
+from techflow_provider.state.budget_state import SLICE_SECONDS
 from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Slice, Snapshot
 
 CHART_HEIGHT = 60
 BAR_WIDTH = 10
+REFRESH_SECONDS = 30
 # Each unit with the next smaller one and how many of those it has.
 UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
@@ -50,16 +53,48 @@ class ConnectionView:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskView:
+    """A task, or a run of a DAG that has started something by a callback.
+
+    :param dag_id: the DAG's id
+    :param run_id: the run's id
+    :param task_id: the task's id, empty for a run
+    :param map_index: its index when it is mapped, or -1
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str = ""
+    map_index: int = -1
+
+    def __str__(self) -> str:
+        index = f" [{self.map_index}]" if self.map_index >= 0 else ""
+        return f"{self.task_id}{index}" if self.task_id else "callback of the run"
+
+    @property
+    def dag_url(self) -> str:
+        """The DAG's page in Airflow, from this one."""
+        return f"../dags/{percent_encode(self.dag_id, safe='')}"
+
+    @property
+    def url(self) -> str:
+        """Its page in Airflow, from this one."""
+        task = f"/tasks/{percent_encode(self.task_id, safe='')}" if self.task_id else ""
+        index = f"/mapped/{self.map_index}" if self.map_index >= 0 else ""
+        return f"{self.dag_url}/runs/{percent_encode(self.run_id, safe='')}{task}{index}"
+
+
+@dataclass(frozen=True, slots=True)
 class WaitView:
     """A task that waits.
 
-    :param task: the task, human-readable
+    :param task: the task
     :param awaited: what it waits for, human-readable
     :param location: `triggerer` or `worker`
     :param since: when it began
     """
 
-    task: str
+    task: TaskView
     awaited: str
     location: str
     since: datetime
@@ -73,18 +108,36 @@ class ExecutionView:
     :param workflow_id: its workflow
     :param status: the status word when the task last polled it
     :param state: the meaning of that word
-    :param task: the task, human-readable
+    :param tasks: those that started or awaited it; none for a hook, a client and the command line
     :param url: its page in the dashboard
-    :param updated_at: when the task last polled it
+    :param updated_at: when a task last polled it, or when it was started
     """
 
     id: str
     workflow_id: str | None
     status: str | None
     state: ExecutionState
-    task: str
+    tasks: tuple[TaskView, ...]
     url: str | None
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StartView:
+    """A start whose execution isn't known.
+
+    :param name: its name in `techflow starts`
+    :param task: the task that needs it, None for a hook, a client and the command line
+    :param workflow_id: the workflow
+    :param sent_at: when its request was sent
+    :param awaited: what it waits for, human-readable
+    """
+
+    name: str
+    task: TaskView | None
+    workflow_id: str
+    sent_at: datetime
+    awaited: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +148,7 @@ class Content:
     :param connections: those that the user may see
     :param waits: the longest first, of those whose DAG the user may see
     :param executions: the newest first, of those whose DAG the user may see
+    :param starts: the oldest first, likewise
     :param more_waits: how many waits are left out
     """
 
@@ -102,6 +156,7 @@ class Content:
     connections: tuple[ConnectionView, ...]
     waits: tuple[WaitView, ...]
     executions: tuple[ExecutionView, ...]
+    starts: tuple[StartView, ...] = ()
     more_waits: int = 0
 
 
@@ -117,8 +172,13 @@ class Bar(NamedTuple):
 
 def bars(history: Sequence[Slice]) -> list[Bar]:
     """Return the chart of the last ten minutes; the highest bar fills it."""
-    scale = CHART_HEIGHT / (max((sum(each.requests.values()) for each in history), default=0) or 1)
+    scale = CHART_HEIGHT / peak(history)
     return [_bar(index * BAR_WIDTH, each, scale) for index, each in enumerate(history)]
+
+
+def peak(history: Sequence[Slice]) -> int:
+    """Return how many requests the highest bar stands for."""
+    return max((sum(each.requests.values()) for each in history), default=0) or 1
 
 
 def _bar(x: int, part: Slice, scale: float) -> Bar:
@@ -137,7 +197,7 @@ def duration(seconds: float) -> str:
 
 
 def execution_view(
-    record: Mapping[str, Any], task: str, words: Mapping[str, StatusWords], updated_at: datetime
+    record: Mapping[str, Any], task: TaskView, words: Mapping[str, StatusWords], updated_at: datetime
 ) -> ExecutionView | None:
     """Return the execution that a task's XCom describes, or None for another value; any task can write an XCom.
 
@@ -150,16 +210,38 @@ def execution_view(
     # A javascript: URL would run in the user's browser.
     safe_url = url if url.startswith(("https://", "http://")) else None
     state = words.get(texts.get("conn_id", ""), StatusWords()).state(status)
-    return ExecutionView(texts["id"], texts.get("workflow_id"), status, state, task, safe_url, updated_at)
+    return ExecutionView(texts["id"], texts.get("workflow_id"), status, state, (task,), safe_url, updated_at)
+
+
+def merge(views: Iterable[ExecutionView]) -> list[ExecutionView]:
+    """Return one view of each execution, with its latest status and all of its tasks, the newest first.
+
+    Ids may be unique within a workflow only, and a task that waits may not know the workflow.
+    """
+    found = list(views)
+    workflows = {each.id: each.workflow_id for each in found if each.workflow_id}
+    groups: dict[tuple[str, str | None], list[ExecutionView]] = {}
+    for each in sorted(found, key=lambda view: (view.status is not None, view.updated_at), reverse=True):
+        groups.setdefault((each.id, each.workflow_id or workflows.get(each.id)), []).append(each)
+    merged = [
+        replace(
+            group[0],
+            workflow_id=workflow_id,
+            tasks=tuple(dict.fromkeys(task for each in group for task in each.tasks)),
+            url=next(filter(None, (each.url for each in group)), None),
+        )
+        for (_, workflow_id), group in groups.items()
+    ]
+    return sorted(merged, key=lambda view: view.updated_at, reverse=True)
 
 
 def render(content: Content) -> tuple[str, dict[str, str]]:
     """Return the page as HTML, and its headers, with which a browser loads nothing else."""
     nonce = secrets.token_urlsafe(16)
-    page = _template().render(content=content, bars=bars, duration=duration, height=CHART_HEIGHT, nonce=nonce)
-    policy = (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-    )
+    shown = {"content": content, "bars": bars, "peak": peak, "duration": duration, "height": CHART_HEIGHT}
+    page = _template().render(**shown, slice_seconds=SLICE_SECONDS, refresh_seconds=REFRESH_SECONDS, nonce=nonce)
+    own = f"style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+    policy = f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     return page, {
         "content-security-policy": policy,
         "cache-control": "no-store",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from airflow.models.connection import Connection
 from airflow.models.taskinstance import TaskInstance
@@ -19,15 +22,26 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
-from techflow_provider.client.models import StatusWords
+from techflow_provider.client.models import ExecutionState, StatusWords
 from techflow_provider.commands.console import connection_in_environment, read_connection
 from techflow_provider.hooks.budget import open_budget, open_records
-from techflow_provider.hooks.connection import CONNECTION_TYPE
+from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 from techflow_provider.hooks.state import choice, open_state
 from techflow_provider.links.techflow import EXECUTION_KEY
-from techflow_provider.page.content import ConnectionView, Content, ExecutionView, WaitView, execution_view
+from techflow_provider.page.content import (
+    ConnectionView,
+    Content,
+    ExecutionView,
+    StartView,
+    TaskView,
+    WaitView,
+    execution_view,
+    merge,
+)
 from techflow_provider.state.components import reported
 from techflow_provider.state.store import StoreError
+from techflow_provider.submission.airflow import deployments
+from techflow_provider.submission.attempts import AttemptStore
 
 if TYPE_CHECKING:
     # Airflow 3.0 has an earlier version of SQLAlchemy, without these names.
@@ -35,6 +49,11 @@ if TYPE_CHECKING:
 
 MAX_WAITS = 50
 MAX_EXECUTIONS = 50
+# An execution has one from each task that started or awaited it.
+MAX_XCOMS = 200
+# What the names of submitters that are no tasks begin with, and how many parts that of a task has at least.
+DIRECT = "direct/"
+NAME_PARTS = 4
 PREFIX = "AIRFLOW_CONN_"
 TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
 SENSOR = "TechFlowExecutionSensor"
@@ -48,15 +67,33 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
     :param dag_ids: the DAGs that the user may read
     :param may_see: whether the user may see a part of a DAG: its `TASK_INSTANCE` or `XCOM`
     """
+    may_see = cache(may_see)
+
+    def is_visible(entity: str, dag_id: str) -> bool:
+        return dag_id in dag_ids and may_see(entity, dag_id)
+
     with create_session() as session:
         known = {conn_id: _connection(conn_id) for conn_id in sorted(_connection_ids(session)) if may_read(conn_id)}
         waiting, started = _waiting(), XComModel.key == EXECUTION_KEY
-        in_waits = _visible(session, _joined(TaskInstance.dag_id).where(waiting), dag_ids, may_see, "TASK_INSTANCE")
-        in_xcoms = _visible(session, select(XComModel.dag_id).where(started), dag_ids, may_see, "XCOM")
+        in_waits = _visible_dags(
+            session, _joined(TaskInstance.dag_id).where(waiting), partial(is_visible, "TASK_INSTANCE")
+        )
+        in_xcoms = _visible_dags(session, select(XComModel.dag_id).where(started), partial(is_visible, "XCOM"))
         waits, more = _waits(session, and_(waiting, TaskInstance.dag_id.in_(in_waits)))
-        words = {name: status_words for name, (_, status_words) in known.items()}
+        connections = {name: connection for name, (_, connection) in known.items() if connection is not None}
+        words = {name: each.settings.status_words for name, each in connections.items()}
         executions = _executions(session, and_(started, XComModel.dag_id.in_(in_xcoms)), words)
-    return Content(datetime.now(UTC), tuple(view for view, _ in known.values()), waits, executions, more)
+    starts: list[StartView] = []
+    # Several connections may be for one account.
+    for connection in {each.settings.site: each for each in connections.values()}.values():
+        # What is wrong with the state is shown with the connection.
+        with suppress(StoreError):
+            attempts = AttemptStore(open_state(connection)[0], connection.settings.site, "")
+            executions += _claimed(attempts, connection, partial(is_visible, "XCOM"))
+            starts += _unresolved(attempts, partial(is_visible, "TASK_INSTANCE"))
+    newest = tuple(merge(executions)[:MAX_EXECUTIONS])
+    views = tuple(view for view, _ in known.values())
+    return Content(datetime.now(UTC), views, waits, newest, tuple(starts[:MAX_EXECUTIONS]), more)
 
 
 def _connection_ids(session: Session) -> set[str]:
@@ -71,12 +108,12 @@ def _is_ours(conn_id: str) -> bool:
     return connection is not None and connection.conn_type == CONNECTION_TYPE
 
 
-def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
+def _connection(conn_id: str) -> tuple[ConnectionView, TechFlowConnection | None]:
     try:
         content = read_connection(conn_id)
         budget = open_budget(content).snapshot()
     except InvalidParameterError as error:
-        return ConnectionView(conn_id, problem=str(error)), StatusWords()
+        return ConnectionView(conn_id, problem=str(error)), None
     view = ConnectionView(
         conn_id, content.settings.base_url, budget, receives_webhooks=content.webhook_secret is not None
     )
@@ -87,18 +124,12 @@ def _connection(conn_id: str) -> tuple[ConnectionView, StatusWords]:
         view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())), users=tuple(users))
     except StoreError as error:
         view = replace(view, problem=str(error))
-    return view, content.settings.status_words
+    return view, content
 
 
-def _visible(
-    session: Session,
-    found: Select[str],
-    dag_ids: Collection[str],
-    may_see: Callable[[str, str], bool],
-    entity: str,
-) -> list[str]:
+def _visible_dags(session: Session, found: Select[str], is_visible: Callable[[str], bool]) -> list[str]:
     """Return the DAGs whose parts there are the user may see; a permission for a DAG doesn't imply that."""
-    return [each for each in session.scalars(found.distinct()) if each in dag_ids and may_see(entity, each)]
+    return [each for each in session.scalars(found.distinct()) if is_visible(each)]
 
 
 def _waiting() -> ColumnElement[bool]:
@@ -120,7 +151,7 @@ def _waits(session: Session, visible: ColumnElement[bool]) -> tuple[tuple[WaitVi
 
 
 def _wait(ti: TaskInstance, trigger: Trigger | None) -> WaitView:
-    task = _task(ti.dag_id, ti.task_id, ti.map_index)
+    task = TaskView(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
     if trigger is None:
         return WaitView(task, "an execution", "worker", ti.start_date or datetime.now(UTC))
     execution, workflow = trigger.kwargs.get("execution_id"), trigger.kwargs.get("workflow_id")
@@ -130,12 +161,50 @@ def _wait(ti: TaskInstance, trigger: Trigger | None) -> WaitView:
 
 def _executions(
     session: Session, visible: ColumnElement[bool], words: Mapping[str, StatusWords]
-) -> tuple[ExecutionView, ...]:
-    columns = (XComModel.dag_id, XComModel.task_id, XComModel.map_index, XComModel.timestamp, XComModel.value)
-    rows = session.execute(select(*columns).where(visible).order_by(XComModel.timestamp.desc()).limit(MAX_EXECUTIONS))
-    tasks = ((_task(row.dag_id, row.task_id, row.map_index), row) for row in rows)
-    views = (execution_view(_read_object(row.value), task, words, row.timestamp) for task, row in tasks)
-    return tuple(view for view in views if view is not None)
+) -> list[ExecutionView]:
+    """Return what tasks have written down of their executions, in their present attempt."""
+    names = ("dag_id", "run_id", "task_id", "map_index", "timestamp", "value")
+    columns = (getattr(XComModel, name) for name in names)
+    rows = session.execute(select(*columns).where(visible).order_by(XComModel.timestamp.desc()).limit(MAX_XCOMS))
+    views = (execution_view(_read_object(row.value), TaskView(*row[:4]), words, row.timestamp) for row in rows)
+    return [view for view in views if view is not None]
+
+
+def _claimed(
+    attempts: AttemptStore, connection: TechFlowConnection, is_visible: Callable[[str], bool]
+) -> list[ExecutionView]:
+    """Return the executions that the state knows, of earlier attempts and notifiers, too; it has no status of them."""
+    now, views = datetime.now(UTC), []
+    for workflow_id, execution_id, submitter, age in sorted(attempts.claimed(), key=lambda claim: claim[-1]):
+        task = _task_of(submitter)
+        if is_visible(task.dag_id) if task else submitter.startswith(DIRECT):
+            url, tasks = connection.execution_url(execution_id, workflow_id), (task,) if task else ()
+            at = now - timedelta(seconds=age)
+            views.append(ExecutionView(execution_id, workflow_id, None, ExecutionState.RUNNING, tasks, url, at))
+        if len(views) == MAX_EXECUTIONS:
+            break
+    return views
+
+
+def _unresolved(attempts: AttemptStore, is_visible: Callable[[str], bool]) -> list[StartView]:
+    """Return the starts whose execution isn't known, the oldest first."""
+    records = sorted(attempts.pending(), key=lambda record: record.sent_at)
+    found = ((each, _task_of(each.submitter)) for each in records)
+    return [
+        StartView(each.submitter, task, each.workflow_id, each.sent_at, each.awaited)
+        for each, task in found
+        if (is_visible(task.dag_id) if task else each.submitter.startswith(DIRECT))
+    ]
+
+
+def _task_of(submitter: str) -> TaskView | None:
+    """Return the task of this deployment whose name this is, None for another name (see `name_of`)."""
+    for deployment in deployments():
+        prefix = f"{deployment}/".removeprefix("/")
+        parts = [unquote(each) for each in submitter.removeprefix(prefix).split("/")]
+        if submitter.startswith(prefix) and len(parts) >= NAME_PARTS and parts[3].removeprefix("-").isdecimal():
+            return TaskView(parts[0], parts[1], parts[2], int(parts[3]))
+    return None
 
 
 def _read_object(value: Any) -> dict[str, Any]:
@@ -145,7 +214,3 @@ def _read_object(value: Any) -> dict[str, Any]:
     except ValueError:
         return {}
     return decoded if isinstance(decoded, dict) else {}
-
-
-def _task(dag_id: str, task_id: str, map_index: int) -> str:
-    return f"{dag_id} / {task_id}{f' [{map_index}]' if map_index >= 0 else ''}"

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain, repeat
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote as percent_encode
+from urllib.parse import unquote as percent_decode
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.text import get_logger
@@ -216,6 +217,14 @@ class AttemptStore:
         """Return the records that name an execution, of all submitters."""
         found = (self._readable(entry, str) for entry in self._store.entries(f"{self._site}/{KNOWN}"))
         return [each for each in found if each is not None and each.execution_id is not None]
+
+    def claimed(self) -> list[tuple[str, str, str, float]]:
+        """Return the workflow, the execution, the submitter and the age in seconds of each claim."""
+        entries = ((entry, *entry.name.partition("/")) for entry in self._store.entries(f"{self._site}/{CLAIMS}"))
+        return [
+            (percent_decode(workflow), execution, Claim.read(entry.value).submitter, entry.age_seconds)
+            for entry, workflow, _, execution in entries
+        ]
 
     def _readable(self, entry: Entry, parse: Callable[[str], Any]) -> AttemptRecord | None:
         try:

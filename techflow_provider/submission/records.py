@@ -66,6 +66,16 @@ class AttemptRecord:
         """Whether a response may still come, so that an unclaimed execution may belong to this submission."""
         return self.execution_id is None and not self.lost and self.since_sent < self.response_seconds
 
+    @property
+    def submitter(self) -> str:
+        """The name of what needs the execution."""
+        return submitter_of(self.submission_id)
+
+    @property
+    def awaited(self) -> str:
+        """What has to come before the execution is known."""
+        return "its response" if self.in_flight else "a search of the history, or a person"
+
     def longest_since_sent(self, now: datetime) -> float:
         """Return the seconds since the request was sent; by the host's clock, too, where the store's had a break."""
         by_host = 0.0 if self.is_clock_kept else (now - self.sent_at).total_seconds()
@@ -139,6 +149,11 @@ class Claim:
     requested: tuple[float, float] | None = None
     payload_digest: str | None = None
 
+    @property
+    def submitter(self) -> str:
+        """The name of what has the execution."""
+        return submitter_of(self.submission_id)
+
     @classmethod
     def read(cls, text: str) -> Claim:
         """Read a claim; earlier versions wrote the submission alone."""
@@ -148,6 +163,11 @@ class Claim:
             return cls(str(value["submission_id"]), bool(value["by_response"]), span, value["payload_digest"])
         except (ValueError, KeyError, TypeError, IndexError):
             return cls(text)
+
+
+def submitter_of(submission_id: str) -> str:
+    """Return the name of the submitter of a submission."""
+    return submission_id.rpartition("#")[0] or submission_id
 
 
 def payload_digest(payload: Any) -> str | None:

@@ -10,12 +10,29 @@ from typing import Any
 import pytest
 from airflow.plugins_manager import AirflowPlugin
 
+from techflow_provider.client.models import ExecutionState
+from techflow_provider.hooks.state import open_state
 from techflow_provider.hooks.techflow import TechFlowHook
-from techflow_provider.page.content import ConnectionView, Content, WaitView, bars, duration, execution_view, render
+from techflow_provider.page.content import (
+    ConnectionView,
+    Content,
+    ExecutionView,
+    StartView,
+    TaskView,
+    WaitView,
+    bars,
+    duration,
+    execution_view,
+    merge,
+    render,
+)
 from techflow_provider.plugin import TechFlowPlugin
 from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.learning import Cause
 from techflow_provider.state.snapshot import Slice, Snapshot
+from techflow_provider.submission.airflow import deployments
+from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.records import AttemptRecord, Claim
 
 pytestmark = [
     pytest.mark.airflow,
@@ -33,14 +50,14 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.tags: set[str] = set()
+        self.tags: list[str] = []
         self.attributes: set[str] = set()
         self.links: list[str | None] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note a tag."""
-        self.tags.add(tag)
+        self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
         self.links += [value for name, value in attrs if name == "href"]
 
@@ -64,33 +81,38 @@ def snapshot(**changes: Any) -> Snapshot:
 
 
 def content(name: str = "x", **fields: object) -> Content:
-    execution = execution_view({"id": name, "workflow_id": name, "status": name, **fields}, name, {}, NOW)
+    execution = execution_view(
+        {"id": name, "workflow_id": name, "status": name, **fields}, TaskView(name, name, name), {}, NOW
+    )
     return Content(
         NOW,
         (ConnectionView(name, f"https://{name}", snapshot(cooldown_seconds=9.0, shared=False), name, True, (5.0,)),),
-        (WaitView(name, name, "triggerer", NOW - timedelta(hours=2, seconds=61)),),
+        (WaitView(TaskView(name, name, name), name, "triggerer", NOW - timedelta(hours=2, seconds=61)),),
         (execution,) if execution else (),
+        (StartView(name, TaskView(name, name), name, NOW, name), StartView(name, None, name, NOW, name)),
         more_waits=3,
     )
 
 
 def test_foreign_text_is_escaped():
     page = Page(render(content(EVIL))[0])
-    assert not {"script", "img"} & page.tags
+    assert [each for each in page.tags if each in ("script", "img")] == ["script"]
     assert not [name for name in page.attributes if name.startswith("on") or name == "style"]
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "JaVaScRiPt:alert(1)", " javascript:x", 5])
 def test_a_url_that_is_not_http_gives_no_link(url):
-    assert Page(render(content(url=url))[0]).links == [""]
+    links = Page(render(content(url=url))[0]).links
+    assert [link for link in links if link and not link.startswith("../dags/")] == []
 
 
-def test_the_browser_may_load_nothing_but_the_pages_own_style():
+def test_the_browser_may_load_nothing_but_the_pages_own_style_and_script():
     html, headers = render(content())
     policy = headers["content-security-policy"]
     nonce = policy.split("'nonce-")[1].split("'")[0]
-    assert policy.startswith("default-src 'none'; style-src 'nonce-")
+    assert policy.startswith(f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; base-uri")
     assert f'<style nonce="{nonce}">' in html
+    assert f'<script nonce="{nonce}">' in html
     assert nonce not in render(content())[0]
     assert headers["cache-control"] == "no-store"
 
@@ -138,6 +160,7 @@ def test_an_empty_page_says_so():
 def test_the_highest_bar_fills_the_chart():
     low, high = bars(snapshot().history)
     assert (low.commands + low.polls, high.commands, high.polls) == (0, 45.0, 15.0)
+    assert "<span>4 in 10 s</span>" in render(content())[0]
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(-1, "0 s"), (59.9, "59 s"), (61, "1 min 1 s"), (90061, "1 d 1 h")])
@@ -147,7 +170,79 @@ def test_a_duration_is_human_readable(seconds, words):
 
 @pytest.mark.parametrize("value", [{}, {"id": 5}, {"id": ""}])
 def test_an_xcom_that_describes_no_execution_is_left_out(value):
-    assert execution_view(value, "t", {}, NOW) is None
+    assert execution_view(value, TaskView("d", "r", "t"), {}, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "url", "text"),
+    [
+        (TaskView("d", "manual__1+0", "t"), "../dags/d/runs/manual__1%2B0/tasks/t", "t"),
+        (TaskView("d", "r", "a/b", 3), "../dags/d/runs/r/tasks/a%2Fb/mapped/3", "a/b [3]"),
+        (TaskView("d", "r"), "../dags/d/runs/r", "callback of the run"),
+    ],
+)
+def test_a_task_links_to_its_page_in_airflow_wherever_that_is_served(task, url, text):
+    assert (task.url, str(task)) == (url, text)
+    assert (
+        f'<a href="../dags/d">d</a> / <a href="{url}">{text}</a>'
+        in render(Content(NOW, (), (WaitView(task, "x", "worker", NOW),), ()))[0]
+    )
+
+
+def seen(task: str, status: str | None, minutes: int, workflow_id: str | None = "wf_1", **fields: Any) -> ExecutionView:
+    at = NOW + timedelta(minutes=minutes)
+    values = {"id": "ex_1", "workflow_id": workflow_id, "state": ExecutionState.RUNNING, "url": None, **fields}
+    return ExecutionView(status=status, tasks=(TaskView("d", "r", task),), updated_at=at, **values)
+
+
+def test_an_execution_has_one_row_with_its_latest_status_and_all_tasks():
+    views = [
+        seen("trigger", "running", 1, url="https://x"),
+        seen("wait", "completed", 2, None),
+        # What the state knows has no status.
+        seen("trigger", None, 3),
+    ]
+    (one,) = merge(views)
+    assert (one.id, one.workflow_id, one.status, one.url) == ("ex_1", "wf_1", "completed", "https://x")
+    assert [each.task_id for each in one.tasks] == ["wait", "trigger"]
+
+
+def test_executions_of_two_workflows_with_one_id_have_a_row_each():
+    views = [seen("trigger", "failed", 1, "wf_1"), seen("trigger", "running", 2, "wf_2")]
+    assert [(each.workflow_id, each.status) for each in merge(views)] == [("wf_2", "running"), ("wf_1", "failed")]
+
+
+def add_dag(dag_id: str) -> None:
+    """Write a DAG into Airflow's database, which lists those that users may see."""
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.merge(DagBundleModel(name="page-tests"))
+        session.flush()
+        session.merge(DagModel(dag_id=dag_id, bundle_name="page-tests"))  # type: ignore[no-untyped-call]  # Airflow's
+
+
+@has_menu
+def test_executions_of_earlier_attempts_and_unresolved_starts_are_shown(open_page, served):
+    connection = TechFlowHook().connection
+    store, site = open_state(connection)[0], connection.settings.site
+    name = f"{deployments()[0]}/dag/manual__1/start/-1".removeprefix("/")
+    attempts = AttemptStore(store, site, name)
+    attempts.claim("wf 1", "ex_of_an_earlier_attempt", Claim(f"{name}#1"))
+    attempts.claim("wf 1", "ex_of_a_hook", Claim("direct/5"))
+    attempts.claim("wf 1", "ex_of_another_deployment", Claim("another/dag/manual__1/start/-1/x/y#1"))
+    lost = AttemptRecord("wf_lost", f"{name}#2", "", "", NOW, 60.0, lost=True)
+    attempts.update(lambda _: lost)
+    add_dag("dag")
+    html = open_page("admin").text
+    assert "ex_of_an_earlier_attempt" in html
+    assert "ex_of_a_hook" in html
+    assert "ex_of_another_deployment" not in html
+    assert "wf_lost" in html
+    assert '<a href="../dags/dag/runs/manual__1/tasks/start">start</a>' in html
+    assert "a search of the history, or a person" in html
 
 
 def test_an_airflow_without_external_views_gets_no_page(monkeypatch):
@@ -175,6 +270,8 @@ def test_the_menu_entry_is_below_the_path_at_which_airflow_is_reached(monkeypatc
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
     (view,) = TechFlowPlugin().external_views
     assert view["href"] == f"{path}/techflow-page/"
+    # With a route, Airflow embeds the page in its frame.
+    assert view["url_route"] == "techflow"
 
 
 def test_invisible_characters_are_shown_as_escapes():
