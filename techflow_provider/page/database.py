@@ -51,7 +51,7 @@ MAX_WAITS = 50
 MAX_EXECUTIONS = 50
 # An execution has one from each task that started or awaited it.
 MAX_XCOMS = 200
-# What the names of submitters that are no tasks begin with, and how many parts that of a task has at least.
+# The names of submitters outside of tasks begin with this; that of a task has so many parts at least.
 DIRECT = "direct/"
 NAME_PARTS = 4
 PREFIX = "AIRFLOW_CONN_"
