@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -104,9 +104,9 @@ class HistoryFilter:
         """Whether every page of the history has to be read, whatever the first ones list."""
         return bool(self.everything or self.workflow_ids)
 
-    def has_listed(self, listed: Container[int]) -> bool:
-        """Whether all executions that waits are for are among those that have been listed."""
-        return all(hash(each) in listed for each in self.known_statuses)
+    def has_listed(self, listed: set[int]) -> bool:
+        """Whether all executions that waits are for are among those that have been listed, given by their hashes."""
+        return listed.issuperset(map(hash, self.known_statuses))
 
     def select(self, received: Json, names: Names = ()) -> tuple[bool, int]:
         """Return whether an execution, as received, may be needed, and its id's hash when a wait is for it, or 0."""

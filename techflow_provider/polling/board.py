@@ -164,13 +164,9 @@ class Want:
         """Return the stored form."""
         return [sorted(self.ids), sorted(self.workflows), self.everything]
 
-    def parts(self, name: str) -> set[tuple[str, object]]:
-        """Return each thing that is wanted, with the reader's name."""
-        return {(name, each) for each in (*self.ids, *self.workflows, self.everything)}
-
     def includes(self, other: Want) -> bool:
         """Whether everything that another reader wants is wanted."""
-        return other.parts("") <= self.parts("")
+        return other.ids <= self.ids and other.workflows <= self.workflows and other.everything <= self.everything
 
     def rows(self, history: History) -> dict[str, Json]:
         """Return the wanted rows that a poll shows; None for an execution that isn't listed."""
@@ -244,7 +240,9 @@ def register(want: Want, keep_seconds: float) -> Change[Registration]:
             return new.write(), replace(new, rows=None if want.everything else {})
         is_same, rows = kept.want.includes(want), kept.rows
         is_taken = rows is None or (want.everything and rows)
-        if is_same and not is_taken and kept.age < keep_seconds / 2:
+        # A registration for many that have been seen since takes long to read.
+        is_lean = len(kept.want.ids) <= MOST_IDS + len(want.ids)
+        if is_same and is_lean and not is_taken and kept.age < keep_seconds / 2:
             return None, kept
         left = {} if rows is None or want.everything else rows
         left = {each: row for each, row in left.items() if want.workflows or each in want.ids}

@@ -85,7 +85,7 @@ class SharedReader:
         self.woken: bool = False
         self.memory: PollMemory = PollMemory()
         # What was read in the last poll of this process: for whom, and the statuses of all executions.
-        self._served: set[tuple[str, object]] = set()
+        self._served: dict[str, Want] = {}
         self._statuses: dict[str, str | None] = {}
         # Of everything: the rows that were received and not returned yet, None where some are missing, and when all of
         # them were read last.
@@ -176,7 +176,7 @@ class SharedReader:
         self, history_filter: HistoryFilter, want: Want, registrations: Mapping[str, Registration]
     ) -> HistoryFilter:
         """Return a filter for what this process and the others want."""
-        wanted = want.parts("").union(*(each.want.parts(n) for n, each in registrations.items()))
+        wanted = {"": want} | {name: each.want for name, each in registrations.items()}
         # Copied only where something is added, since a process may have many waits.
         both = history_filter
         if registrations:
@@ -185,7 +185,8 @@ class SharedReader:
         for each in registrations.values():
             each.want.add_to(both)
         # A reader without a name may be another one the next time, and needs what hasn't changed.
-        both.has_new |= self.name is None or not wanted <= self._served
+        is_served = all(self._served.get(name, Want()).includes(each) for name, each in wanted.items())
+        both.has_new |= self.name is None or not is_served
         self._served = wanted
         return both
 
