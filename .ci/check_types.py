@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 COMPLETE = 0.99
+# DAGs to read and to copy, which nobody imports; they are checked as the files that they are.
+EXAMPLES = "techflow_provider.example_dags."
 # Airflow's own: its `DAG` takes a dict, which pyright doesn't see.
 AIRFLOWS_OWN = '"ParamsDict" in function "__init__"'
 
@@ -31,7 +33,9 @@ def main() -> int:
             (Path(folder) / path.name).write_text(path.read_text())
         problems = [*_mypy(scripts, folder), *_pyright(scripts, folder)]
     share = _run(scripts / "pyright", "--verifytypes", "techflow_provider", "--ignoreexternal", "--outputjson")
-    completeness = json.loads(share)["typeCompleteness"]["completenessScore"]
+    exported = [each for each in json.loads(share)["typeCompleteness"]["symbols"] if each["isExported"]]
+    known = [each["isTypeKnown"] for each in exported if not each["name"].startswith(EXAMPLES)]
+    completeness = sum(known) / len(known)
     print(*problems, f"Type completeness: {completeness:.1%} (at least {COMPLETE:.0%})", sep="\n")
     return 1 if problems or completeness < COMPLETE else 0
 

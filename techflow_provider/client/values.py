@@ -158,7 +158,7 @@ def as_payload(parameter: str, value: Any) -> dict[str, Json] | None:
     :raises InvalidParameterError: it is anything else, or contains a value that JSON can't represent
     """
     if isinstance(value, str):
-        source = _parse(parameter, value, EXPECTED_PAYLOAD) if value.strip() else None
+        source = parse_literal(parameter, value, EXPECTED_PAYLOAD) if value.strip() else None
     else:
         source = value
     if source is None:
@@ -169,7 +169,11 @@ def as_payload(parameter: str, value: Any) -> dict[str, Json] | None:
     return payload
 
 
-def _parse(parameter: str, text: str, expected: str) -> Any:
+def parse_literal(parameter: str, text: str, expected: str) -> Any:
+    """Return the value that JSON text or a Python literal contains.
+
+    :raises InvalidParameterError: it contains none
+    """
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text.strip())
@@ -191,7 +195,7 @@ def as_triggers(parameter: str, value: Any) -> list[Json]:
 
     :raises InvalidParameterError: it is anything else
     """
-    source = _parse(parameter, value, EXPECTED_TRIGGERS) if isinstance(value, str) else value
+    source = parse_literal(parameter, value, EXPECTED_TRIGGERS) if isinstance(value, str) else value
     if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
         raise InvalidParameterError(parameter, quote(value), EXPECTED_TRIGGERS)
     triggers: list[Json] = as_json(parameter, list(source))

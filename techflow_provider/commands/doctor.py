@@ -26,15 +26,9 @@ from techflow_provider.client import Client, InvalidParameterError, RetryPolicy,
 from techflow_provider.client.calls import raw
 from techflow_provider.client.models import read_workflows
 from techflow_provider.client.parsing import DecodeError, counted, http_date, json_of
-from techflow_provider.commands import checks
+from techflow_provider.commands import checks, console
 from techflow_provider.commands.checks import Finding, Severity
-from techflow_provider.commands.console import (
-    Report,
-    connection_in_environment,
-    find_connection,
-    read_connection,
-    table,
-)
+from techflow_provider.commands.console import Report, connection_in_environment, find_connection, read_connection
 from techflow_provider.deferral import default_poll_interval
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
@@ -88,7 +82,7 @@ def _learn(conn_id: str) -> Report:
     rows, columns = [asdict(each) for each in inferences], ("subject", "observed", "meaning")
     advice = f"Add to the connection's extra:\n{json.dumps(extra, indent=2)}" if extra else "Nothing is to be added."
     added = asdict(checks.Inference("extra", counted(len(extra), "setting"), extra))
-    return Report([*rows, added], text=f"{table(rows, columns)}\n\n{advice}")
+    return Report([*rows, added], text=f"{console.table(rows, columns)}\n\n{advice}")
 
 
 def _report(findings: list[Finding]) -> Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-import json
 import logging
 import math
 import re
@@ -21,6 +20,7 @@ from techflow_provider.client.parsing import Names, quote
 from techflow_provider.client.reading import PLACEHOLDER
 from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 from techflow_provider.client.text import get_logger
+from techflow_provider.client.values import parse_literal
 from techflow_provider.client.webhooks import WebhookSecret
 from techflow_provider.hooks.form import EXTRA_FIELDS
 from techflow_provider.state.budget import DEFAULT_BURST, DEFAULT_REQUESTS_PER_MINUTE
@@ -239,14 +239,14 @@ def _field_names(name: str, value: Any) -> Names:
     """Return the fields that have other names, from an object or from JSON text, as the form stores it."""
     usual = [f"{kind}.{each}" for kind, names in FIELDS.items() for each in names]
     expected = f'an object such as {{"execution.id": "run_uid"}}, with names for any of {", ".join(usual)}'
-    try:
-        given = (json.loads(value) if isinstance(value, str) else value).items()
-    except (AttributeError, ValueError) as error:
-        raise InvalidParameterError(name, quote(value), expected) from error
-    for each, own in given:
+    # The form of Airflow 2 shows an object as Python writes it, and stores that.
+    given = parse_literal(name, value, expected) if isinstance(value, str) else value
+    if not isinstance(given, Mapping):
+        raise InvalidParameterError(name, quote(value), expected)
+    for each, own in given.items():
         if each not in usual or not isinstance(own, str) or not all(own.split(".")):
             raise InvalidParameterError(name, f"{each!r} with {quote(own)}", expected)
-    return tuple(given)
+    return tuple(given.items())
 
 
 def _query(name: str, value: Any) -> tuple[tuple[str, str], ...]:

@@ -113,7 +113,7 @@ def test_a_query_of_the_history_that_cannot_be_used_is_rejected(value: object) -
 NAMES = {"execution.id": "run.uid", "execution.status": "phase", "workflow.name": "attributes.title"}
 
 
-@pytest.mark.parametrize("value", [NAMES, json.dumps(NAMES)])
+@pytest.mark.parametrize("value", [NAMES, json.dumps(NAMES), str(NAMES)])
 def test_other_names_of_fields_are_an_object_or_its_text(value: object) -> None:
     settings = read(fields=value).settings
     assert settings.names == {
