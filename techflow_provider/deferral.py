@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,15 +14,23 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from techflow_provider.client.errors import ExecutionFailedError, ExecutionTimeoutError, InvalidParameterError
 from techflow_provider.client.history import has_status
 from techflow_provider.client.models import Execution
-from techflow_provider.client.parsing import in_seconds, quote
-from techflow_provider.triggers.outcomes import deadline_after, execution_of
+from techflow_provider.client.parsing import in_seconds, quote, shorten
+from techflow_provider.client.text import get_logger
+from techflow_provider.triggers.outcomes import deadline_after, executions_of
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
     from techflow_provider.client.history import ExecutionSelector
+    from techflow_provider.client.settings import Settings
+
+log: logging.Logger = get_logger(__name__)
 
 DEFAULT_TIMEOUT = timedelta(days=7)
+# Every date that far ahead can be written.
+LONGEST = timedelta(days=366_000)
+# Of what TechFlow says about a failure, in characters.
+LONGEST_REASON = 1000
 # The trigger keeps the deadline; Airflow's own bound of a deferral is only the safety net.
 DEFERRAL_GRACE = timedelta(minutes=2)
 
@@ -43,9 +53,21 @@ def as_timedelta(parameter: str, value: timedelta | float) -> timedelta:
     :raises InvalidParameterError: it is neither, or not above 0
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= LONGEST.total_seconds():
         raise InvalidParameterError(parameter, quote(value), "a timedelta or a number of seconds, above 0")
     return timedelta(seconds=seconds)
+
+
+def log_wait(
+    selectors: object, interval_seconds: float, timeout: timedelta, url: str | None, *, in_triggerer: bool
+) -> None:
+    """Log what a wait is for, where to look for it, and when it ends."""
+    log.info(
+        "Waiting in the %s for %s, with a poll every %g s, for up to %s; see %s",
+        *("triggerer" if in_triggerer else "worker", selectors, interval_seconds, timeout),
+        url or "the execution history in TechFlow",
+    )
 
 
 def shorter(timeout: timedelta, execution_timeout: timedelta | None) -> timedelta:
@@ -56,43 +78,49 @@ def shorter(timeout: timedelta, execution_timeout: timedelta | None) -> timedelt
 def defer_until_ended(
     task: BaseOperator,
     conn_id: str,
-    selector: ExecutionSelector,
-    *,
+    *selectors: ExecutionSelector,
     poll_interval: float,
     timeout: timedelta,
     success_statuses: Sequence[str] | None = None,
+    allowed_statuses: Sequence[str] | None = None,
 ) -> None:
-    """Defer a task until an execution has ended or its time is up; it resumes in `execute_complete`.
+    """Defer a task until its executions have ended or its time is up; it resumes in `execute_complete`.
 
     :param poll_interval: seconds between two polls
     :param timeout: limit of the wait; the task's `execution_timeout` can end it sooner
     :param success_statuses: the final statuses with which the trigger ends the task itself; None leaves all to the task
+    :param allowed_statuses: the final statuses of one of several with which the others are still waited for; None
+        waits for all of them
     :raises BaseException: Airflow's way to defer a task
     """
     from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
 
     limit = shorter(timeout, task.execution_timeout)
+    selector, *others = selectors
     trigger = TechFlowExecutionTrigger(
         techflow_conn_id=conn_id,
-        execution_id=selector.execution_id or None,
+        execution_id=None if others else selector.execution_id,
+        execution_ids=[each.execution_id or "" for each in selectors] if others else None,
         workflow_id=selector.workflow_id or None,
         started_after=selector.started_after.isoformat() if selector.started_after else None,
+        latest_active=selector.latest_active,
         poll_interval=poll_interval,
         deadline=deadline_after(limit),
         success_statuses=None if success_statuses is None else list(success_statuses),
+        allowed_statuses=None if allowed_statuses is None else list(allowed_statuses),
     )
     task.defer(trigger=trigger, method_name="execute_complete", timeout=limit + DEFERRAL_GRACE)
 
 
-def ended_execution(task: BaseOperator, event: Any, timeout: timedelta) -> Execution:
-    """Return the execution that a deferred task has waited for, whatever its final status.
+def ended_executions(task: BaseOperator, event: Any, timeout: timedelta) -> list[Execution]:
+    """Return the executions that a deferred task has waited for, whatever their final statuses.
 
     :param event: the trigger's event
     :param timeout: the task's own limit of the wait
     :raises BaseException: why there is none: the time was up, or there was no point in waiting any longer
     """
     try:
-        return execution_of(event)
+        return executions_of(event)
     except ExecutionTimeoutError as error:
         limit = shorter(timeout, task.execution_timeout)
         if limit < timeout:
@@ -102,12 +130,20 @@ def ended_execution(task: BaseOperator, event: Any, timeout: timedelta) -> Execu
         raise replace(error, waited_seconds=timeout.total_seconds()) from error
 
 
-def check_ended(execution: Execution, allowed_statuses: Sequence[str] = ("completed",)) -> Execution:
+def check_ended(execution: Execution, allowed_statuses: Sequence[str], settings: Settings) -> Execution:
     """Return an execution whose final status is a success.
 
     :param allowed_statuses: the final statuses that are a success (see `has_status`)
+    :param settings: with the key, which TechFlow may repeat in what it says about a failure
     :raises ExecutionFailedError: it has another one
     """
     if has_status(execution, allowed_statuses):
         return execution
-    raise ExecutionFailedError(execution.id, execution.workflow_id, execution.status or "", execution.error)
+    details = json.dumps(execution.further, ensure_ascii=False) if execution.further else ""
+    if settings.holds_key(details.encode(errors="replace")):
+        details = ""
+    reason = None if execution.error is None else shorten(execution.error, LONGEST_REASON)
+    status = execution.status or ""
+    raise ExecutionFailedError(
+        execution.id, execution.workflow_id, status, reason, shorten(details, LONGEST_REASON) or None
+    )

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from techflow_provider.client.errors import InvalidParameterError
+
 if TYPE_CHECKING:
     from airflow.sdk import XComArg
 
@@ -49,6 +51,20 @@ def read(task: HasParameters, name: str) -> Any:
     :raises InvalidParameterError: it can't be used
     """
     return task.checks[name](name, getattr(task, name))
+
+
+def check_one_given(task: HasParameters, names: Sequence[str]) -> None:
+    """Check that exactly one of some parameters is given, unless that is only known when they are rendered.
+
+    :raises InvalidParameterError: none is, or several are
+    """
+    values = {name: getattr(task, name) for name in names}
+    if any(isinstance(each, str) and is_template(each) for each in values.values()):
+        return
+    # An output of another task is not empty.
+    given = [name for name, value in values.items() if is_template(value) or read(task, name) is not None]
+    if len(given) != 1:
+        raise InvalidParameterError(names[0], " and ".join(given) or "nothing", f"one of {', '.join(names)}")
 
 
 def is_template(value: Any) -> bool:

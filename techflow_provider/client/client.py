@@ -145,6 +145,7 @@ class Workflows(_Blocking[AsyncWorkflows]):
 
     list = _at_once(AsyncWorkflows.list)
     get = _at_once(AsyncWorkflows.get)
+    named = _at_once(AsyncWorkflows.named)
     create = _at_once(AsyncWorkflows.create)
     ensure = _at_once(AsyncWorkflows.ensure)
     update = _at_once(AsyncWorkflows.update)

@@ -353,17 +353,20 @@ class ExecutionFailedError(TechFlowError):
     :param workflow_id: its workflow, when the history names it
     :param status: the status as the server wrote it
     :param reason: the server's `error`, when there is one
+    :param details: what else the server says about the execution, as JSON
     """
 
     execution_id: str
     workflow_id: str | None
     status: str
     reason: str | None
+    details: str | None = None
 
     def __str__(self) -> str:
         workflow = f" of workflow {self.workflow_id}" if self.workflow_id else ""
-        reason = f": {self.reason}" if self.reason else "; TechFlow gives no reason"
-        return f"execution {self.execution_id}{workflow} ended with status {self.status!r}{reason}"
+        reason = f": {self.reason}" if self.reason else "" if self.details else "; TechFlow gives no reason"
+        details = f"; TechFlow also sent {self.details}" if self.details else ""
+        return f"execution {self.execution_id}{workflow} ended with status {self.status!r}{reason}{details}"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,24 +22,26 @@ from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, 
 log: logging.Logger = get_logger(__name__)
 
 DEFAULT_APPEAR_SECONDS = 120.0
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_LONG_AGO, _FOREVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSelector:
-    """Names one execution: by its id, or as the first of a workflow that started at or after an instant.
+    """Names one execution: by its id, or as a workflow's at an instant.
 
     :param execution_id: its id
     :param workflow_id: its workflow's id, when its own isn't known; beside its own, only the one of this workflow is
         meant, since ids may count per workflow
-    :param started_after: with `workflow_id` alone, an aware datetime
+    :param started_after: with `workflow_id` alone, an aware datetime: the first execution that started then or later
+    :param latest_active: whether the workflow's latest execution that was running at that instant comes first
     :raises InvalidParameterError: neither is given, or an instant without a time zone
     """
 
     execution_id: str | None = None
     workflow_id: str | None = None
     started_after: datetime | None = None
+    latest_active: bool = False
 
     def __post_init__(self) -> None:
         for name in ("execution_id", "workflow_id"):
@@ -53,6 +55,8 @@ class ExecutionSelector:
     def __str__(self) -> str:
         if self.execution_id:
             return f"execution {self.execution_id}"
+        if self.latest_active:
+            return f"the latest active execution of workflow {self.workflow_id}"
         return f"the first execution of workflow {self.workflow_id} started after {self.started_after}"
 
 
@@ -82,7 +86,7 @@ class HistoryFilter:
         if selector.execution_id:
             self.add_execution(selector.execution_id, known_status)
         elif selector.workflow_id:
-            self.add_workflow(selector.workflow_id, selector.started_after)
+            self.add_workflow(selector.workflow_id, None if selector.latest_active else selector.started_after)
 
     def add_execution(self, execution_id: str, known_status: str | None = None) -> None:
         """Add an execution by its id."""
@@ -186,8 +190,18 @@ class History:
         """Return the selected execution, or None when it isn't listed."""
         if selector.execution_id:
             return self.get(selector.execution_id, selector.workflow_id)
-        started = self.started(selector.workflow_id or "", selector.started_after or _LONG_AGO)
+        workflow_id, instant = selector.workflow_id or "", selector.started_after or _LONG_AGO
+        running = self.latest_running(workflow_id, instant) if selector.latest_active else None
+        if running is not None:
+            return running
+        started = self.started(workflow_id, instant)
         return min(started, key=_start, default=None)
+
+    def latest_running(self, workflow_id: str, at: datetime = _FOREVER) -> Execution | None:
+        """Return the latest of the workflow's executions that were running at an instant, or are now; None without."""
+        begun = [each for each in self._by_workflow.get(workflow_id, ()) if _start(each) < at]
+        running = (each for each in begun if not each.ended or (each.finished_at or _LONG_AGO) > at)
+        return max(running, key=_start, default=None)
 
     def started(self, workflow_id: str, since: datetime) -> list[Execution]:
         """Return the workflow's executions that started at or after an instant."""
@@ -292,7 +306,8 @@ class ExecutionTracker:
         execution = history.find(self.selector)
         known = history.get(self._execution_id or "", self.selector.workflow_id)
         # The history may leave out what hasn't changed, so that another execution seems to be the workflow's first.
-        if execution is None or (self._started_at is not None and _start(execution) >= self._started_at):
+        is_later = self._started_at is not None and execution is not None and _start(execution) >= self._started_at
+        if execution is None or is_later or (self.selector.latest_active and self._execution_id):
             execution = known
         return execution if execution is None or self.words is None else execution.with_words(self.words)
 
@@ -322,6 +337,12 @@ def has_status(execution: Execution, statuses: Iterable[str]) -> bool:
     return bool(words & {execution.state.value, status_word(execution.status or "")})
 
 
+def newest(executions: Iterable[Execution], since: datetime | None, limit: int | None) -> list[Execution]:
+    """Return the executions that started at or after an instant, so many at most, the newest first."""
+    found = [each for each in executions if _start(each) >= (since or _LONG_AGO)]
+    return sorted(found, key=_start, reverse=True)[:limit]
+
+
 def select(
     executions: Iterable[Execution], workflow_id: Id | None, status: str | None, words: StatusWords = USUAL_WORDS
 ) -> list[Execution]:
@@ -333,8 +354,18 @@ def select(
     listed, workflow = list(executions), optional(as_id)("workflow_id", workflow_id)
     found = [each for each in listed if not status or has_status(each, (status,))]
     if status and not found:
-        check_status(status, (each.status for each in listed), words.all)
+        _explain_none(status, listed, words.all)
     return [each for each in found if workflow in (None, each.workflow_id)]
+
+
+def _explain_none(status: str, listed: Sequence[Execution | Workflow], known: Iterable[str]) -> None:
+    """Log which statuses there are where none is the wanted one.
+
+    :raises InvalidParameterError: the status is neither known nor listed, so that it is probably misspelt
+    """
+    seen = sorted({each.status for each in listed if each.status})
+    check_status(status, seen, known)
+    log.info("None of %d has the status %r; their statuses are: %s", len(listed), status, ", ".join(seen) or "none")
 
 
 def select_workflows(workflows: Iterable[Workflow], status: str | None, name: Id | None) -> list[Workflow]:
@@ -345,5 +376,5 @@ def select_workflows(workflows: Iterable[Workflow], status: str | None, name: Id
     listed = list(workflows)
     found = [each for each in listed if not status or status_word(each.status or "") == status_word(status)]
     if status and not found:
-        check_status(status, (each.status for each in listed), WORKFLOW_WORDS)
+        _explain_none(status, listed, WORKFLOW_WORDS)
     return [each for each in found if name is None or each.name == as_text("name", name)]

@@ -251,6 +251,12 @@ class Execution:
         """Whether the meaning of the status word is known; any other counts as still running."""
         return self.status is None or self.words.knows(self.status)
 
+    @property
+    def further(self) -> dict[str, Json]:
+        """What the server sent beside the known fields, of which the payload may be secret."""
+        known = {name for names in EXECUTION_NAMES.values() for name in names}
+        return {name: value for name, value in self.raw.items() if name not in known and value is not None}
+
     def to_dict(self) -> dict[str, Json]:
         """Return the execution as JSON: what the server sent, with known fields normalised and times in ISO 8601."""
         known: dict[str, Json] = {

@@ -47,7 +47,7 @@ from techflow_provider.client.reading import (
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.settings import check_positive
 from techflow_provider.client.text import get_logger
-from techflow_provider.client.values import Id, Payload, as_id, as_payload, as_text
+from techflow_provider.client.values import Id, Payload, as_id, as_payload, as_text, suggestion
 
 log: logging.Logger = get_logger(__name__)
 
@@ -74,6 +74,19 @@ class AsyncWorkflows(_Operations):
     async def list(self) -> builtins.list[Workflow]:
         """Return all workflows (List Workflows)."""
         return await collect(calls.list_workflows(), self._context)
+
+    async def named(self, name: Id) -> Workflow:
+        """Return the one workflow of a name (List Workflows).
+
+        :raises TechFlowError: `InvalidParameterError` when there is none, or several
+        """
+        listed = await self.list()
+        found = only_named("workflow_name", name, select_workflows(listed, None, name))
+        if found is None:
+            names = sorted({each.name for each in listed if each.name})
+            expected = f"the name of a workflow (TechFlow lists {', '.join(names[:10]) or 'none'})"
+            raise InvalidParameterError("workflow_name", quote(name) + suggestion(str(name), names), expected)
+        return found
 
     async def get(self, workflow_id: Id) -> Workflow:
         """Return one workflow (Get Workflow)."""
@@ -121,7 +134,7 @@ class AsyncWorkflows(_Operations):
         :raises TechFlowError: as `create`; `InvalidParameterError` when several have the name and one is meant
         """
         named = select_workflows(await self.list(), None, name)
-        existing = None if if_exists == "create" else only_named(name, named)
+        existing = None if if_exists == "create" else only_named("name", name, named)
         if existing is None:
             # Comparing with these shows which one is new when the response to the creation is lost.
             workflow = await self.create(name, description, triggers, [each.id for each in named])
@@ -238,7 +251,7 @@ class AsyncWorkflows(_Operations):
         raise AmbiguousExecutionError(workflow_id, reason)
 
 
-def only_named(name: Id, found: Sequence[Workflow]) -> Workflow | None:
+def only_named(parameter: str, name: Id, found: Sequence[Workflow]) -> Workflow | None:
     """Return the one workflow of a name, or None when there is none.
 
     :raises InvalidParameterError: there are several
@@ -246,7 +259,7 @@ def only_named(name: Id, found: Sequence[Workflow]) -> Workflow | None:
     if len(found) > 1:
         ids = ", ".join(workflow.id for workflow in found[:10])
         expected = "the name of one workflow at most: use the id of the one you mean, or rename or delete the others"
-        raise InvalidParameterError("name", f"{len(found)} workflows named {name!r}: {ids}", expected)
+        raise InvalidParameterError(parameter, f"{len(found)} workflows named {name!r}: {ids}", expected)
     return found[0] if found else None
 
 

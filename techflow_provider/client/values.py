@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import date, time
+from datetime import date, datetime, time
 from functools import partial
 from numbers import Integral
 from typing import Any, TypeAlias, TypeVar
@@ -37,6 +37,8 @@ FINAL_WORDS = COMPLETED_WORDS | FAILED_WORDS
 # The reference shows only the first.
 WORKFLOW_WORDS = ("active", "inactive", "enabled", "disabled", "draft", "published", "archived")
 EXPECTED_TRIGGERS = 'a list such as ["manual"]'
+EXPECTED_IDS = "a list of ids such as ['exec_123']"
+EXPECTED_TIME = "an ISO 8601 time with a time zone"
 EXPECTED_PAYLOAD = "a dict, or text that contains a JSON object, such as {{ dag_run.conf | tojson }}"
 
 
@@ -68,6 +70,31 @@ def as_flag(parameter: str, value: Any) -> bool:
     raise InvalidParameterError(parameter, quote(value), "True or False")
 
 
+def as_count(parameter: str, value: Any) -> int:
+    """Return a whole number above 0.
+
+    :raises InvalidParameterError: it isn't one
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise InvalidParameterError(parameter, quote(value), "a whole number above 0")
+
+
+def as_instant(parameter: str, value: Any) -> datetime | None:
+    """Return a datetime with a time zone, or None; a template renders it as text, in one of several spellings.
+
+    :raises InvalidParameterError: it isn't a time, or has no time zone
+    """
+    text = value.strip() if isinstance(value, str) else value
+    try:
+        instant = text if isinstance(text, datetime) else datetime.fromisoformat(text) if text else None
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(parameter, quote(value), EXPECTED_TIME) from error
+    if instant is not None and instant.tzinfo is None:
+        raise InvalidParameterError(parameter, quote(value), EXPECTED_TIME)
+    return instant
+
+
 def as_text(parameter: str, value: Any, expected: str = "text that is not empty") -> str:
     """Return text that isn't blank; a whole number is accepted, which a template may have made of it.
 
@@ -94,6 +121,17 @@ def as_id(parameter: str, value: Any) -> str:
     return text
 
 
+def as_ids(parameter: str, value: Any) -> list[str]:
+    """Return ids, each of them once, from a list, or from text that contains one.
+
+    :raises InvalidParameterError: it is anything else, or an item can't be an id
+    """
+    source = parse_literal(parameter, value, EXPECTED_IDS) if isinstance(value, str) else value
+    if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
+        raise InvalidParameterError(parameter, quote(value), EXPECTED_IDS)
+    return list(dict.fromkeys(as_id(parameter, each) for each in source))
+
+
 def optional(check: Callable[[str, Any], T], *, blank: bool = True) -> Callable[[str, Any], T | None]:
     """Return a check that lets None pass.
 
@@ -105,6 +143,19 @@ def optional(check: Callable[[str, Any], T], *, blank: bool = True) -> Callable[
         return None if value is None or is_blank else check(parameter, value)
 
     return check_optional
+
+
+def rendered(check: Callable[[str, Any], T]) -> Callable[[str, Any], T]:
+    """Return a check that also takes the text that a template renders in place of a flag or a number."""
+
+    def check_rendered(parameter: str, value: Any) -> T:
+        try:
+            parsed = parse_literal(parameter, value, "") if isinstance(value, str) else value
+        except InvalidParameterError:
+            parsed = value
+        return check(parameter, parsed)
+
+    return check_rendered
 
 
 def as_statuses(parameter: str, value: Any) -> tuple[str, ...]:

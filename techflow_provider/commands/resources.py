@@ -9,7 +9,7 @@ from pathlib import Path
 
 import techflow_provider
 from techflow_provider.client import ExecutionState, InvalidParameterError, Workflow
-from techflow_provider.client.history import ExecutionSelector, select_workflows
+from techflow_provider.client.history import ExecutionSelector, newest, select_workflows
 from techflow_provider.client.parsing import Json
 from techflow_provider.client.text import get_logger, printable
 from techflow_provider.client.values import as_payload
@@ -80,9 +80,8 @@ def _workflow_report(workflow: Workflow) -> Report:
 def list_executions(args: Namespace) -> Report:
     """List the execution history, newest first (List Executions)."""
     with open_client(args.conn_id) as client:
-        executions = client.executions.list(args.workflow_id, args.status)
-    executions.sort(key=lambda each: each.started_at.timestamp() if each.started_at else 0.0, reverse=True)
-    return Report([each.to_dict() for each in executions[: args.limit]], EXECUTION_COLUMNS)
+        executions = newest(client.executions.list(args.workflow_id, args.status), None, args.limit)
+    return Report([each.to_dict() for each in executions], EXECUTION_COLUMNS)
 
 
 def trigger(args: Namespace) -> Report:

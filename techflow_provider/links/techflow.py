@@ -52,8 +52,10 @@ def links(task: BaseOperator) -> tuple[TechFlowLink, ...]:
     return (TechFlowLink(),) if task.do_xcom_push else ()
 
 
-def keep_link(hook: TechFlowHook, execution_id: str, workflow_id: str | None = None, status: str | None = None) -> None:
-    """Write down the execution of the running task, for its link and the TechFlow page.
+def keep_link(
+    hook: TechFlowHook, execution_id: str, workflow_id: str | None = None, status: str | None = None
+) -> str | None:
+    """Write down the execution of the running task, for its link and the TechFlow page, and return its address.
 
     A link must not fail a task: outside of a task, or without a connection, nothing is written.
     """
@@ -62,10 +64,11 @@ def keep_link(hook: TechFlowHook, execution_id: str, workflow_id: str | None = N
         url = hook.connection.execution_url(execution_id, workflow_id)
     except (AirflowException, RuntimeError, TechFlowError) as error:
         log.debug("No link to execution %s: %s", execution_id, error)
-        return
+        return None
     known = {"id": execution_id, "workflow_id": workflow_id, "status": status, "conn_id": hook.techflow_conn_id}
     push(context, LINK_KEY, url or "")
     push(context, EXECUTION_KEY, {**known, "url": url})
+    return url
 
 
 def push(context: Context, key: str, value: Any) -> None:

@@ -29,20 +29,36 @@ from techflow_provider.client.errors import (
     TechFlowError,
     log_or_raise,
 )
-from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, ExecutionSelector, ExecutionTracker
-from techflow_provider.client.parsing import Json, quote
+from techflow_provider.client.history import (
+    DEFAULT_APPEAR_SECONDS,
+    ExecutionSelector,
+    ExecutionTracker,
+    HistoryFilter,
+    has_status,
+)
 from techflow_provider.client.text import get_logger
-from techflow_provider.client.values import as_flag, as_id, as_statuses, as_text, check_final, optional
+from techflow_provider.client.values import (
+    as_flag,
+    as_id,
+    as_ids,
+    as_instant,
+    as_statuses,
+    as_text,
+    check_final,
+    optional,
+    rendered,
+)
 from techflow_provider.compat import first_reschedule_date
 from techflow_provider.deferral import (
     as_timedelta,
     check_ended,
     default_poll_interval,
     defer_until_ended,
-    ended_execution,
+    ended_executions,
+    log_wait,
 )
 from techflow_provider.links.techflow import TechFlowLink, keep_link, links
-from techflow_provider.parameters import Check, check_plain, is_template, read
+from techflow_provider.parameters import Check, check_one_given, check_plain, is_template, read
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseSensorOperator, Context, XComArg
@@ -62,52 +78,50 @@ ENDED_BY_TRIGGER = "success"
 POLL_SECONDS = 10.0
 # A rescheduled sensor takes the result of a poll that began so long before the poke; one that pokes waits for the next.
 MAX_AGE_SECONDS = 5.0
-LONG_AGO = datetime.min.replace(tzinfo=UTC)
-IDS = ("execution_id", "workflow_id")
-
+IDS = ("execution_id", "execution_ids", "workflow_id")
+# A template renders these as text, and Airflow's own code expects seconds.
+TIMES = ("poke_interval", "timeout")
 
 log: logging.Logger = get_logger(__name__)
 
 
-def _instant(parameter: str, value: Any) -> datetime | None:
-    """Return a datetime or None; a template renders it as text, in one of several spellings.
-
-    :raises InvalidParameterError: it isn't a time
-    """
-    text = value.strip() if isinstance(value, str) else value
-    if text is None or isinstance(text, datetime):
-        return text
-    try:
-        return datetime.fromisoformat(text) if text else None
-    except (TypeError, ValueError) as error:
-        raise InvalidParameterError(parameter, quote(value), "an ISO 8601 time with a time zone") from error
+def _as_duration(parameter: str, value: Any) -> timedelta:
+    """Return a timedelta, which Airflow lets be 0 here."""
+    return timedelta(0) if value in (0, timedelta(0)) and value is not False else as_timedelta(parameter, value)
 
 
-def _select(execution_id: str | None, workflow_id: str | None, started_after: datetime | None) -> ExecutionSelector:
-    if execution_id and workflow_id:
-        raise InvalidParameterError("execution_id", f"{execution_id!r} and {workflow_id=}", "one of the two")
-    return ExecutionSelector(execution_id, workflow_id, started_after)
+def _seconds(value: Any) -> Any:
+    """Return an interval in seconds, as Airflow has it, or what is to be rendered and checked."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 class TechFlowExecutionSensor(BaseSensorOperator):
     """Wait until an execution has ended, and return it as a dict, the same in every mode (List Executions).
 
-    Give `execution_id`, or `workflow_id` with `started_after` for the first execution of a workflow since then. A poll
-    that doesn't reach TechFlow is retried; the wait ends with the reason when no further poll can succeed.
+    Give `execution_id`, or `execution_ids` for several, which are returned as a list; or `workflow_id` with
+    `started_after` for the first execution of a workflow since then, or with `latest_active` for the one that runs now.
+    A poll that doesn't reach TechFlow is retried; the wait ends with the reason when no further poll can succeed.
 
     >>> wait = TechFlowExecutionSensor(task_id="wait", execution_id="{{ ti.xcom_pull('start') }}", deferrable=True)
 
     :param execution_id: the execution, as `TechFlowTriggerWorkflowOperator` returns it
-    :param workflow_id: the workflow whose next execution is waited for
+    :param execution_ids: several executions, all of which are waited for
+    :param fail_fast: with `execution_ids`, whether the task fails as soon as one of them has ended with a status that
+        isn't allowed, and not only when all have ended
+    :param workflow_id: the workflow whose execution is waited for
     :param started_after: a datetime or ISO 8601 text, with a time zone, such as `"{{ data_interval_end }}"`
+    :param latest_active: with `workflow_id` alone, whether to wait for its latest execution that is running when the
+        wait begins or, when none is, for the next one
     :param allowed_statuses: the final statuses that are a success: `completed`, `failed`, or TechFlow's own words; any
         other one fails the task without a retry, which would see the same
     :param deferrable: whether to wait in the triggerer, where one poll serves all waits
-    :param end_from_trigger: with `deferrable`, whether a success ends the task in the triggerer, without a worker and
-        about a second sooner. Then no listener is called, and the result is not put into an XCom backend of your own; a
-        task with outlets, or without a result, still ends in a worker
+    :param end_from_trigger: with `deferrable` and `execution_id`, or `workflow_id` with `started_after`, whether a
+        success ends the task in the triggerer, without a worker and about a second sooner. Then no listener is called,
+        and the result is not put into an XCom backend of your own; a task with outlets, or without a result, still ends
+        in a worker
     :param poke_interval: timedelta or seconds between two polls; None takes 60 s, and `[techflow] poll_interval` when
         deferrable
+    :param timeout: timedelta or seconds to wait at most; None takes `[sensors] default_timeout`, seven days
     :param techflow_conn_id: connection of the type `techflow`
     :raises AirflowSensorTimeout: it had not ended within `timeout`
     :raises AirflowFailException: it ended with a status that is not allowed
@@ -115,12 +129,15 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         the call raises
     """
 
-    template_fields: Sequence[str] = ("execution_id", "workflow_id", "started_after", "techflow_conn_id")
+    template_fields: Sequence[str] = (*IDS, "started_after", *TIMES, "techflow_conn_id")
     ui_color = "#e6f1f2"
     operator_extra_links: Sequence[TechFlowLink] = (TechFlowLink(),)
     checks: ClassVar[Mapping[str, Check]] = {
-        **dict.fromkeys(IDS, optional(as_id)),
-        "started_after": _instant,
+        **dict.fromkeys(("execution_id", "workflow_id"), optional(as_id)),
+        "execution_ids": optional(as_ids),
+        "started_after": as_instant,
+        **dict.fromkeys(("latest_active", "fail_fast"), as_flag),
+        **dict.fromkeys(TIMES, rendered(_as_duration)),
         "allowed_statuses": as_statuses,
         "deferrable": as_flag,
         "end_from_trigger": as_flag,
@@ -131,40 +148,42 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self,
         *,
         execution_id: Text | None = None,
+        execution_ids: Sequence[Text] | str | XComArg | None = None,
         workflow_id: Text | None = None,
         started_after: datetime | str | XComArg | None = None,
+        latest_active: bool = False,
+        fail_fast: bool = False,
         allowed_statuses: Sequence[str] | str = ("completed",),
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         end_from_trigger: bool = False,
-        poke_interval: timedelta | float | None = None,
+        poke_interval: timedelta | float | str | XComArg | None = None,
+        timeout: timedelta | float | str | XComArg | None = None,
         techflow_conn_id: str = "techflow_default",
         **kwargs: Any,
     ) -> None:
-        super().__init__(poke_interval=POKE_SECONDS if poke_interval is None else poke_interval, **kwargs)
+        super().__init__(**kwargs)
+        self.poke_interval: Any = POKE_SECONDS if poke_interval is None else _seconds(poke_interval)
+        # Airflow has set its default.
+        self.timeout: Any = self.timeout if timeout is None else _seconds(timeout)
         self.execution_id = execution_id
+        self.execution_ids = execution_ids
         self.workflow_id = workflow_id
         self.started_after = started_after
+        self.latest_active = latest_active
+        self.fail_fast = fail_fast
         self.allowed_statuses = allowed_statuses
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
         self.techflow_conn_id = techflow_conn_id
         self._own_interval = poke_interval is not None
         self.operator_extra_links = links(self)
-        self._ended: Execution | None = None
-        self._tracker: ExecutionTracker | None = None
+        self._ended: dict[ExecutionSelector, Execution] = {}
+        self._trackers: list[ExecutionTracker] = []
         check_plain(self)
-        self._check_ids()
-
-    def _check_ids(self) -> None:
-        """Check which ids are given, unless that is only known when they are rendered."""
-        ids = (self.execution_id, self.workflow_id)
-        if not any(isinstance(each, str) and is_template(each) for each in ids):
-            # An output of another task is not empty.
-            execution, workflow = (
-                str(each) if is_template(each) else read(self, name) for name, each in zip(IDS, ids, strict=True)
-            )
-            started_after = LONG_AGO if is_template(self.started_after) else read(self, "started_after")
-            _select(execution, workflow, started_after)
+        check_one_given(self, IDS)
+        values = [getattr(self, name) for name in (*IDS, "started_after")]
+        if not any(map(is_template, values)):
+            self._select(datetime.now(UTC))
 
     @cached_property
     def hook(self) -> TechFlowHook:
@@ -173,9 +192,20 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
         return TechFlowHook(read(self, "techflow_conn_id"))
 
-    @cached_property
-    def _selector(self) -> ExecutionSelector:
-        return _select(*(read(self, each) for each in (*IDS, "started_after")))
+    def _select(self, began: datetime) -> list[ExecutionSelector]:
+        """Return what is waited for.
+
+        :param began: when the wait began
+        """
+        check_one_given(self, IDS)
+        execution_id, execution_ids, workflow_id = (read(self, each) for each in IDS)
+        instant = read(self, "started_after")
+        if self.latest_active:
+            if instant is not None or workflow_id is None:
+                raise InvalidParameterError("latest_active", "True", "False, or workflow_id without started_after")
+            instant = began
+        ids = [execution_id] if execution_ids is None else execution_ids
+        return [ExecutionSelector(each, workflow_id, instant, self.latest_active) for each in ids]
 
     @property
     def _statuses(self) -> tuple[str, ...]:
@@ -185,26 +215,45 @@ class TechFlowExecutionSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait in the chosen mode; a deferrable sensor whose execution has ended already does not defer."""
         with self._skipping():
+            self._read_times()
             check_final("allowed_statuses", self._statuses, self.hook.connection.settings.status_words)
-            if self._selector.execution_id:
-                keep_link(self.hook, self._selector.execution_id)
             if not self.deferrable:
                 # Unwrapped, or Airflow 2.11 warns at every poke that execute is called from outside a task.
                 return unwrap(BaseSensorOperator.execute)(self, context)
-            execution = self._poll(ExecutionTracker(self._selector))
-            return self._defer() if execution is None else self._finish(execution)
+            self._begin(None)
+            return self._finish() if self._poll() else self._defer()
+
+    def _read_times(self) -> None:
+        self.poke_interval, self.timeout = (read(self, each).total_seconds() for each in TIMES)
+
+    def _begin(self, first: datetime | None) -> None:
+        """Prepare the first poll of this process, and log what is waited for.
+
+        :param first: the time of a rescheduled sensor's first poke
+        """
+        now = datetime.now(UTC)
+        left_seconds = max(0.0, DEFAULT_APPEAR_SECONDS - (now - (first or now)).total_seconds())
+        selectors = self._select(first or now)
+        self._trackers = [ExecutionTracker(each, left_seconds) for each in selectors]
+        url = None
+        if read(self, "execution_id"):
+            url = keep_link(self.hook, selectors[0].execution_id or "")
+        if first is None:
+            timeout = timedelta(seconds=self.timeout)
+            log_wait(", ".join(map(str, selectors)), self._interval(), timeout, url, in_triggerer=self.deferrable)
+
+    def _interval(self) -> float:
+        return self.poke_interval if self._own_interval or not self.deferrable else default_poll_interval()
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll once."""
-        if self._tracker is None:
-            first = first_reschedule_date(context) if self.mode == "reschedule" else None
-            waited = (datetime.now(UTC) - first).total_seconds() if first else 0.0
-            self._tracker = ExecutionTracker(self._selector, max(0.0, DEFAULT_APPEAR_SECONDS - waited))
+        if not self._trackers:
+            self._begin(first_reschedule_date(context) if self.mode == "reschedule" else None)
         max_age_seconds = MAX_AGE_SECONDS if self.mode == "reschedule" else 0.0
         # Others poll for the execution until the next poke.
         keep_seconds = 60.0 + 2 * self.poke_interval
-        execution = self._poll(self._tracker, POLL_SECONDS, max_age_seconds=max_age_seconds, keep_seconds=keep_seconds)
-        return False if execution is None else PokeReturnValue(is_done=True, xcom_value=self._finish(execution))
+        is_over = self._poll(POLL_SECONDS, max_age_seconds=max_age_seconds, keep_seconds=keep_seconds)
+        return PokeReturnValue(is_done=True, xcom_value=self._finish()) if is_over else False
 
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
         """Return how long Airflow sleeps before the next poke; a sensor that pokes sleeps until a webhook arrives."""
@@ -214,57 +263,84 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         self.hook.sleep_until_woken(seconds)
         return 0.0
 
-    def _poll(self, tracker: ExecutionTracker, within_seconds: float = 0, **terms: float) -> Execution | None:
+    def _poll(self, within_seconds: float = 0, **terms: float) -> bool:
+        """Poll once, and return whether the wait is over."""
+        if not self._trackers:
+            return True
+        left = [each for each in self._trackers if each.selector not in self._ended]
+        wanted = HistoryFilter()
+        for tracker in left:
+            tracker.add_to(wanted)
         try:
-            history = self.hook.poll_history(within_seconds, tracker.history_filter, **terms)
-            execution = tracker.update(history, time.monotonic())
+            history = self.hook.poll_history(within_seconds, wanted, **terms)
+            for tracker in left:
+                execution = tracker.update(history, time.monotonic())
+                if execution is not None:
+                    self._ended[tracker.selector] = execution
         except BudgetTimeoutError as error:
             log.info("No poll this time: %s", error)
-            return None
         except TechFlowError as error:
             log_or_raise(error, log.warning)
-            return None
-        if execution is None:
-            log.info("Waiting for %s to finish: %s", self._selector, tracker.last_seen)
-        return execution
+        else:
+            for tracker in left:
+                if tracker.selector not in self._ended:
+                    log.info("Waiting for %s to finish: %s", tracker.selector, tracker.last_seen)
+        has_failed = self.fail_fast and not all(has_status(each, self._statuses) for each in self._ended.values())
+        return has_failed or len(self._ended) == len(self._trackers)
 
     def _defer(self) -> None:
         # What Airflow only does for a worker's success: events of outlets, and leaving a result out.
         in_trigger = self.end_from_trigger and self.do_xcom_push and not self.outlets
+        # What `dag.test()` resumes without its result is found again by its id or its time alone.
+        in_trigger = in_trigger and self.execution_ids is None and not self.latest_active
         defer_until_ended(
             self,
             self.hook.techflow_conn_id,
-            self._selector,
-            poll_interval=self.poke_interval if self._own_interval else default_poll_interval(),
-            timeout=as_timedelta("timeout", self.timeout),
+            *(each.selector for each in self._trackers),
+            poll_interval=self._interval(),
+            timeout=timedelta(seconds=self.timeout),
             success_statuses=self._statuses if in_trigger else None,
+            allowed_statuses=self._statuses if self.fail_fast else None,
         )
 
-    def execute_complete(self, context: Context, event: Any) -> dict[str, Json]:
-        """Resume after the trigger: return the execution, or fail as the wait in a worker would."""
+    def execute_complete(self, context: Context, event: Any) -> Any:
+        """Resume after the trigger: return what was waited for, or fail as the wait in a worker would."""
         with self._skipping():
+            self._read_times()
             if event == ENDED_BY_TRIGGER:
-                return self._finish(self.hook.get_conn().executions.wait(self._selector))
+                (selector,) = self._select(datetime.now(UTC))
+                self._ended = {selector: self.hook.get_conn().executions.wait(selector)}
+                return self._finish()
             try:
-                return self._finish(ended_execution(self, event, timedelta(seconds=self.timeout)))
+                ended = ended_executions(self, event, timedelta(seconds=self.timeout))
             except ExecutionTimeoutError as error:
                 raise AirflowSensorTimeout(str(error)) from error
+            self._ended = {ExecutionSelector(each.id): each for each in ended}
+            return self._finish()
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Return the execution's facets for OpenLineage."""
         from techflow_provider.lineage import execution_lineage
 
-        return execution_lineage(self.hook, self._ended)
+        return execution_lineage(self.hook, next(iter(self._ended.values()), None))
 
-    def _finish(self, execution: Execution) -> dict[str, Json]:
-        self._ended = execution
-        keep_link(self.hook, execution.id, execution.workflow_id, execution.status)
-        try:
-            check_ended(execution, self._statuses)
-        except ExecutionFailedError as error:
-            raise AirflowFailException(str(error)) from error
-        log.info("Execution %s ended with status %r", execution.id, execution.status)
-        return execution.to_dict()
+    def _finish(self) -> Any:
+        """Return the execution that has ended, or the list of them."""
+        ids, ended = read(self, "execution_ids"), list(self._ended.values())
+        if ids is None:
+            keep_link(self.hook, ended[0].id, ended[0].workflow_id, ended[0].status)
+        else:
+            ended.sort(key=lambda each: ids.index(each.id))
+        failures = []
+        for execution in ended:
+            try:
+                check_ended(execution, self._statuses, self.hook.connection.settings)
+                log.info("Execution %s ended with status %r", execution.id, execution.status)
+            except ExecutionFailedError as error:
+                failures.append(error)
+        if failures:
+            raise AirflowFailException("; ".join(map(str, failures))) from failures[0]
+        return ended[0].to_dict() if ids is None else [each.to_dict() for each in ended]
 
     @contextmanager
     def _skipping(self) -> Iterator[None]:

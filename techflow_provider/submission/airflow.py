@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from techflow_provider.client import AsyncClient, Client
+    from techflow_provider.client.models import Execution
     from techflow_provider.hooks.connection import TechFlowConnection
     from techflow_provider.hooks.techflow import TechFlowHook
 
@@ -113,6 +114,7 @@ class ExecutionStarter:
     :param policy: what it wants when something is lost
     :param context: the context of a running task, for its own state in Airflow; a callback has none
     :param connection: the hook's connection where it can't be looked up here, as in an event loop
+    :param on_known: called as soon as the execution is known, before that is recorded
     :raises InvalidParameterError: a setting has an unusable value
     """
 
@@ -125,6 +127,8 @@ class ExecutionStarter:
         policy: SubmissionPolicy | None = None,
         context: Context | None = None,
         connection: TechFlowConnection | None = None,
+        *,
+        on_known: Callable[[Execution], None] = lambda _: None,
     ) -> None:
         connection = connection or hook.connection
         settings, store = connection.settings, open_state(connection)[0]
@@ -133,6 +137,7 @@ class ExecutionStarter:
         own_state = None if state is None else AirflowTaskState(state)
         legacy = LegacyState(store, settings.account, submitter.name)
         self._hook = hook
+        self._on_known = on_known
         self._poll = SharedHistory(store, settings.account).poll
         self.policy: SubmissionPolicy = policy or SubmissionPolicy(history_lag_seconds=history_lag())
         self.submitter: Submitter = replace(submitter, name=name)
@@ -155,6 +160,9 @@ class ExecutionStarter:
 
     def resolve(self, workflow_id: str, payload: Mapping[str, Json] | None = None) -> Submission | None:
         """Return the execution that an earlier attempt has started, or None when a new one is needed."""
+        if not self.submitter.is_retry:
+            # `send` reads the record right before its request.
+            return None
         return self._run(resolve(self._attempt(self._hook.get_conn(), workflow_id, payload)))
 
     def send(
@@ -180,7 +188,10 @@ class ExecutionStarter:
         return self._run(finish_search(self._attempt(self._hook.get_conn(), workflow_id, payload), start, found))
 
     def _attempt(self, client: Client | AsyncClient, workflow_id: str, payload: Mapping[str, Json] | None) -> Attempt:
-        return Attempt(client.context, self.submitter, self.attempts, self.policy, workflow_id, payload, self._poll)
+        return Attempt(
+            *(client.context, self.submitter, self.attempts, self.policy),
+            *(workflow_id, payload, self._poll, self._on_known),
+        )
 
     def _run(self, flow: Flow[T]) -> T:
         """Run a flow; what is ambiguous fails the task without retries where the policy says so."""

@@ -45,6 +45,8 @@ class SubmissionPolicy:
         task can `join` it, or `fail`
     :param history_lag_seconds: how long a started execution may be missing from the history (assumption)
     :param defers_search: whether the history is searched elsewhere: `LostStartError` says what for
+    :param reuse_running: whether an execution that is running already will do, whatever has started it
+    :param accepted_statuses: the final statuses of what was waited for that are of use
     """
 
     on_ambiguous: OnAmbiguous = "adopt"
@@ -53,6 +55,8 @@ class SubmissionPolicy:
     history_lag_seconds: float = DEFAULT_APPEAR_SECONDS
     on_shared: OnShared = "fail"
     defers_search: bool = False
+    reuse_running: bool = False
+    accepted_statuses: tuple[str, ...] = ("completed",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Attempt:
     :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
     :param poll: returns the whole history as a poll showed it that began at some time or later, on the context's clock;
         without it, a search polls for itself alone
+    :param on_known: called as soon as the execution is known, before that is recorded
     :raises InvalidParameterError: the workflow's id or the payload can't be used
     """
 
@@ -99,6 +104,7 @@ class Attempt:
     workflow_id: str
     payload: Mapping[str, Json] | None = None
     poll: Callable[[FlowContext, float], Awaitable[History]] | None = None
+    on_known: Callable[[Execution], None] = lambda _: None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workflow_id", as_id("workflow_id", self.workflow_id))

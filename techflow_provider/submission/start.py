@@ -27,8 +27,8 @@ from techflow_provider.client.errors import (
     TechFlowError,
 )
 from techflow_provider.client.flow import Call, FlowContext, exchange
-from techflow_provider.client.history import History, HistoryFilter
-from techflow_provider.client.models import Execution, ExecutionState
+from techflow_provider.client.history import History, HistoryFilter, has_status
+from techflow_provider.client.models import Execution
 from techflow_provider.client.reading import LONGEST_POLL_SECONDS, ReadTerms, read_history
 from techflow_provider.client.retry import Outcome
 from techflow_provider.client.text import get_logger
@@ -60,9 +60,6 @@ async def resolve(attempt: Attempt) -> Submission | None:
         record can't be read, or what reading the history raises
     :raises LostStartError: the history has to be searched elsewhere
     """
-    if not attempt.submitter.is_retry:
-        # `send` reads the record right before its request.
-        return None
     with _nothing_started(attempt):
         record = await attempt.use(attempt.attempts.read) or await _lost_record(attempt)
         return None if record is None else await _reuse(attempt, record)
@@ -78,7 +75,7 @@ async def send(attempt: Attempt, *, within_seconds: float = math.inf, sent: int 
         when nothing was sent, `SupersededError` when another attempt continues, or what the call raises
     :raises LostStartError: the history has to be searched elsewhere
     """
-    found = None
+    found = await _join_running(attempt) if attempt.policy.reuse_running else None
     while found is None:
         io = _RecordingIO(attempt)
         context = replace(attempt.context, io=io, admission_seconds=within_seconds)
@@ -193,7 +190,7 @@ def _is_relevant(attempt: Attempt, record: AttemptRecord) -> bool:
 
 def _is_reusable(attempt: Attempt, record: AttemptRecord, execution: Execution) -> bool:
     """Whether the execution of an earlier attempt is what the submitter needs now, and not a new one."""
-    failed = attempt.policy.wait_for_completion and execution.state is ExecutionState.FAILED
+    failed = attempt.policy.wait_for_completion and not has_status(execution, attempt.policy.accepted_statuses)
     return not (execution.ended and (failed or attempt.is_cleared_since(record)))
 
 
@@ -301,12 +298,28 @@ async def _join(attempt: Attempt, record: AttemptRecord, *, is_recorded: bool) -
         return await _reuse(attempt, record)
 
 
+async def _join_running(attempt: Attempt) -> Submission | None:
+    """Return the workflow's latest execution that is running, recorded as the submitter's; None when none is."""
+    context, workflow_id = attempt.context, attempt.workflow_id
+    wanted = HistoryFilter(workflow_ids={workflow_id: None})
+    history = await read_history(context, wanted, ReadTerms(LONGEST_POLL_SECONDS))
+    execution = history.latest_running(workflow_id)
+    if execution is None:
+        if history.failure is not None:
+            raise history.failure
+        return None
+    reason = f"it was running already, as the history shows it: {execution.status!r}"
+    record = attempt.new_record(context.now(), 0.0)
+    return await _keep(attempt, record, Submission(execution, Origin.JOINED, reason))
+
+
 async def _after_response(attempt: Attempt, io: _RecordingIO, start: calls.Start) -> Submission | None:
     """Return the execution that a response names, claimed."""
     record, execution = io.record, start.execution
     accepted = replace(record, accepted=True)
     if execution is None:
         return await finish_search(attempt, LostStart(accepted, "The response to the start named no execution"))
+    attempt.on_known(execution)
     requested = (start.sent_at.timestamp(), start.responded_at.timestamp() + 1.0)
     claim = Claim(record.submission_id, True, requested, record.payload_digest)
     try:
@@ -379,6 +392,7 @@ async def _settle(attempt: Attempt, record: AttemptRecord, found: Submission | N
 
 async def _keep(attempt: Attempt, record: AttemptRecord, found: Submission) -> Submission:
     """Record which execution the submitter has, unless another attempt has recorded something else."""
+    attempt.on_known(found.execution)
     log.info("%s", found)
     submitter = attempt.submitter
     known = replace(

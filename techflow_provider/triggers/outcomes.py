@@ -54,6 +54,15 @@ def event_of(error: TechFlowError) -> dict[str, Json]:
     return {"error": {"class": type(error).__name__, "args": list(error.args)}}
 
 
+def executions_of(event: Any) -> list[Execution]:
+    """Check the payload that resumes a task after a wait for one execution or for several, and return them.
+
+    :raises TechFlowError: see `execution_of`
+    """
+    several = event.get("executions") if isinstance(event, Mapping) else None
+    return [execution_of(each) for each in several] if isinstance(several, list) else [execution_of(event)]
+
+
 def execution_of(event: Any) -> Execution:
     """Check the payload that resumes a task after a wait, and return its execution.
 

@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from techflow_provider.client import Execution, ExecutionTimeoutError, TechFlowError
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, has_status
 from techflow_provider.client.text import get_logger
+from techflow_provider.polling.poller import Poller
 from techflow_provider.polling.registry import shared_poller
 from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, ended_event, event_of, seconds_until, sleep_until
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
@@ -22,26 +23,30 @@ __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
 # Not the trigger's own logger, which takes a kilobyte each; the context decides in which log a line ends up.
 log: logging.Logger = get_logger(__name__)
 FIELDS = (
-    *("techflow_conn_id", "execution_id", "workflow_id", "started_after"),
-    *("poll_interval", "deadline", "success_statuses"),
+    *("techflow_conn_id", "execution_id", "execution_ids", "workflow_id", "started_after", "latest_active"),
+    *("poll_interval", "deadline", "success_statuses", "allowed_statuses"),
 )
 
 
 class TechFlowExecutionTrigger(BaseTrigger):
-    """Wait until an execution has ended, or a deadline has passed; it changes nothing in TechFlow.
+    """Wait until executions have ended, or a deadline has passed; it changes nothing in TechFlow.
 
     >>> trigger = TechFlowExecutionTrigger("techflow_default", execution_id="exec_123")
     >>> self.defer(trigger=trigger, method_name="execute_complete")
 
     :param techflow_conn_id: connection of the type `techflow`
     :param execution_id: the execution to wait for
+    :param execution_ids: several to wait for
     :param workflow_id: its workflow, since ids may count per workflow; without an id, the workflow whose first
         execution since `started_after` is waited for
     :param started_after: ISO 8601, with a time zone
+    :param latest_active: whether the workflow's latest execution that was running at that time comes first
     :param poll_interval: seconds between two polls
     :param deadline: ISO 8601, with a time zone: when to give up; None never
     :param success_statuses: the final statuses with which the trigger itself ends the task as a success, with the
         execution as its result and without starting a worker; None leaves every final status to the task
+    :param allowed_statuses: with `execution_ids`, the final statuses of one with which the others are still waited for;
+        None waits for all
     :raises InvalidParameterError: neither an execution nor a workflow is given
     """
 
@@ -50,21 +55,29 @@ class TechFlowExecutionTrigger(BaseTrigger):
         techflow_conn_id: str,
         *,
         execution_id: str | None = None,
+        execution_ids: Sequence[str] | None = None,
         workflow_id: str | None = None,
         started_after: str | None = None,
+        latest_active: bool = False,
         poll_interval: float = 5.0,
         deadline: str | None = None,
         success_statuses: Sequence[str] | str | None = None,
+        allowed_statuses: Sequence[str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
         instant = datetime.fromisoformat(started_after) if started_after else None
-        self.selector: ExecutionSelector = ExecutionSelector(execution_id, workflow_id, instant)
+        self.selectors: tuple[ExecutionSelector, ...] = tuple(
+            ExecutionSelector(each, workflow_id, instant, latest_active) for each in execution_ids or (execution_id,)
+        )
         self.techflow_conn_id = techflow_conn_id
-        self.execution_id: str | None = self.selector.execution_id
-        self.workflow_id: str | None = self.selector.workflow_id
+        self.execution_id: str | None = execution_id
+        self.execution_ids = execution_ids
+        self.workflow_id: str | None = workflow_id
         self.started_after = started_after
+        self.latest_active = latest_active
         self.poll_interval = poll_interval
         self.deadline = deadline
+        self.allowed_statuses = allowed_statuses
         self.success_statuses: Sequence[str] | None = (
             [success_statuses] if isinstance(success_statuses, str) else success_statuses
         )
@@ -77,31 +90,58 @@ class TechFlowExecutionTrigger(BaseTrigger):
         """Yield one event, when the wait is over."""
         # Not in a coroutine of its own, which takes a quarter of a kilobyte per wait.
         began = asyncio.get_running_loop().time()
-        tracker = ExecutionTracker(self.selector)
-        log.info("Waiting for %s to finish; one poll every %g s serves all waits", self.selector, self.poll_interval)
+        trackers, names = [ExecutionTracker(each) for each in self.selectors], ", ".join(map(str, self.selectors))
+        log.info("Waiting for %s to finish; one poll every %g s serves all waits", names, self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
-                poller, tracker.words = await shared_poller(self.techflow_conn_id)
-            execution = await poller.wait(tracker, self.poll_interval, seconds_until(self.deadline))
-            log.info("Execution %s ended with status %r", execution.id, execution.status)
-            event = self._ended(execution)
+                poller, words = await shared_poller(self.techflow_conn_id)
+            for tracker in trackers:
+                tracker.words = words
+            if self.execution_ids is None:
+                event = self._ended(await poller.wait(trackers[0], self.poll_interval, seconds_until(self.deadline)))
+            else:
+                ended = await self._wait_for_all(poller, trackers)
+                event = TriggerEvent({"executions": [ended_event(each) for each in ended]})  # type: ignore[no-untyped-call]  # as above
         except TimeoutError:
-            log.info("The deadline passed while waiting for %s: %s", self.selector, tracker.last_seen)
+            left, seen = ", ".join(str(each.selector) for each in trackers), trackers[0].last_seen
+            log.info("The deadline passed while waiting for %s: %s", left, seen)
             waited = asyncio.get_running_loop().time() - began
-            event = TriggerEvent(event_of(ExecutionTimeoutError(str(self.selector), waited, tracker.last_seen)))  # type: ignore[no-untyped-call]  # as above
+            event = TriggerEvent(event_of(ExecutionTimeoutError(left, waited, seen)))  # type: ignore[no-untyped-call]  # as above
         except TechFlowError as error:
-            log.info("Stopped waiting for %s: %s", self.selector, error)
+            log.info("Stopped waiting for %s: %s", names, error)
             event = TriggerEvent(event_of(error))  # type: ignore[no-untyped-call]  # as above
         await sleep_until(began, FIRST_EVENT_SECONDS)
         yield event
 
+    async def _wait_for_all(self, poller: Poller, trackers: list[ExecutionTracker]) -> list[Execution]:
+        """Return the executions that have ended: all, or those up to one with a status that isn't allowed.
+
+        :param trackers: of them all; those that have ended are removed
+        """
+        ended: list[Execution] = []
+        left = seconds_until(self.deadline)
+        waits = [asyncio.ensure_future(poller.wait(each, self.poll_interval, left)) for each in trackers]
+        try:
+            for wait in asyncio.as_completed(waits):
+                execution = await wait
+                log.info("Execution %s ended with status %r", execution.id, execution.status)
+                ended.append(execution)
+                trackers[:] = [each for each in trackers if each.selector.execution_id != execution.id]
+                if self.allowed_statuses is not None and not has_status(execution, self.allowed_statuses):
+                    break
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        return ended
+
     def _ended(self, execution: Execution) -> TriggerEvent:
+        log.info("Execution %s ended with status %r", execution.id, execution.status)
         if has_status(execution, self.success_statuses or ()):
             return TaskSuccessEvent(xcoms={"return_value": execution.to_dict()})
         return TriggerEvent(ended_event(execution))  # type: ignore[no-untyped-call]  # as above
 
     async def on_kill(self) -> None:
-        """Log that the execution keeps running: TechFlow documents no call to cancel one."""
-        log.warning(
-            "The task was ended by a user; %s keeps running in TechFlow, which has no call to cancel it", self.selector
-        )
+        """Log that the executions keep running: TechFlow documents no call to cancel one."""
+        names = ", ".join(map(str, self.selectors))
+        log.warning("The task was ended by a user; %s keeps running in TechFlow, which has no call to cancel it", names)

@@ -32,7 +32,7 @@ from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.recovery import LostStartError, search
-from techflow_provider.submission.start import finish_search, resolve, send
+from techflow_provider.submission.start import finish_search, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over
@@ -177,7 +177,7 @@ class StartTask:
                     attempt = self.attempt()
                     submission = await finish_search(attempt, lost, found)
                     found = None
-                submission = submission or await resolve(attempt) or await self.send(attempt, sent)
+                submission = submission or await self.send(attempt, sent)
             except LostStartError as error:
                 lost, sent = error.start, error.start.sent
                 self.occupy(began)

@@ -62,20 +62,34 @@ def sensor(**options: Any) -> TechFlowExecutionSensor:
         (lambda: trigger(deferrable="False"), r"^deferrable: expected True or False"),
         (lambda: trigger(wait_for_completion="yes"), r"^wait_for_completion: expected True or False"),
         (lambda: trigger(reattach=None), r"^reattach: expected True or False"),
-        (lambda: trigger(workflow_id=""), r"^workflow_id: expected an id such as 'wf_123'"),
-        (lambda: trigger(workflow_id=None), r"^workflow_id: expected an id"),
+        (lambda: trigger(workflow_id=""), r"^workflow_id: expected one of workflow_id, workflow_name, got nothing"),
+        (lambda: trigger(workflow_id=None), r"^workflow_id: expected one of"),
+        (lambda: trigger(workflow_name="n"), r"^workflow_id: expected one of .*got workflow_id and workflow_name"),
+        (lambda: trigger(workflow_id=None, workflow_name=" "), r"^workflow_id: expected one of .*got nothing"),
+        (lambda: trigger(allowed_statuses="compelted"), r"^allowed_statuses: .*mean completed"),
+        (lambda: trigger(skip_on_statuses=["running"]), r"^skip_on_statuses: expected final"),
+        (lambda: trigger(payload="[1]", annotate_payload=True), r"^payload: expected a dict"),
+        (lambda: trigger(annotate_payload="no"), r"^annotate_payload: expected True or False"),
+        (lambda: trigger(reuse_running="no"), r"^reuse_running: expected True or False"),
         (lambda: trigger(workflow_id=1.5), r"^workflow_id: expected an id"),
         (lambda: trigger(payload="{'a': "), r"^payload: expected a dict, or text"),
         (lambda: trigger(payload={"a": b"x"}), r"^payload: expected a value that JSON can represent"),
         (lambda: trigger(techflow_conn_id=""), r"^techflow_conn_id: expected text"),
-        (sensor, r"^execution_id: expected an execution_id, or a workflow_id"),
-        (lambda: sensor(execution_id=""), r"^execution_id: expected an execution_id, or a workflow_id"),
-        (lambda: sensor(execution_id="ex_1", **NEXT), r"^execution_id: expected one of the two"),
-        (lambda: sensor(execution_id=7, **NEXT), r"^execution_id: expected one of the two"),
+        (sensor, r"^execution_id: expected one of execution_id, execution_ids, workflow_id, got nothing"),
+        (lambda: sensor(execution_id=""), r"^execution_id: expected one of .* got nothing"),
+        (lambda: sensor(execution_id="ex_1", **NEXT), r"^execution_id: expected one of .*_id and workflow_id"),
+        (lambda: sensor(execution_id=7, **NEXT), r"^execution_id: expected one of .*_id and workflow_id"),
+        (lambda: sensor(execution_ids={"a": 1}), r"^execution_ids: expected a list of ids"),
+        (lambda: sensor(execution_ids=["a", ""]), r"^execution_ids: expected an id"),
+        (lambda: sensor(workflow_id="wf_1", latest_active=True, started_after=AT), r"^latest_active: expected"),
+        (lambda: sensor(execution_id="ex_1", latest_active=True), r"^latest_active: expected False, or workflow_id"),
+        (lambda: sensor(execution_id="ex_1", timeout="1h"), r"^timeout: expected a timedelta"),
+        (lambda: sensor(execution_id="ex_1", timeout=-5), r"^timeout: expected a timedelta"),
+        (lambda: sensor(execution_id="ex_1", poke_interval="soon"), r"^poke_interval: expected a timedelta"),
         (lambda: sensor(workflow_id="wf_1"), r"^started_after: expected a time with a time zone"),
         (lambda: sensor(workflow_id="wf_1", started_after="soon"), r"^started_after: expected an ISO 8601 time"),
         (lambda: sensor(workflow_id="wf_1", started_after=5), r"^started_after: expected an ISO 8601 time"),
-        (lambda: sensor(workflow_id="wf_1", started_after=AT.replace(tzinfo=None)), r"^started_after: expected a time"),
+        (lambda: sensor(workflow_id="wf_1", started_after=AT.replace(tzinfo=None)), r"^started_after: expected an"),
         (lambda: sensor(execution_id="ex_1", allowed_statuses="compelted"), r"^allowed_statuses: .*mean completed"),
         (lambda: sensor(execution_id="ex_1", allowed_statuses=["running"]), r"^allowed_statuses: expected final"),
         (lambda: sensor(execution_id="ex_1", allowed_statuses=()), r"^allowed_statuses: expected final"),
@@ -84,6 +98,9 @@ def sensor(**options: Any) -> TechFlowExecutionSensor:
         (lambda: TechFlowUpdateWorkflowOperator(task_id="t", workflow_id="..", name="n"), r"^workflow_id: "),
         (lambda: TechFlowDeleteWorkflowOperator(task_id="t", workflow_id="a", ignore_if_missing="no"), r"^ignore_if"),  # type: ignore[arg-type]  # the point
         (lambda: TechFlowListExecutionsOperator(task_id="t", status=["failed"]), r"^status: expected text"),  # type: ignore[arg-type]  # the point
+        (lambda: TechFlowListExecutionsOperator(task_id="t", limit=0), r"^limit: expected a whole number above 0"),
+        (lambda: TechFlowListExecutionsOperator(task_id="t", since="2026-01-01"), r"^since: .* with a time zone"),
+        (lambda: TechFlowListWorkflowsOperator(task_id="t", limit="few"), r"^limit: expected a whole number above 0"),
         (lambda: TechFlowNotifier(workflow_id=""), r"^workflow_id: expected an id"),
         (lambda: TechFlowNotifier(workflow_id="wf_1", payload=[1]), r"^payload: expected a dict"),  # type: ignore[arg-type]  # the point
     ],
@@ -104,7 +121,7 @@ def test_a_template_an_output_and_a_callable_are_left_to_the_run() -> None:
         sensor(task_id="b", execution_id="{{ params.get('a', '') }}", **NEXT)
         sensor(task_id="c", execution_id=first.output, allowed_statuses=["done"])
         sensor(task_id="d", workflow_id=first.output, started_after="{{ ts }}")
-        with pytest.raises(InvalidParameterError, match="one of the two"):
+        with pytest.raises(InvalidParameterError, match="got execution_id and workflow_id"):
             sensor(task_id="e", execution_id=first.output, **NEXT)
         TechFlowListWorkflowsOperator(task_id="f", status="{{ params.x }}", name=first.output)
 

@@ -326,7 +326,8 @@ class Simulation:
         submitter = Submitter(job.name, "1", is_retry=job.attempts > 1, began=began)
         policy = SubmissionPolicy(wait_for_completion=job.waits)
         attempt = Attempt(context, submitter, attempts, policy, job.workflow_id, job.payload)
-        submission = await resolve(attempt) or await send(attempt)
+        # As `ExecutionStarter` does: a first attempt has nothing to resolve.
+        submission = (await resolve(attempt) if job.attempts > 1 else None) or await send(attempt)
         if job.waits:
             await SteppingIO().sleep(self.random.uniform(0, 60))
             await mark_done(context, attempts, submission.execution.id)
