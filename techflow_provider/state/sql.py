@@ -216,14 +216,14 @@ class SqlStore(OptimisticStore):
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[Any]:
-        connection = self.client().connect()
+        connection, is_over = self.client().connect(), False
         try:
             yield connection.cursor()
-        except BaseException:
-            # Whatever interrupted it: a connection that is closed holds no lock.
-            connection.invalidate()
-            raise
+            is_over = True
         finally:
+            if not is_over:
+                # Whatever interrupted it: a connection that is closed holds no lock.
+                connection.invalidate()
             connection.close()
 
     def _connect(self) -> Any:
