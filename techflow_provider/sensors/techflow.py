@@ -214,6 +214,8 @@ class TechFlowExecutionSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait in the chosen mode; a deferrable sensor whose execution has ended already does not defer."""
+        # Airflow may run the same object, or copies that share its attributes, in one run after the other.
+        self._ended, self._trackers = {}, []
         with self._skipping():
             self._read_times()
             check_final("allowed_statuses", self._statuses, self.hook.connection.settings.status_words)

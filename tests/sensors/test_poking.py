@@ -80,3 +80,13 @@ def test_a_rescheduled_sensor_finds_what_another_has_read_for_it(hook: Hook) -> 
     found: Any = hook.sensor(**rescheduled).poke(context)
     assert found.xcom_value["id"] == first
     assert hook.sandbox.count(path="/executions") == polls
+
+
+def test_a_sensor_that_runs_again_waits_for_its_new_execution(hook: Hook) -> None:
+    first, second = (hook.sandbox.start("wf_1").id for _ in range(2))
+    sensor = hook.sensor(execution_id=first)
+    for execution_id in (first, second):
+        hook.sandbox.finish(execution_id, outcome="completed")
+        sensor.execution_id = execution_id
+        found: Any = sensor.execute({})
+        assert found["id"] == execution_id
