@@ -108,6 +108,9 @@ def marked(state: str, before: str) -> Act:
             world.await_kept(name)
         world.act("mark", name, state)
         world.await_state(name, state)
+        if before == "running":
+            # The task's process hears of it with a heartbeat, before which its execution must not end.
+            world.await_log(name, KEEPS_RUNNING)
         world.finish(name)
 
     return act
