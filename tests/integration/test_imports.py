@@ -12,7 +12,11 @@ from techflow_provider.compat import has_api_server
 pytestmark = pytest.mark.airflow
 
 # Each web server has modules of its own.
-ELSEWHERE = ("webhooks.flask",) if has_api_server() else ("webhooks.fastapi", "page.fastapi", "page.database")
+ELSEWHERE = (
+    ("webhooks.flask",)
+    if has_api_server()
+    else ("webhooks.fastapi", "page.fastapi", "page.database", "state_server.app")
+)
 PROGRAM = """
 import importlib, pkgutil, sys, warnings
 import airflow
