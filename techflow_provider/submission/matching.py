@@ -139,6 +139,19 @@ class MatchInput:
     def _distance(self, row: Row) -> float:
         return LONGEST_SECONDS if row.began is None else abs(row.began.middle - self.own.sent_at)
 
+    @property
+    def was_exchanged(self) -> bool:
+        """Whether another task has adopted an execution like the submission's, so that it took what this one started.
+
+        Nobody claims another one that fits, so that the other task's own request had no effect.
+        """
+        digest = self.own.record.payload_digest
+        return any(
+            self.fit(row) >= Fit.LIKELY and not claim.by_response and claim.payload_digest == digest
+            for row in self.rows
+            if (claim := self.claims.get(row.execution.id)) is not None
+        )
+
     def may_be_named(self, row: Row) -> bool:
         """Whether a response that another task waits for may name an execution."""
         return any(each.record.in_flight and each.covers(row) for each in self.competing)
@@ -178,13 +191,11 @@ class Undecided:
     """It cannot be determined yet.
 
     :param reason: what is missing
-    :param timeout_seconds: how long to wait for that, where it isn't certain to come
-    :param otherwise: what to take then; without it, the execution cannot be determined
+    :param timeout_seconds: how long to wait for that, where it isn't certain to come; then it cannot be determined
     """
 
     reason: str
     timeout_seconds: float = math.inf
-    otherwise: Match | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,34 +261,36 @@ def _match_any(candidates: list[Row], search: MatchInput) -> MatchResult:
         return Undecided(f"the response to another task may name {_ids(candidates)}")
     if not free:
         return Ambiguous(f"{_ids(candidates)} may belong to another task with another payload")
-    chosen = _in_order(free, search)
+    chosen = _in_order(free, search) or free[0]
     reason = f"nobody claims this execution, and it began in the time {describe(search.own.window)}"
-    found = Match((chosen or free[0]).execution, reason if search.shows_payloads else f"{reason}; {DOUBT}")
-    return found if chosen else Undecided(f"another task may get {_ids(free)}", OTHERS_SECONDS, found)
+    return Match(chosen.execution, reason if search.shows_payloads else f"{reason}; {DOUBT}")
 
 
 def _in_order(rows: list[Row], search: MatchInput) -> Row | None:
     """Return the execution that a submission gets when all are distributed among the requests in the order of time.
 
-    As many requests as possible get one that began in their window, at the smallest distance in all.
+    As many requests as possible get one that began in their window, the submission among them. No request is left to
+    one that is nearer: tasks estimate times in ways that differ, and could wait for each other.
     """
     began = sorted(((row.began.middle if row.began else 0.0, row) for row in rows), key=lambda each: each[0])
     digest = search.own.record.payload_digest
     others = [each for each in search.competing if not search.shows_payloads or each.record.payload_digest == digest]
-    # By how many of the executions have been considered: requests served, distance, the submission's own.
-    best: list[tuple[int, float, Row | None]] = [(0, 0.0, None)] * (len(began) + 1)
+    # By how many of the executions have been considered: requests served, whether the submission is, its distance, and
+    # its execution.
+    best: list[tuple[int, int, float, Row | None]] = [(0, 0, 0.0, None)] * (len(began) + 1)
     for intent in sorted((search.own, *others), key=lambda each: each.sent_at):
         following = [best[0]]
         for index, (start, row) in enumerate(began):
-            found = min(best[index + 1], following[index], key=lambda each: each[:2])
+            found = min(best[index + 1], following[index], key=lambda each: each[:3])
             if row.began is not None and row.began.meets(intent.window):
-                served, distance, mine = best[index]
-                own = row if intent is search.own else mine
-                taken = (served - 1, distance + abs(start - intent.sent_at), own)
-                found = min(found, taken, key=lambda each: each[:2])
+                served, own, distance, mine = best[index]
+                taken = (served - 1, own, distance, mine)
+                if intent is search.own:
+                    taken = (served - 1, -1, abs(start - intent.sent_at), row)
+                found = min(found, taken, key=lambda each: each[:3])
             following.append(found)
         best = following
-    return best[-1][2]
+    return best[-1][3]
 
 
 def _match_only(candidates: list[Row], search: MatchInput) -> MatchResult:

@@ -181,7 +181,7 @@ class _Search:
                 continue
             result = match(given, early=own.since_sent < effect_seconds)
             if isinstance(result, Undecided) and own.since_sent - effect_seconds > result.timeout_seconds:
-                result = result.otherwise or Ambiguous(result.reason)
+                result = Ambiguous(result.reason)
             if isinstance(result, Ambiguous):
                 raise self.start.ambiguous(result.reason)
             if not isinstance(result, Undecided):
@@ -199,7 +199,7 @@ class _Search:
             return replace(result, times={"looked_from": since, "looked_until": until, "looked_at": looked_at})
         seconds = self.attempt.effect_seconds
         none = f"no unclaimed one appeared in the history within {seconds:.0f} s, from {since} to {until}"
-        if given.own.record.accepted:
+        if given.own.record.accepted and not given.was_exchanged:
             raise self.start.ambiguous(none)
         log.warning("%s, and %s: it started none", self.start.reason, none)
         return result

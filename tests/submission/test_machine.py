@@ -207,9 +207,9 @@ class Starts(RuleBasedStateMachine):
         jobs, started = self.jobs_of(workflow_id), {each.id: each for each in self.executions(workflow_id)}
         got = [execution_id for job in jobs for execution_id in job.got]
         assert len(got) == len(set(got)), "two tasks have the same execution"
-        for job in jobs:
-            assert all(started[each].payload == job.payload for each in job.got)
+        # What a cleared task has given up is like an execution that somebody else started.
         if not any(job.unclear for job in jobs):
+            assert all(started[each].payload == job.payload for job in jobs for each in job.got)
             assert len(started) == sum(job.needed for job in jobs)
             assert [len(job.got) for job in jobs] == [job.needed for job in jobs]
 

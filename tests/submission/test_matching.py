@@ -120,7 +120,7 @@ def test_without_a_candidate_there_is_no_match_once_the_history_can_no_longer_la
 def test_a_history_that_may_be_cut_off_proves_nothing(payload):
     waiting = result([], payload=payload, is_complete=False)
     assert isinstance(waiting, Undecided)
-    assert (waiting.timeout_seconds, waiting.otherwise) == (120.0, None)
+    assert waiting.timeout_seconds == 120.0
 
 
 def test_with_a_payload_the_only_one_of_a_history_that_may_be_cut_off_does_not_match():
@@ -246,14 +246,27 @@ def test_executions_are_distributed_in_the_order_of_the_requests():
     assert matched([execution("ex_1", 3), execution("ex_2", 4)], [competitor(2, 9)]) == "ex_1"
 
 
-def test_an_execution_that_another_task_is_nearer_to_is_left_to_it_for_a_while():
-    other = competitor(4, 9)
-    assert isinstance(result([execution("ex_1", 5)], [other], early=True), Undecided)
-    waiting = result([execution("ex_1", 5)], [other])
-    assert isinstance(waiting, Undecided)
-    assert waiting.timeout_seconds == 900.0
-    assert waiting.otherwise is not None
-    assert waiting.otherwise.execution.id == "ex_1"
+def test_an_execution_is_taken_although_another_task_is_nearer_to_it():
+    """Tasks estimate times in ways that differ, and could wait for each other; the first claim decides."""
+    assert matched([execution("ex_1", 5)], [competitor(4, 9)]) == "ex_1"
+
+
+def test_of_two_executions_a_task_takes_the_one_that_another_task_cannot_have():
+    assert matched([execution("ex_1", 1), execution("ex_2", 8)], [competitor(7, 20)]) == "ex_1"
+    assert matched([execution("ex_1", 1), execution("ex_2", 8)], [competitor(-5, 2)]) == "ex_2"
+
+
+@pytest.mark.parametrize(
+    ("claim", "was_exchanged"),
+    [
+        (Claim("other#1"), True),
+        (Claim("other#1", by_response=True), False),
+        (Claim("other#1", payload_digest="another"), False),
+    ],
+)
+def test_another_task_that_adopted_an_execution_like_this_one_has_taken_what_it_started(claim, was_exchanged):
+    assert search([execution("ex_1")], (), {"ex_1": claim}).was_exchanged is was_exchanged
+    assert not search([execution("ex_1", -900)], (), {"ex_1": claim}).was_exchanged
 
 
 def window_of(found: AttemptRecord) -> Span:

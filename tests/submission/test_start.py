@@ -467,6 +467,19 @@ def test_that_a_start_was_accepted_is_remembered_by_later_attempts(starter, sand
     assert sandbox.count(**START) == 1
 
 
+def test_an_accepted_start_is_sent_again_when_another_task_without_an_execution_has_adopted_what_it_started(
+    starter, sandbox
+):
+    sandbox.history_lag_seconds = 1000
+    sandbox.faults.add(Fault("html", when="after", times=1, **START))
+    with pytest.raises(AmbiguousExecutionError):
+        starter.start()
+    sandbox.history_lag_seconds = 0
+    starter.attempt().attempts.claim("wf_1", sandbox.executions[0].id, Claim("another task#1"))
+    assert starter.start().execution.id == sandbox.executions[1].id
+    assert len(sandbox.executions) == 2
+
+
 def test_an_execution_that_began_before_the_request_is_not_adopted(starter, sandbox, clock):
     starter.start("earlier")
     sandbox.start("wf_1")
