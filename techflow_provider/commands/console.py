@@ -14,7 +14,7 @@ from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 from techflow_provider.client import Client, InvalidParameterError
 from techflow_provider.client.parsing import Json, shorten
 from techflow_provider.client.text import printable
-from techflow_provider.hooks.budget import open_budget, open_reader, open_starts
+from techflow_provider.hooks.budget import open_resources
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 
 MAX_CELL_LENGTH = 60
@@ -61,9 +61,7 @@ def open_client(conn_id: str) -> Client:
 
     :raises InvalidParameterError: the connection can't be used
     """
-    connection = read_connection(conn_id)
-    budget, reader, starts = open_budget(connection), open_reader(connection), open_starts(connection)
-    return Client(settings=connection.settings, budget=budget, reader=reader, starts=starts)
+    return Client(**open_resources(read_connection(conn_id)))
 
 
 @dataclass(frozen=True, slots=True)

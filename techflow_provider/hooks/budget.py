@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from airflow.providers.common.compat.sdk import Stats
 
@@ -70,7 +71,28 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
+    return _budget_in(connection, *open_state(connection))
+
+
+def open_resources(connection: TechFlowConnection, reader_name: str | None = None) -> dict[str, Any]:
+    """Return what a client takes of a connection: settings, budget, reader of the history, and log of its starts.
+
+    :param reader_name: of a process that polls all the time
+    :raises InvalidParameterError: `[techflow] state_url` names no store
+    """
     store, fallback = open_state(connection)
+    settings = connection.settings
+    # Without a secret no webhook is accepted, and the wake-up counter never changes.
+    wakeups = None if connection.webhook_secret is None else Records(store, settings.account).wakeups
+    return {
+        "settings": settings,
+        "budget": _budget_in(connection, store, fallback),
+        "reader": SharedReader(store, settings.account, reader_name, wakeups),
+        "starts": DirectStarts(store, settings),
+    }
+
+
+def _budget_in(connection: TechFlowConnection, store: Store, fallback: Store) -> MeteredBudget:
     kind = choice().kind
     if kind == FILE:
         warn_of_hosts(store.location)
@@ -95,26 +117,6 @@ def open_records(connection: TechFlowConnection) -> Records:
     """
     store, _ = open_state(connection)
     return Records(store, connection.settings.account)
-
-
-def open_reader(connection: TechFlowConnection, name: str | None = None) -> SharedReader:
-    """Return what reads the execution history together with the other users of a connection's API key.
-
-    :param name: of a process that polls all the time
-    :raises InvalidParameterError: `[techflow] state_url` names no store
-    """
-    store, _ = open_state(connection)
-    # Without a secret no webhook is accepted, and the wake-up counter never changes.
-    wakeups = None if connection.webhook_secret is None else Records(store, connection.settings.account).wakeups
-    return SharedReader(store, connection.settings.account, name, wakeups)
-
-
-def open_starts(connection: TechFlowConnection) -> DirectStarts:
-    """Return what makes known to tasks what a connection's users start with each call.
-
-    :raises InvalidParameterError: `[techflow] state_url` names no store
-    """
-    return DirectStarts(open_state(connection)[0], connection.settings)
 
 
 def open_cursors(connection: TechFlowConnection) -> Records:

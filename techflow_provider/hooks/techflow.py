@@ -27,7 +27,7 @@ from techflow_provider.client.parsing import Json, counted
 from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, ReadTerms, read_history, sleep_until_woken
 from techflow_provider.client.values import Id, Payload, as_id
 from techflow_provider.compat import connection_and_extra
-from techflow_provider.hooks.budget import MeteredBudget, open_budget, open_reader, open_starts
+from techflow_provider.hooks.budget import open_budget, open_resources
 from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
@@ -90,12 +90,8 @@ class TechFlowHook(BaseHook):
         return TechFlowConnection.read(*await connection_and_extra(self.techflow_conn_id, self))
 
     @cached_property
-    def _budget(self) -> MeteredBudget:
-        return open_budget(self.connection)
-
-    @cached_property
     def _client(self) -> Client:
-        return Client(budget=self._budget, **_resources(self.connection))
+        return Client(**open_resources(self.connection))
 
     def get_conn(self) -> Client:
         """Return the client, created once per hook."""
@@ -103,8 +99,7 @@ class TechFlowHook(BaseHook):
 
     async def aget_conn(self) -> AsyncClient:
         """Return a new client for the running event loop; close it with `await client.aclose()` or `async with`."""
-        connection = await self.aget_techflow_connection()
-        return AsyncClient(budget=open_budget(connection), **_resources(connection))
+        return AsyncClient(**open_resources(await self.aget_techflow_connection()))
 
     def list_workflows(self, status: str | None = None, name: Id | None = None) -> list[Workflow]:
         """Return all workflows, or those with a given status or name (List Workflows)."""
@@ -155,7 +150,7 @@ class TechFlowHook(BaseHook):
 
     def is_admitted(self, within_seconds: float) -> bool:
         """Whether a task may reserve a slot in the rate budget now; tasks are admitted at the budget's rate."""
-        return self._budget.admit(within_seconds).granted
+        return self.get_conn().budget.admit(within_seconds).granted
 
     def list_executions(self, workflow_id: Id | None = None, status: str | None = None) -> list[Execution]:
         """Return the execution history, or the part with a given workflow or status (List Executions)."""
@@ -252,17 +247,13 @@ class TechFlowHook(BaseHook):
         except AirflowException as error:
             return False, str(error)
         try:
-            with Client(settings=settings, budget=self._budget, retry=RetryPolicy(max_attempts=1)) as client:
+            budget, once = open_budget(self.connection), RetryPolicy(max_attempts=1)
+            with Client(settings=settings, budget=budget, retry=once) as client:
                 count = len(client.workflows.list())
         except TechFlowError as error:
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
         connected = f"Connected to {settings.base_url}: the API key can access {counted(count, 'workflow')}"
         return True, "; ".join((connected, *self.connection.problems))
-
-
-def _resources(connection: TechFlowConnection) -> dict[str, Any]:
-    """Return what both clients take of a connection."""
-    return {"settings": connection.settings, "reader": open_reader(connection), "starts": open_starts(connection)}
 
 
 def _fields(connection: Any) -> tuple[Any, Any]:

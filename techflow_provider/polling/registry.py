@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from techflow_provider.client import AsyncClient, TechFlowError
 from techflow_provider.client.models import StatusWords
 from techflow_provider.client.text import get_logger
-from techflow_provider.hooks.budget import open_budget, open_reader
+from techflow_provider.hooks.budget import open_budget, open_resources
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.state import open_state
 from techflow_provider.hooks.techflow import TechFlowHook
@@ -34,8 +34,8 @@ async def look_up(conn_id: str) -> Access:
     """Look a connection up without blocking the event loop, and return what a poller needs of it."""
     connection = await TechFlowHook(conn_id).aget_techflow_connection()
     # The host and the process are there for people: hosts may have the same name.
-    reader = open_reader(connection, f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex}")
-    return Access(connection.settings, open_budget(connection), reader)
+    found = open_resources(connection, f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex}")
+    return Access(found["settings"], found["budget"], found["reader"])
 
 
 class PollerRegistry:

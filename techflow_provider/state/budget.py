@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Adjust, Adjustment, BudgetState, Reserve
 from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
@@ -40,40 +40,6 @@ GRACE_SECONDS = 30.0
 RETRY_SECONDS = 0.5, 2.0
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
-
-
-class Budget(Protocol):
-    """What a client asks before it sends."""
-
-    def reserve(
-        self, request_class: RequestClass, within_seconds: float, earlier: Reservation | None = None
-    ) -> Reservation:
-        """Take the next slot if it is no further away than `within_seconds`; never waits.
-
-        :param earlier: the last reservation for the same request, after waiting for it
-        """
-
-    def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
-        """Let no caller send for a while, because the server responded with 429, and return how long.
-
-        :param seconds: what the server asked for; None lets the cool-down grow with each request that is rejected
-        :param reservation: the reservation with which the rejected request was sent
-        """
-
-    def settle(self, reservation: Reservation) -> None:
-        """Report that the server accepted a request that was sent as a probe, so that others may follow."""
-
-    def observe(self, quota: Quota, reservation: Reservation) -> None:
-        """Heed what a response states about the limit.
-
-        :param reservation: the reservation with which the request was sent
-        """
-
-    def release(self, reservation: Reservation) -> None:
-        """Give back a slot that was waited for and is not used."""
-
-    def snapshot(self) -> Snapshot:
-        """Return the state of the budget; changes nothing."""
 
 
 @dataclass(slots=True)
@@ -113,8 +79,13 @@ class _Tier:
         )
 
 
-class _TieredBudget:
-    """A budget kept in the first of some stores that works; the last one is memory and always does."""
+class Budget:
+    """What a client asks before it sends: a budget kept in the first of some stores that works.
+
+    :param key: its name in the stores
+    :param tiers: the stores; the last one is memory, which always works
+    :param clock: monotonic seconds
+    """
 
     def __init__(self, key: str, tiers: tuple[_Tier, ...], clock: Callable[[], float]) -> None:
         self._key = key
@@ -160,12 +131,19 @@ class _TieredBudget:
         return self.reserve(RequestClass.ADMISSION, within_seconds, earlier)
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
-        """Let no caller send for a while, because the server responded with 429, and return how long."""
+        """Let no caller send for a while, because the server responded with 429, and return how long.
+
+        :param seconds: what the server asked for; None lets the cool-down grow with each request that is rejected
+        :param reservation: the reservation with which the rejected request was sent
+        """
         rejection = Rejection(seconds, reservation.epoch, reservation.in_burst, random.random())  # noqa: S311 - jitter
         return self._adjust(rejection=rejection).cool_down_seconds
 
     def observe(self, quota: Quota, reservation: Reservation) -> None:
-        """Heed what a response states about the limit."""
+        """Heed what a response states about the limit.
+
+        :param reservation: the reservation with which the request was sent
+        """
         if reservation.usage is None or quota.adds_to(reservation.usage):
             self._adjust(quota=quota)
 
@@ -253,7 +231,7 @@ def _ask_again(within_seconds: float) -> Reservation:
     return Reservation(wait, granted=wait <= within_seconds, due=0.0, held=False, reason=Reason.STATE)
 
 
-class LocalBudget(_TieredBudget):
+class LocalBudget(Budget):
     """A budget for the threads and tasks of one process.
 
     :param requests_per_minute: the limit, in any window of 60 s (Rate Limiting)
@@ -278,7 +256,7 @@ class LocalBudget(_TieredBudget):
         tier.store.update("", BUDGET_NAME, fill)
 
 
-class SharedBudget(_TieredBudget):
+class SharedBudget(Budget):
     """A budget for all processes that use one store, and one key in it.
 
     Budgets of one key with different limits share one theoretical arrival time, and each applies its own rate to it:

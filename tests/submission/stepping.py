@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from techflow_provider.client.flow import Call
+from techflow_provider.state.budget import Budget
 from techflow_provider.state.gcra import Reservation
 from techflow_provider.state.store import StoreError
 
@@ -78,8 +79,11 @@ class SteppingIO:
         return read()
 
 
-class OpenBudget:
+class OpenBudget(Budget):
     """A budget in which every request may be sent at once."""
+
+    def __init__(self) -> None:
+        """Keep nothing."""
 
     def reserve(self, *_: Any) -> Reservation:
         """Grant a slot."""
