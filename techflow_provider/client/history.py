@@ -98,16 +98,6 @@ class HistoryFilter:
         other = self.workflow_ids.get(workflow_id, since)
         self.workflow_ids[workflow_id] = min(other, since) if other and since else None
 
-    @property
-    def wants_executions(self) -> bool:
-        """Whether any execution is needed."""
-        return bool(self.everything or self.known_statuses or self.workflow_ids)
-
-    @property
-    def wants_all_pages(self) -> bool:
-        """Whether every page of the history has to be read, whatever the first ones list."""
-        return bool(self.everything or self.workflow_ids)
-
     def has_listed(self, listed: set[int]) -> bool:
         """Whether all executions that waits are for are among those that have been listed, given by their hashes."""
         return listed.issuperset(map(hash, self.known_statuses))
@@ -271,17 +261,12 @@ class ExecutionTracker:
         return self.status if self._missing_since is None else None
 
     @property
-    def is_missing(self) -> bool:
-        """Whether the last poll didn't list the execution."""
-        return self._missing_since is not None
-
-    @property
     def last_seen(self) -> str:
         """What the polls have shown so far, as a clause for a message."""
         if self.status is not None:
             known = (self.words or USUAL_WORDS).knows(self.status)
             unknown = "" if known else ", a word that is not known and is treated as still running"
-            unlisted = ", and is no longer listed" if self.is_missing else ""
+            unlisted = "" if self._missing_since is None else ", and is no longer listed"
             seen = "it" if self.selector.execution_id else f"execution {self._execution_id}"
             return f"{seen} was last seen with status {self.status!r}{unknown}{unlisted}"
         return "it is not in the execution history" if self._is_polled else "the history has not been read yet"

@@ -225,7 +225,7 @@ async def _read(
 
 def _has_all(history_filter: HistoryFilter, memory: PollMemory, pages: list[Page[Execution]]) -> bool:
     """Whether no further page is needed."""
-    if history_filter.wants_all_pages or not history_filter.has_listed(memory.listed):
+    if history_filter.everything or history_filter.workflow_ids or not history_filter.has_listed(memory.listed):
         return False
     return not memory.is_log or history_filter.known_statuses.keys() <= {
         item.id for page in pages for item in page.items if item.ended

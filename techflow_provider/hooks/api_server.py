@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import Callable
 
 import httpx
 from airflow.providers.common.compat.sdk import conf
@@ -50,12 +49,13 @@ def http_store(url: str, connection: TechFlowConnection) -> HttpStore:
 
 @functools.lru_cache(maxsize=64)
 def _http_store(url: str, signer: Signer, *, may_look_up: bool) -> HttpStore:
-    renew = _looked_up(signer) if may_look_up else lambda: signer
+    renew = functools.partial(_renewed, signer) if may_look_up else lambda: signer
     return HttpStore(url, signer, renew, _verify(), component=this_component().to_text())
 
 
+@functools.cache
 def this_component() -> Component:
-    """Return what this process is, as the users of a store are shown."""
+    """Return what this process is, as the users of a store are shown; a fork is another process of the same kind."""
     from airflow.configuration import get_airflow_home
     from airflow.utils.net import get_hostname
 
@@ -83,14 +83,10 @@ def _signer(connection: TechFlowConnection) -> Signer:
     return Signer(connection.conn_id, derive_key(settings.api_key, settings.account))
 
 
-def _looked_up(signer: Signer) -> Callable[[], Signer]:
-    """Return a function that returns what signs now: the connection's API key may have been changed."""
-
-    def look_up() -> Signer:
-        connection = None if signer.name == DEPLOYMENT else find_connection(signer.name)
-        return signer if connection is None else _signer(connection)
-
-    return look_up
+def _renewed(signer: Signer) -> Signer:
+    """Return what signs now: the connection's API key may have been changed."""
+    connection = None if signer.name == DEPLOYMENT else find_connection(signer.name)
+    return signer if connection is None else _signer(connection)
 
 
 def _in_event_loop() -> bool:

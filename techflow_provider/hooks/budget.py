@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import time
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -16,13 +12,10 @@ from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.state import API_SERVER, FILE, choice, cursors_key, open_state, warn_of_hosts
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
-from techflow_provider.state.components import report
+from techflow_provider.state.components import report_now_and_then
 from techflow_provider.state.records import Records
-from techflow_provider.state.store import Store, StoreError
+from techflow_provider.state.store import Store
 from techflow_provider.submission.direct import DirectStarts
-
-# How often a process reports that it uses its store.
-REPORT_SECONDS = 600.0
 
 
 class MeteredBudget(SharedBudget):
@@ -97,17 +90,9 @@ def _budget_in(connection: TechFlowConnection, store: Store, fallback: Store) ->
     if kind == FILE:
         warn_of_hosts(store.location)
     if kind != API_SERVER:
-        # Every store is hashable.
-        _report(store, connection.settings.account, (os.getpid(), time.monotonic() // REPORT_SECONDS))  # type: ignore[arg-type]
+        # An API server does it for its own callers.
+        report_now_and_then(store, connection.settings.account, this_component())
     return MeteredBudget(connection, store, fallback)
-
-
-@functools.lru_cache(maxsize=64)
-def _report(store: Store, account: str, when: tuple[int, float]) -> None:  # noqa: ARG001 - once per process and time
-    """Record that this process uses the store, for `doctor` and the page; an API server does it for its own callers."""
-    # Those that use the store next report what is wrong with it.
-    with suppress(StoreError):
-        report(store, account, this_component())
 
 
 def open_records(connection: TechFlowConnection) -> Records:

@@ -196,7 +196,7 @@ class _PollLoop:
         workflows = None
         if wanted.wants_workflows:
             workflows = tuple(await collect(list_workflows(RequestClass.POLL), self.context))
-        if not wanted.wants_executions:
+        if not (wanted.everything or wanted.known_statuses or wanted.workflow_ids):
             return History((), workflows)
         interval = self.interval or max(self.observers.interval_seconds, SHORTEST_INTERVAL_SECONDS)
         terms = ReadTerms.every(interval, POLL_DEADLINE_SECONDS)

@@ -11,18 +11,14 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeAlias
 
 from techflow_provider.sandbox.messages import ApiError, Response, matches
-from techflow_provider.sandbox.settings import Count, Probability, Rule, Seconds, SettingError, check_fields
-
-
-def _is_status(value: Any) -> bool:
-    return type(value) is int and 200 <= value <= 599  # noqa: PLR2004  # those that HTTP has
+from techflow_provider.sandbox.settings import Count, Probability, Rule, Seconds, SettingError, between, check_fields
 
 
 def _is_header(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and value.isascii()
 
 
-Status: TypeAlias = Annotated[int, Rule("a status code from 200 to 599", _is_status)]
+Status: TypeAlias = Annotated[int, Rule("a status code from 200 to 599", between(200, 599, int))]
 Header: TypeAlias = Annotated[str, Rule("printable ASCII characters", _is_header)]
 Kind = Literal[
     "status", "hang", "reset", "drop", "lost_response", "truncated", "html", "garbage", "slow", "huge", "wrong_length"

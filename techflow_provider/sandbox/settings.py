@@ -101,34 +101,25 @@ class Rule:
     allows: Callable[[Any], bool]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
+def between(lowest: float, highest: float, *kinds: type) -> Callable[[Any], bool]:
+    """Return a check of a number of one of some types, by default any."""
+    return lambda value: type(value) in (kinds or (int, float)) and lowest <= value <= highest
 
 
 def _is_duration(value: Any) -> bool:
-    return _is_number(value) and (0 <= value <= LONGEST_SECONDS or value == math.inf)
-
-
-def _is_period(value: Any) -> bool:
-    return _is_number(value) and 0 < value <= LONGEST_SECONDS
-
-
-def _is_probability(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+    return between(0, LONGEST_SECONDS)(value) or value == math.inf
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-Count: TypeAlias = Annotated[int, Rule("an integer above 0", _is_count)]
+Count: TypeAlias = Annotated[int, Rule("an integer above 0", between(1, math.inf, int))]
 Seconds: TypeAlias = Annotated[float, Rule(f"a number of seconds from 0 up to {LONGEST_SECONDS:.0f}", _is_duration)]
-Period: TypeAlias = Annotated[float, Rule(f"a number of seconds above 0 up to {LONGEST_SECONDS:.0f}", _is_period)]
-Probability: TypeAlias = Annotated[float, Rule("a number from 0 to 1", _is_probability)]
+Period: TypeAlias = Annotated[
+    float, Rule(f"a number of seconds above 0 up to {LONGEST_SECONDS:.0f}", between(math.ulp(0), LONGEST_SECONDS))
+]
+Probability: TypeAlias = Annotated[float, Rule("a number from 0 to 1", between(0, 1))]
 Text: TypeAlias = Annotated[str, Rule("a non-empty string", _is_text)]
 
 Algorithm = Literal["fixed_window", "sliding_log", "sliding_counter", "token_bucket", "gcra"]

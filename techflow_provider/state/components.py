@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from techflow_provider.state import identity
 from techflow_provider.state.sqlite import boot_id
-from techflow_provider.state.store import Entry, Store, Update, Write, read_only
+from techflow_provider.state.store import Entry, Store, StoreError, Update, Write, read_only
 from techflow_provider.state.wire import build
 
 TTL_SECONDS = 24 * 3600.0
+# How often a component is reported.
+REPORT_SECONDS = 600.0
 MAX_TEXT_LENGTH = 1000
 
 
@@ -51,6 +57,19 @@ class Component:
     def to_text(self) -> str:
         """Return it as JSON, in ASCII."""
         return json.dumps(asdict(self))
+
+
+def report_now_and_then(store: Store, key: str, component: Component) -> None:
+    """Record that a component uses a key's part of a store, unless this process has done so lately."""
+    # Every store is hashable.
+    _report(store, key, component, os.getpid(), time.monotonic() // REPORT_SECONDS)  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _report(store: Store, key: str, component: Component, *_: float) -> None:
+    # Those that use the store next report what is wrong with it.
+    with contextlib.suppress(StoreError):
+        report(store, key, component)
 
 
 def report(store: Store, key: str, component: Component) -> None:

@@ -23,7 +23,7 @@ from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.state import served_store
 from techflow_provider.state import identity
 from techflow_provider.state.api import carry_out
-from techflow_provider.state.components import Component, report
+from techflow_provider.state.components import Component, report_now_and_then
 from techflow_provider.state.records import WAKEUPS
 from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, Proof
 from techflow_provider.state.store import Store, StoreError
@@ -41,8 +41,6 @@ THREADS = 4
 # Connections that are looked up at the same time, by threads of their own: a lookup may be slow.
 LOOKUP_THREADS = 2
 MAX_CONCURRENT = 256
-REPORT_SECONDS = 600.0
-MAX_REPORTED = 10_000
 
 
 def refuse(status: int, reason: str) -> Response:
@@ -63,8 +61,6 @@ class StateApp:
         self._threads = ThreadPoolExecutor(THREADS, "techflow-state")
         self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "techflow-state-lookup")
         self._concurrent = 0
-        self._reported: set[tuple[str, str]] = set()
-        self._reported_at = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -114,22 +110,15 @@ class StateApp:
             if not all(map(access.allows, operations)):
                 return refuse(403, "expected namespaces of the connection's own account")
             store = self._open_state()
-            self._report(store, operations[0]["namespace"].partition("/")[0], component)
+            key, caller = operations[0]["namespace"].partition("/")[0], Component.read(component)
+            if caller is not None and key not in (identity.NAMESPACE, WAKEUPS):
+                report_now_and_then(store, key, caller)
             return JSONResponse({"results": [carry_out(store, operation) for operation in operations]})
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return refuse(400, f"{type(error).__name__}: {error}")
         except (StoreError, InvalidParameterError) as error:
             log.warning("An operation on the shared state failed: %s", error)
             return refuse(503, str(error))
-
-    def _report(self, store: Store, key: str, text: str) -> None:
-        """Record once in ten minutes that a component uses a key's part of the store."""
-        if time.monotonic() > self._reported_at + REPORT_SECONDS or len(self._reported) > MAX_REPORTED:
-            self._reported, self._reported_at = set(), time.monotonic()
-        component = None if key in (identity.NAMESPACE, WAKEUPS) else Component.read(text)
-        if component is not None and (key, text) not in self._reported:
-            self._reported.add((key, text))
-            report(store, key, component)
 
 
 app: StateApp = StateApp(served_store, Gate(find_access, time.time))
