@@ -326,7 +326,10 @@ if request.assume_spent then
   state.tat, state.tokens, state.tokens_at = math.max(state.tat, now + interval), 0, now
 end
 local slot = held_slot()
-if slot then return reservation(slot, LIMIT, true, false) end
+if slot then
+  within = math.huge
+  return reservation(slot, LIMIT, true, false)
+end
 if now < state.cool_until then return reservation(state.cool_until, COOL_DOWN, false, false) end
 local probing = state.consecutive_429 > 0
 if probing and now < state.probe_until then

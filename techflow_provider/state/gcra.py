@@ -271,7 +271,8 @@ def reserve(state: GcraState, policy: Policy, request: ReservationRequest, now: 
     due = _held_slot(state, policy, request)
     if due is None:
         return _next_slot(state, policy, request)
-    return state, _reservation(state, request, due, Reason.LIMIT)
+    # A caller that polls have pushed back a little keeps its slot, which nobody else would get.
+    return state, replace(_reservation(state, request, due, Reason.LIMIT), granted=True)
 
 
 def release(state: GcraState, policy: Policy, reservation: Reservation) -> GcraState:

@@ -15,7 +15,7 @@ from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Reservation
-from techflow_provider.triggers.outcomes import ADMISSION_SECONDS, event_of, seconds_until, sleep_until
+from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, event_of, seconds_until, sleep_until
 
 log: logging.Logger = get_logger(__name__)
 
@@ -50,8 +50,7 @@ class TechFlowAdmissionTrigger(BaseTrigger):
         except TechFlowError as error:
             log.info("The task is not admitted: %s", error)
             payload = event_of(error)
-        # A task that is here would have waited this long in its worker, too.
-        await sleep_until(began, ADMISSION_SECONDS)
+        await sleep_until(began, FIRST_EVENT_SECONDS)
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # as above
 
     async def _wait(self) -> None:

@@ -21,7 +21,7 @@ from techflow_provider.client.models import Execution, ExecutionState, StatusWor
 from techflow_provider.client.parsing import DecodeError, Json, quote
 
 # A worker slot must not be used for waiting: a deferrable task whose slot in the rate budget is further away defers.
-ADMISSION_SECONDS = 5.0
+ADMISSION_SECONDS = 2.0
 # An event right after the deferral can arrive before the scheduler has recorded it, and the task then fails.
 FIRST_EVENT_SECONDS = 3.0
 

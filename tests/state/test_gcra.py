@@ -196,6 +196,19 @@ def test_a_slot_beyond_the_callers_time_is_reported_but_not_taken():
     assert reservation.wait_seconds > 0.5
 
 
+def test_a_slot_that_a_poll_has_pushed_beyond_the_callers_time_is_kept():
+    """The caller has waited for it, and nobody else would get it."""
+    policy = Policy(100, 1)
+    state, held = reserve(GcraState.empty(policy, 0.0), policy, ReservationRequest(COMMAND, 5.0), 0.0)
+    while held.due < 4.0:
+        state, held = reserve(state, policy, ReservationRequest(COMMAND, 5.0), 0.0)
+    state, poll = reserve(state, policy, ReservationRequest(POLL, 5.0), 3.5)
+    assert poll.granted
+    state, again = reserve(state, policy, ReservationRequest(COMMAND, 0.01, held), held.due)
+    assert again.granted
+    assert again.wait_seconds > 0.01
+
+
 def test_admissions_spend_nothing_of_the_budget():
     policy = Policy(100, 6)
     state = GcraState.full(policy, 0.0)
