@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import History
 from techflow_provider.client.models import read_executions
 from techflow_provider.state.store import Change, Entry, Store, StoreError, Write
 from techflow_provider.submission.recovery import read_whole
+
+T = TypeVar("T")
 
 # Few enough polls that the starts which are sent again meanwhile have nearly all of the limit.
 SHORTEST_INTERVAL_SECONDS = 1.0
@@ -68,6 +71,7 @@ class SharedHistory:
         self._namespace = f"{account}/polls"
         self._lock = asyncio.Lock()
         self._last: History | None = None
+        self._read_after: dict[Hashable, tuple[History, Any]] = {}
 
     async def poll(self, context: FlowContext, since: float) -> History:
         """Return what a poll showed that began at some time or later, on the context's clock.
@@ -81,6 +85,18 @@ class SharedHistory:
                 except StoreError:
                     self._last = await read_whole(context)
             return self._last
+
+    async def once(self, history: History, key: Hashable, read: Callable[[Any], Awaitable[T]]) -> T:
+        """Return what one search has read after a poll.
+
+        :param key: what it depends on beside the history
+        :param read: reads it, given what was read after another poll, if anything was
+        """
+        async with self._lock:
+            after, earlier = self._read_after.get(key, (None, None))
+            found: T = earlier if after is history else await read(earlier)  # type: ignore[assignment]
+            self._read_after[key] = history, found
+            return found
 
     async def _share(self, context: FlowContext, since: float) -> History:
         while True:

@@ -138,7 +138,7 @@ class ExecutionStarter:
         legacy = LegacyState(store, settings.account, submitter.name)
         self._hook = hook
         self._on_known = on_known
-        self._poll = SharedHistory(store, settings.account).poll
+        self._polls = SharedHistory(store, settings.account)
         self.policy: SubmissionPolicy = policy or SubmissionPolicy(history_lag_seconds=history_lag())
         self.submitter: Submitter = replace(submitter, name=name)
         self.attempts: AttemptStore = AttemptStore(store, settings.site, name, own_state, former=former, legacy=legacy)
@@ -190,7 +190,7 @@ class ExecutionStarter:
     def _attempt(self, client: Client | AsyncClient, workflow_id: str, payload: Mapping[str, Json] | None) -> Attempt:
         return Attempt(
             *(client.context, self.submitter, self.attempts, self.policy),
-            *(workflow_id, payload, self._poll, self._on_known),
+            *(workflow_id, payload, self._polls, self._on_known),
         )
 
     def _run(self, flow: Flow[T]) -> T:

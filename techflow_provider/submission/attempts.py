@@ -79,7 +79,7 @@ class AttemptStore:
         self.task_state = task_state
         self.sequence: int = 0
         self._store = store
-        self._site = site
+        self.site = site
         self._submitter = submitter
         self._former = former
         self._legacy = legacy
@@ -101,17 +101,17 @@ class AttemptStore:
             ttl_seconds = DONE_TTL_SECONDS if following.done or following.failed else RECORD_TTL_SECONDS
             return Write(json.dumps(following.to_dict(now), sort_keys=True), ttl_seconds), following
 
-        return self._store.update(f"{self._site}/{kind}", self._submitter, change)
+        return self._store.update(f"{self.site}/{kind}", self._submitter, change)
 
     def read_kind(self, kind: str) -> AttemptRecord | None:
         """Return one of the two records of the shared state."""
-        entry, now = self._store.update(f"{self._site}/{kind}", self._submitter, read_only)
+        entry, now = self._store.update(f"{self.site}/{kind}", self._submitter, read_only)
         return _record_of(entry, now)
 
     def read_shared(self) -> AttemptRecord | None:
         """Return the record that counts in the shared state."""
         # In this order: a record leaves `pending` after it is known.
-        reads = [(f"{self._site}/{kind}", self._submitter, read_only) for kind in (PENDING, KNOWN)]
+        reads = [(f"{self.site}/{kind}", self._submitter, read_only) for kind in (PENDING, KNOWN)]
         pending, known = (_record_of(entry, now) for entry, now in self._store.update_many(reads))
         # A request is sent only after its attempt has found nothing known that is as recent.
         is_known = pending is None or (known is not None and known.sequence >= pending.sequence)
@@ -195,7 +195,7 @@ class AttemptStore:
         :param note: what version 0.1.0 has written in the task's own state
         """
         found = [] if self._legacy is None else [self._legacy.read(note)]
-        others = [AttemptStore(self._store, self._site, name) for name in self._former]
+        others = [AttemptStore(self._store, self.site, name) for name in self._former]
         for record in (*(other.read_shared() for other in others), *found):
             if record is not None:
                 self.update(partial(_first, record), PENDING if record.execution_id is None else KNOWN)
@@ -208,19 +208,19 @@ class AttemptStore:
 
     def pending(self, workflow_id: str | None = None) -> list[AttemptRecord]:
         """Return the records that name no execution yet, of all submitters and of one workflow when it is given."""
-        found = [self._readable(entry, str) for entry in self._store.entries(f"{self._site}/{PENDING}")]
+        found = [self._readable(entry, str) for entry in self._store.entries(f"{self.site}/{PENDING}")]
         if self._legacy is not None:
             found += [self._readable(entry, read_intent) for entry in self._legacy.intents()]
         return [each for each in found if each is not None and workflow_id in (None, each.workflow_id)]
 
     def known(self) -> list[AttemptRecord]:
         """Return the records that name an execution, of all submitters."""
-        found = (self._readable(entry, str) for entry in self._store.entries(f"{self._site}/{KNOWN}"))
+        found = (self._readable(entry, str) for entry in self._store.entries(f"{self.site}/{KNOWN}"))
         return [each for each in found if each is not None and each.execution_id is not None]
 
     def claimed(self) -> list[tuple[str, str, str, float]]:
         """Return the workflow, the execution, the submitter and the age in seconds of each claim."""
-        entries = ((entry, *entry.name.partition("/")) for entry in self._store.entries(f"{self._site}/{CLAIMS}"))
+        entries = ((entry, *entry.name.partition("/")) for entry in self._store.entries(f"{self.site}/{CLAIMS}"))
         return [
             (percent_decode(workflow), execution, Claim.read(entry.value).submitter, entry.age_seconds)
             for entry, workflow, _, execution in entries
@@ -243,13 +243,13 @@ class AttemptStore:
                 return Write(json.dumps(asdict(claim)), RECORD_TTL_SECONDS), claim
             return None, Claim.read(entry.value)
 
-        return self._store.update(f"{self._site}/{CLAIMS}", _claim_name(workflow_id, execution_id), change)
+        return self._store.update(f"{self.site}/{CLAIMS}", _claim_name(workflow_id, execution_id), change)
 
     def claims(self, executions: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Claim]:
         """Return the claims of executions, given by workflow and id; those that nobody claims are left out."""
         found: dict[tuple[str, str], Claim] = {}
         for workflow_id, execution_id in executions:
-            entry, _ = self._store.update(f"{self._site}/{CLAIMS}", _claim_name(workflow_id, execution_id), read_only)
+            entry, _ = self._store.update(f"{self.site}/{CLAIMS}", _claim_name(workflow_id, execution_id), read_only)
             if entry is None and self._legacy is not None:
                 entry = self._legacy.claim(execution_id)
             if entry is not None:
@@ -258,7 +258,7 @@ class AttemptStore:
 
     def oldest_seconds(self) -> float:
         """Return how long the shared state has certainly kept what was written there."""
-        entries = [each for kind in (KNOWN, CLAIMS) for each in self._store.entries(f"{self._site}/{kind}")]
+        entries = [each for kind in (KNOWN, CLAIMS) for each in self._store.entries(f"{self.site}/{kind}")]
         identity, _ = self._store.update(NAMESPACE, NAME, read_only)
         return max((entry.age_seconds for entry in (*entries, identity) if entry is not None), default=0.0)
 

@@ -156,6 +156,10 @@ class MatchInput:
         """Whether a response that another task waits for may name an execution."""
         return any(each.record.in_flight and each.covers(row) for each in self.competing)
 
+    def may_be_taken(self, row: Row) -> bool:
+        """Whether another task, whose record is certain, may get an execution."""
+        return any(each.covers(row) for each in self.competing if not each.record.is_restored)
+
     def may_be_foreign(self, row: Row) -> bool:
         """Whether an execution may have been started with another payload, by a task that doesn't know it yet."""
         digest = self.own.record.payload_digest
@@ -235,7 +239,8 @@ def _match_unclaimed(found: Mapping[Fit, list[Row]], search: MatchInput) -> Matc
         return Match(possible[0].execution, "it has the payload", may_change=True)
     fitting = [*certain, *likely, *possible]
     if is_restored and fitting:
-        return Ambiguous(f"the shared state may have lost a claim of {_ids(fitting)}")
+        reason = f"the shared state may have lost a claim of {_ids(fitting)}"
+        return Undecided(reason, OTHERS_SECONDS) if all(map(search.may_be_taken, fitting)) else Ambiguous(reason)
     if likely:
         return _match_only(fitting, search) if has_payload else _match_any(likely, search)
     return _match_none(possible, search)

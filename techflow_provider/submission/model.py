@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
 from techflow_provider.client.flow import FlowContext
@@ -81,6 +81,20 @@ class Submitter:
     attempt_id: str = field(default_factory=lambda: uuid4().hex[:12])
 
 
+class SharedPolls(Protocol):
+    """What the searches of a process share."""
+
+    async def poll(self, context: FlowContext, since: float) -> History:
+        """Return the whole history as a poll showed it that began at some time or later, on the context's clock."""
+
+    async def once(self, history: History, key: Hashable, read: Callable[[Any], Awaitable[T]]) -> T:
+        """Return what one search has read after a poll.
+
+        :param key: what it depends on beside the history
+        :param read: reads it, given what was read after another poll, if anything was
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt of a submitter to get an execution.
@@ -91,8 +105,7 @@ class Attempt:
     :param policy: what the submitter wants
     :param workflow_id: the workflow
     :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
-    :param poll: returns the whole history as a poll showed it that began at some time or later, on the context's clock;
-        without it, a search polls for itself alone
+    :param polls: what searches share; without it, one polls for itself alone
     :param on_known: called as soon as the execution is known, before that is recorded
     :raises InvalidParameterError: the workflow's id or the payload can't be used
     """
@@ -103,7 +116,7 @@ class Attempt:
     policy: SubmissionPolicy
     workflow_id: str
     payload: Mapping[str, Json] | None = None
-    poll: Callable[[FlowContext, float], Awaitable[History]] | None = None
+    polls: SharedPolls | None = None
     on_known: Callable[[Execution], None] = lambda _: None
 
     def __post_init__(self) -> None:

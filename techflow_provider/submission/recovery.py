@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from techflow_provider.client.errors import AmbiguousExecutionError, SupersededError, TechFlowError, rebuild_error
@@ -160,6 +162,32 @@ Key = tuple[str, str]
 
 
 @dataclass(slots=True)
+class _HistorySnapshot:
+    """What a poll and the records that were read after it show to all searches that share them.
+
+    :param when: what `Intent.of` needs beside a record
+    :param intents: those of all workflows, by submission
+    :param rows: the history of all workflows, with what earlier polls have shown
+    :param clock: how its times are to be read
+    :param claims: those that have been read
+    :param shows_payloads: whether it shows a payload as it was sent; what a server adds to them is unknown
+    :param shows_none: whether it shows of some executions that they have none, and payloads of others
+    :param oldest: when the oldest that this poll has listed began at the latest
+    :param is_ascending: whether the history begins with the oldest
+    """
+
+    when: tuple[datetime, datetime, float, float]
+    intents: dict[str, Intent]
+    rows: list[Row]
+    clock: ServerClock
+    claims: dict[Key, Claim]
+    shows_payloads: bool
+    shows_none: bool
+    oldest: float
+    is_ascending: bool
+
+
+@dataclass(slots=True)
 class _Search:
     """One search, and what its polls have shown so far."""
 
@@ -210,40 +238,68 @@ class _Search:
         The records are read after the history, since whoever started what it shows has written one before; the claims
         come last, since a record names its execution only after that was claimed.
         """
-        attempt, context = self.attempt, self.attempt.context
-        history = await self._read_history()
-        arrived = context.clock()
-        pending = {each.submission_id: each for each in await attempt.use(attempt.attempts.pending, own.workflow_id)}
-        if context.clock() - arrived > HELD_UP_SECONDS or own.submission_id not in pending:
+        attempt, history = self.attempt, await self._read_history()
+        read = partial(self._read, history, self._remember(history.rows))
+        if attempt.polls is None or self.is_cut_off:
+            snapshot = await read(None)
+        else:
+            # A row may not name its workflow.
+            workflow_id = None if all(each.workflow_id for each in history.rows) else own.workflow_id
+            key = (attempt.attempts.site, attempt.effect_seconds, workflow_id)
+            snapshot = await attempt.polls.once(history, key, read)
+        listed = None if snapshot is None else snapshot.intents.get(own.submission_id)
+        if snapshot is None or listed is None:
             return None
-        listed = pending.pop(own.submission_id)
+        self.claims = snapshot.claims
+        intent = Intent.of(replace(listed.record, is_clock_kept=own.is_clock_kept), *snapshot.when)
+        rows = [each for each in snapshot.rows if each.execution.workflow_id in (None, own.workflow_id)]
+        shows_payloads = snapshot.shows_payloads or (own.payload_digest is None and snapshot.shows_none)
+        given = MatchInput(intent, rows, clock=snapshot.clock, shows_payloads=shows_payloads)
+        await self._read_claims(row.execution for row in rows if given.fit(row))
+        held = {name: claim for (workflow_id, name), claim in self.claims.items() if workflow_id == own.workflow_id}
+        settled = {own.submission_id, *(claim.submission_id for claim in held.values())}
+        others = (each for each in snapshot.intents.values() if each.record.workflow_id == own.workflow_id)
+        competing = [each for each in others if each.record.submission_id not in settled]
+        is_complete = not history.failure and not history.unreadable and self._is_complete(history, snapshot, intent)
+        return replace(given, competing=competing, claims=held, is_complete=is_complete)
+
+    async def _read(
+        self, history: History, executions: Collection[Execution], earlier: _HistorySnapshot | None
+    ) -> _HistorySnapshot | None:
+        """Return what a history and the records show; None when they were read too long after it.
+
+        :param earlier: what another poll has shown
+        """
+        attempt, context = self.attempt, self.attempt.context
+        arrived = context.clock()
+        pending = await attempt.use(attempt.attempts.pending)
+        if context.clock() - arrived > HELD_UP_SECONDS:
+            return None
         when = (history.at, context.now(), context.clock() - history.began, attempt.effect_seconds)
-        executions = self._remember(history.rows)
+        known = self.claims if earlier is None else self.claims | earlier.claims
+        self.claims = {key: known[key] for each in executions if (key := self._key(each)) in known}
         clock = await self._clock(executions, history.at)
-        intent = Intent.of(replace(listed, is_clock_kept=own.is_clock_kept), *when)
-        competing = [Intent.of(each, *when) for each in pending.values()]
         rows = [
             Row(each, clock.began(each, clock.offset), clock.began(each, clock.widest), _echo(each))
             for each in executions
-            if each.workflow_id in (None, own.workflow_id)
         ]
-        shows_payloads = self._shows_payloads([listed, *pending.values()], executions)
-        given = MatchInput(intent, rows, competing, clock=clock, shows_payloads=shows_payloads)
-        await self._read_claims(row.execution for row in rows if given.fit(row))
-        held = {name: claim for (workflow_id, name), claim in self.claims.items() if workflow_id == own.workflow_id}
-        settled = {claim.submission_id for claim in held.values()}
-        competing = [each for each in competing if each.record.submission_id not in settled]
-        is_complete = not history.failure and not history.unreadable and self._is_complete(history.rows, given)
-        return replace(given, competing=competing, claims=held, is_complete=is_complete)
-
-    def _shows_payloads(self, pending: Iterable[AttemptRecord], executions: Collection[Execution]) -> bool:
-        """Whether the history shows payloads as they were sent; what a server adds to them is unknown."""
-        shown = {_echo(each) for each in executions}
+        listed = set(map(self._key, history.rows))
+        spans = [each.began for each in rows if each.began is not None and self._key(each.execution) in listed]
+        shown = {each.echo for each in rows}
         sent = {each.payload_digest for each in pending} | {each.payload_digest for each in self.claims.values()}
         # It may also show that there is none.
-        shows_none = any(name in each.raw and not each.raw[name] for each in executions for name in ECHO_NAMES)
-        has_none = self.start.record.payload_digest is None and shown > {None} and shows_none
-        return has_none or bool((shown & sent) - {None})
+        names_none = any(name in each.raw and not each.raw[name] for each in executions for name in ECHO_NAMES)
+        return _HistorySnapshot(
+            when,
+            {each.submission_id: Intent.of(each, *when) for each in pending},
+            rows,
+            clock,
+            self.claims,
+            shows_payloads=bool((shown & sent) - {None}),
+            shows_none=names_none and shown > {None},
+            oldest=min((each.high for each in spans), default=math.inf),
+            is_ascending=len(spans) > 1 and spans[0].low < spans[-1].low,
+        )
 
     async def _clock(self, executions: Collection[Execution], at: datetime) -> ServerClock:
         """Return how the history's times are to be read, from executions whose starts were responded to."""
@@ -256,7 +312,8 @@ class _Search:
     async def _read_claims(self, executions: Iterable[Execution]) -> None:
         """Read the claims of executions; what was claimed stays claimed."""
         unknown = [key for each in executions if (key := self._key(each)) not in self.claims]
-        self.claims |= await self.attempt.use(self.attempt.attempts.claims, unknown)
+        if unknown:
+            self.claims |= await self.attempt.use(self.attempt.attempts.claims, unknown)
 
     def _key(self, execution: Execution) -> Key:
         return execution.workflow_id or self.start.record.workflow_id, execution.id
@@ -268,18 +325,14 @@ class _Search:
         self.seen |= listed
         return tuple(self.seen.values())
 
-    def _is_complete(self, executions: tuple[Execution, ...], given: MatchInput) -> bool:
+    def _is_complete(self, history: History, snapshot: _HistorySnapshot, own: Intent) -> bool:
         """Whether the history certainly shows all that began in the window."""
-        spans = [
-            each for each in (given.clock.began(row, given.clock.offset) for row in executions) if each is not None
-        ]
-        shows_older = any(each.high < given.own.window.low for each in spans)
-        is_ascending = len(spans) > 1 and spans[0].low < spans[-1].low
-        if not _may_be_limit(len(executions)):
+        shows_older = snapshot.oldest < own.window.low
+        if not _may_be_limit(len(history.rows)):
             # Until something is left out, a later history that is longer shows all, too.
             self.was_complete = not self.is_cut_off
             return shows_older or not self.is_cut_off
-        return (shows_older and not is_ascending) or (self.was_complete and not self.is_cut_off)
+        return (shows_older and not snapshot.is_ascending) or (self.was_complete and not self.is_cut_off)
 
     async def _read_history(self) -> History:
         """Return the history, however long that takes.
@@ -290,9 +343,9 @@ class _Search:
         deadline, failures = context.clock() + UNREADABLE_SECONDS, 0
         while True:
             try:
-                if self.attempt.poll is None:
+                if self.attempt.polls is None:
                     return await read_whole(context)
-                return await self.attempt.poll(context, context.clock())
+                return await self.attempt.polls.poll(context, context.clock())
             except TechFlowError as error:
                 if not error.is_transient:
                     raise

@@ -81,8 +81,8 @@ class TechFlowSearchTrigger(BaseTrigger):
         submitter = Submitter(name, record.generation, attempt_id=record.attempt_id)
         policy = SubmissionPolicy(history_lag_seconds=self.history_lag)
         async with shared_searches(connection) as shared:
-            context, poll = shared.client.context, shared.history.poll
-            attempt = Attempt(context, submitter, attempts, policy, record.workflow_id, poll=poll)
+            context, polls = shared.client.context, shared.history
+            attempt = Attempt(context, submitter, attempts, policy, record.workflow_id, polls=polls)
             try:
                 found = await search(attempt, start)
             except OtherAttemptError:

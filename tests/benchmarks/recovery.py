@@ -44,7 +44,7 @@ T = TypeVar("T")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 # What Airflow takes to give a task that resumes a worker again, and what a worker takes beside the flows.
 RESUME_SECONDS, WORKER_SECONDS = 1.5, 1.0
-ADMISSION_SECONDS = 5.0
+ADMISSION_SECONDS = 2.0
 HEALTHY_INTERVAL_SECONDS = 6.0
 
 
@@ -182,7 +182,7 @@ class StartTask:
                 lost, sent = error.start, error.start.sent
                 self.occupy(began)
                 self.is_admitted = False
-                found = await search(self.attempt(poll=self.world.shared.poll), lost)
+                found = await search(self.attempt(polls=self.world.shared), lost)
                 await asyncio.sleep(RESUME_SECONDS)
             except (BudgetTimeoutError, RateLimitError):
                 self.occupy(began)

@@ -127,3 +127,23 @@ async def test_rows_that_cannot_be_read_are_counted_for_those_that_share_the_pol
     store.update("account/polls", "searches", lambda *_: (unreadable.write(), None))
     process = Process(sandbox, store)
     assert (await process.history.poll(process.client.context, now() - 60.0)).unreadable == 3
+
+
+@virtual_time
+async def test_what_the_records_show_after_a_poll_is_read_by_one_search_for_all_of_the_process(
+    sandbox: Sandbox,
+) -> None:
+    process, earlier_ones = Process(sandbox, CountingStore()), []
+
+    async def read(earlier: str | None) -> str:
+        earlier_ones.append(earlier)
+        await asyncio.sleep(1)
+        return "records"
+
+    first = await process.poll()
+    for history in (first, first, await process.poll()):
+        found = await asyncio.gather(*(process.history.once(history, "site", read) for _ in range(5)))
+        assert found == ["records"] * 5
+    assert earlier_ones == [None, "records"]
+    await process.history.once(first, "another site", read)
+    assert earlier_ones == [None, "records", None]

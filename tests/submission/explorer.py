@@ -130,6 +130,7 @@ class Job:
     attempts: int = 0
     outcome: str = ""
     got: tuple[str, str] | None = None
+    saw_payloads: bool = False
     requests: int = 0
 
 
@@ -358,6 +359,9 @@ class Simulation:
         process.is_alive = False
         if process in self.processes and outcome and not process.job.outcome:
             process.job.outcome, process.job.got = outcome, got
+            process.job.saw_payloads = self.echoes and any(
+                each.payload is not None and each.visible_at < self.time for each in self.executions
+            )
         self.processes = [each for each in self.processes if each is not process]
 
     def carry_out(self, process: Process, step: Any) -> None:
@@ -472,11 +476,11 @@ class Simulation:
             by_id[job.got].job is not None and by_id[job.got].payload != job.payload for job in self.jobs if job.got
         )
         counts["losses"] = shared + wrong
-        # Where nothing shows payloads, one with a payload on the same workflow can't be distinguished from one without.
+        # Where nothing has shown a payload, one on the same workflow can't be distinguished from a start without.
         with_payload = {job.workflow_id for job in self.jobs if job.payload is not None}
-        shows_some = self.echoes and any(each.payload is not None for each in self.executions)
         counts["avoidable"] = sum(
-            job.outcome == "ambiguous" and (shows_some or (job.payload is None and job.workflow_id not in with_payload))
+            job.outcome == "ambiguous"
+            and (job.saw_payloads or (job.payload is None and job.workflow_id not in with_payload))
             for job in self.jobs
         )
         return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -236,6 +237,18 @@ def test_where_claims_may_be_lost_only_the_payload_shows_whose_execution_it_is()
     assert matched([row(execution("ex_1"), "a")], record=lost, shows_payloads=True) == "ex_1"
     without = record(is_restored=True)
     assert isinstance(result([execution("ex_1")], record=without, shows_payloads=True), Ambiguous)
+
+
+def test_what_another_task_may_get_is_left_to_it_where_the_shared_state_may_have_lost_a_claim():
+    lost = record(is_restored=True)
+    found = result([execution("ex_1", 3)], [competitor(0, 5)], record=lost)
+    assert isinstance(found, Undecided)
+    assert found.timeout_seconds < math.inf
+    assert isinstance(result([execution("ex_1", 3), execution("ex_2", 8)], [competitor(0, 5)], record=lost), Ambiguous)
+    # Two such tasks don't wait for each other.
+    other = competitor(0, 5)
+    unsure = replace(other, record=replace(other.record, is_restored=True))
+    assert isinstance(result([execution("ex_1", 3)], [unsure], record=lost), Ambiguous)
 
 
 def test_executions_are_distributed_in_the_order_of_the_requests():
