@@ -6,7 +6,8 @@ budget run at the server instead, so that callers that never wait can't shut eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,8 +20,26 @@ from techflow_provider.state.wire import build
 
 # A namespace or a name; the longest that this package uses are far shorter.
 MAX_NAME_LENGTH = 2000
+# What one request may hold; its body is many times as long as the longest operation.
+MAX_OPERATIONS = 20
+MAX_BODY_BYTES = 1024 * 1024
 # When an entry expires, where the store doesn't say it.
 UNKNOWN_EXPIRY = 1e12
+
+
+def request_bodies(operations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[bytes, int]]:
+    """Return the bodies of the requests that operations take, each with how many it holds."""
+    batch: list[str] = []
+    for text in (json.dumps(each, separators=(",", ":")) for each in operations):
+        if batch and (len(batch) == MAX_OPERATIONS or sum(map(len, (text, *batch))) > MAX_BODY_BYTES - 100):
+            yield _body(batch), len(batch)
+            batch = []
+        batch.append(text)
+    yield _body(batch), len(batch)
+
+
+def _body(operations: list[str]) -> bytes:
+    return f'{{"operations":[{",".join(operations)}]}}'.encode()
 
 
 def carry_out(store: Store, operation: Mapping[str, Any]) -> Any:

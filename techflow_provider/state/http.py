@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
+from techflow_provider.state.api import request_bodies
 from techflow_provider.state.budget_state import BudgetChange, change_to_dict
 from techflow_provider.state.optimistic import (
     IDLE_SECONDS,
@@ -79,7 +80,7 @@ class HttpStore(OptimisticStore):
         return super().update(namespace, name, change)
 
     def exchange(self, operations: Sequence[Operation]) -> list[Reply]:
-        """Carry out operations in one request."""
+        """Carry out operations, in one request unless they are too many or too long for it."""
         sent_at = time.monotonic()
         replies = self._run([asdict(each) for each in operations], partial(build, Reply))
         if not replies[0].done:
@@ -107,14 +108,16 @@ class HttpStore(OptimisticStore):
         """Leave it to httpx, which doesn't use a connection again that was idle."""
 
     def _run(self, operations: Sequence[Mapping[str, Any]], read: Callable[[Any], T]) -> list[T]:
-        body = json.dumps({"operations": operations}, separators=(",", ":")).encode()
-        content = self._send(body)
-        try:
-            results = [read(each) for each in json.loads(content)["results"]]
-        except (ValueError, KeyError, TypeError, IndexError):
-            results = []
-        if len(results) != len(operations):
-            raise StoreError(f"{self.location}: expected the results of operations, got {content[:200]!r}")
+        results: list[T] = []
+        for body, count in request_bodies(operations):
+            content = self._send(body)
+            try:
+                batch = [read(each) for each in json.loads(content)["results"]]
+            except (ValueError, KeyError, TypeError, IndexError):
+                batch = []
+            if len(batch) != count:
+                raise StoreError(f"{self.location}: expected the results of {count} operations, got {content[:200]!r}")
+            results += batch
         return results
 
     def _send(self, body: bytes) -> bytes:

@@ -22,7 +22,7 @@ from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.state import served_store
 from techflow_provider.state import identity
-from techflow_provider.state.api import carry_out
+from techflow_provider.state.api import MAX_BODY_BYTES, MAX_OPERATIONS, carry_out
 from techflow_provider.state.components import Component, report_now_and_then
 from techflow_provider.state.records import WAKEUPS
 from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, Proof
@@ -31,9 +31,6 @@ from techflow_provider.state_server.access import Access, Gate, find_access
 
 log: logging.Logger = get_logger(__name__)
 
-# Many times the longest record.
-MAX_BODY_BYTES = 1024 * 1024
-MAX_OPERATIONS = 20
 # Bounds the time to receive a body, however steadily it arrives.
 BODY_TIMEOUT_SECONDS = 5.0
 # Operations that one process carries out at the same time, each with a connection to the database.
@@ -106,7 +103,9 @@ class StateApp:
 
     def _carry_out(self, access: Access, body: bytes, component: str) -> Response:
         try:
-            operations = json.loads(body)["operations"][:MAX_OPERATIONS]
+            operations = json.loads(body)["operations"]
+            if len(operations) > MAX_OPERATIONS:
+                return refuse(400, f"expected at most {MAX_OPERATIONS} operations, got {len(operations)}")
             if not all(map(access.allows, operations)):
                 return refuse(403, "expected namespaces of the connection's own account")
             store = self._open_state()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import httpx
 import pytest
@@ -12,6 +15,7 @@ from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.http import HttpStore
 from techflow_provider.state.identity import store_entry
 from techflow_provider.state.memory import MemoryStore
+from techflow_provider.state.optimistic import Operation, Row
 from techflow_provider.state.records import Records
 from techflow_provider.state.signing import Signer, derive_key
 from techflow_provider.state.store import StoreError, Write, read_only
@@ -56,6 +60,30 @@ class TestRequests:
         assert len(api.requests) - before == 1
         store.update_many([("a", "claim", read_only), ("a/attempts", "record", read_only)])
         assert len(api.requests) - before == 2
+
+    def test_updates_that_are_too_many_or_too_long_for_a_request_take_several(self, api):
+        store = store_on(api)
+        store.update("a", "first", read_only)
+        before = len(api.requests)
+        store.update_many([("a", f"{number}", write("1")) for number in range(45)])
+        assert len(api.requests) - before == 3
+        store.update_many([("a", f"long {number}", write("1" * 200_000)) for number in range(7)])
+        assert len(api.requests) - before == 5
+
+    def test_an_update_that_is_too_long_for_a_request_is_an_error(self, api):
+        with pytest.raises(StoreError, match="at most 1048576 bytes"):
+            store_on(api).update("a", "name", write("1" * 2_000_000))
+
+    def test_the_server_carries_out_none_of_too_many_operations(self, api):
+        body = json.dumps({"operations": [asdict(Operation("a", "name", None, Row("1", "v", 0, 1e12), 0.0))] * 21})
+        response = httpx.Client(transport=api).post(
+            f"{URL}/", content=body, headers=DEPLOYMENT_SIGNER.headers(body.encode(), time.time(), "0" * 32)
+        )
+        assert (response.status_code, response.json()["error"]) == (
+            400,
+            "expected at most 20 operations, got 21",
+        )
+        assert store_on(api).entries("a") == []
 
     def test_a_request_for_a_slot_takes_one(self, api):
         budget = SharedBudget(store_on(api), "a")

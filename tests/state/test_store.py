@@ -107,6 +107,13 @@ class TestSeveralUpdates:
         assert [each.name for each in each_store.entries(f"{key}/deep")] == ["new"]
         assert each_store.update_many([]) == []
 
+    def test_there_may_be_any_number_of_them(self, each_store, key):
+        names = [f"{number:02}" for number in range(45)]
+        count = [(key, name, lambda entry, _: (Write("1", 10.0), entry and entry.value)) for name in names]
+        assert each_store.update_many(count) == [None] * 45
+        assert each_store.update_many(count) == ["1"] * 45
+        assert [each.name for each in each_store.entries(key)] == names
+
 
 def test_entries_are_listed_by_name_with_a_prefix_and_a_namespace(each_store, key):
     for name in ("b/2", "a/1", "b/1", "%/1", "B/1"):

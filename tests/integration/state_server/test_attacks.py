@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from techflow_provider.hooks.connection_cache import UNKNOWN_LOOKUPS_PER_SECOND
+from techflow_provider.state.api import MAX_BODY_BYTES
 from techflow_provider.state.http import HttpStore
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.signing import SIGNATURE_HEADER, Signer, derive_key
@@ -28,7 +29,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="Airflow 2 has no API server")
 from fastapi import FastAPI  # noqa: E402  # the skip comes first
 
 from techflow_provider.state_server import app as module  # noqa: E402
-from techflow_provider.state_server.app import MAX_BODY_BYTES, StateApp  # noqa: E402
+from techflow_provider.state_server.app import StateApp  # noqa: E402
 
 pytestmark = [pytest.mark.airflow, pytest.mark.filterwarnings("ignore")]
 KEYS = {"one": "api-key-of-connection-one", "two": "api-key-of-connection-two"}
