@@ -65,7 +65,8 @@ def log_wait(
     """Log what a wait is for, where to look for it, and when it ends."""
     log.info(
         "Waiting in the %s for %s, with a poll every %g s, for up to %s; see %s",
-        *("triggerer" if in_triggerer else "worker", selectors, interval_seconds, timeout),
+        *("triggerer" if in_triggerer else "worker", selectors, interval_seconds),
+        str(timeout).removesuffix(", 0:00:00"),
         url or "the execution history in TechFlow",
     )
 

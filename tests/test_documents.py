@@ -104,7 +104,7 @@ def test_the_readmes_commands_exist():
         elif program == "make":
             assert set(arguments) <= set(TARGETS)
         else:
-            assert program in ("pip", "export")
+            assert program in ("pip", "pytest", "export")
     assert len(readme_commands()) >= 10
 
 

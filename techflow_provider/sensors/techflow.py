@@ -280,7 +280,7 @@ class TechFlowExecutionSensor(BaseSensorOperator):
                 if execution is not None:
                     self._ended[tracker.selector] = execution
         except BudgetTimeoutError as error:
-            log.info("No poll this time: %s", error)
+            log.info("No poll yet: the next slot in the rate budget is %.1f s away", error.next_slot_seconds)
         except TechFlowError as error:
             log_or_raise(error, log.warning)
         else:

@@ -42,11 +42,17 @@ def check_target(arguments: list[str]) -> bool:
 
 
 def check_install(arguments: list[str]) -> bool:
-    """Check that a command installs this package, with extras that exist, or Airflow."""
+    """Check that a command installs this package, with extras that exist, Airflow or pytest."""
     for requirement in (each for each in arguments[1:] if not each.startswith(("-", "https:", "."))):
         name, extras = re.fullmatch(r"([\w-]+)(?:\[([\w,]+)\])?(?:[=<>].*)?", requirement).groups()  # type: ignore[union-attr]
-        assert name in (PROJECT["name"], "apache-airflow"), requirement
+        assert name in (PROJECT["name"], "apache-airflow", "pytest"), requirement
         assert set((extras or "").split(",")) <= {"", *PROJECT["optional-dependencies"]}, requirement
+    return False
+
+
+def check_pytest(arguments: list[str]) -> bool:
+    """Check that a command runs the tests of a project with its DAGs folder on the path."""
+    assert arguments == ["-o", "pythonpath=dags"], arguments
     return False
 
 
@@ -95,6 +101,7 @@ RUNNERS: dict[str, Callable[[list[str]], bool]] = {
     "export": define,
     "make": check_target,
     "pip": check_install,
+    "pytest": check_pytest,
     "techflow-sandbox": check_sandbox,
     "airflow": run_airflow,
     "python": run_python,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ class Hook:
             api_keys=(KEY,), clock=self.clock, execution_seconds=10**6, workflows_at_start={"wf_1": "one"}
         )
         self.store = MemoryStore(self.clock.monotonic)
+        self.budget = LocalBudget(clock=self.clock.monotonic)
         self.webhooks = 0
         self.finish_at: dict[float, str] = {}
 
@@ -42,7 +44,7 @@ class Hook:
         sensor = TechFlowExecutionSensor(task_id="wait", **fields)
         client = Client(
             settings=Settings(KEY, self.sandbox.base_url, verify=False),
-            budget=LocalBudget(clock=self.clock.monotonic),
+            budget=self.budget,
             transport=self.sandbox.transport(),
             clock=self.clock.monotonic,
             sleep=self.sleep,
@@ -65,6 +67,21 @@ def test_a_webhook_wakes_a_sensor_between_two_pokes(hook: Hook) -> None:
     assert hook.sensor(execution_id=execution_id, poke_interval=600).execute({})["status"] == "completed"
     assert hook.clock.monotonic() <= 30
     assert hook.sandbox.count(path="/executions") == 2
+
+
+def test_a_wait_without_a_slot_in_the_budget_continues_in_the_triggerer_and_says_so(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    caplog.set_level(logging.INFO)
+    hook.budget = LocalBudget(10, 1, hook.clock.monotonic)
+    sensor = hook.sensor(execution_id=hook.sandbox.start("wf_1").id, deferrable=True)
+    sensor.hook.poll_history(0)
+    with pytest.raises(TaskDeferred):
+        sensor.execute({})
+    assert "for up to 7 days; see" in caplog.text
+    assert "No poll yet: the next slot in the rate budget is" in caplog.text
 
 
 def test_a_rescheduled_sensor_finds_what_another_has_read_for_it(hook: Hook) -> None:
