@@ -8,9 +8,10 @@ source .ci/find_python.sh
 read -r version extra < <(awk -v airflow="$1" '$1 == airflow { $1 = ""; print; exit }' .ci/matrix.txt)
 read -ra also <<< "$extra"
 python=$(find_python "$version")
-# Airflow's provider for Celery imports what Celery 5.7 no longer has.
+# Airflow's provider for Celery imports what Celery 5.7 no longer has. An old one, which uv prefers to an old client of
+# Redis, ends the scheduler of Airflow 2.11 when a worker is lost.
 airflow=$1 name=${2:-airflow}
 shift; shift || true
 .ci/environment.sh "$name-$airflow" "$python" editable "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" \
-  apache-airflow-providers-celery "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" "$@" --group test >&2
+  "apache-airflow-providers-celery>=3.20" "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" "$@" --group test >&2
 echo ".cache/environments/$name-$airflow"
