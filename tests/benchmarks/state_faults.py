@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,6 +307,7 @@ FAULT_KINDS: dict[str, tuple[Any, Sequence[str]]] = {
     "disk-full": (full, ("file", "redis", "postgresql")),
     "openers": (opened, ("file", "redis", "postgresql")),
     "clock": (jumping, ("redis", "postgresql")),
+    "clock-back": (partial(jumping, by="-1h"), ("redis", "postgresql")),
 }
 CASES = {f"{kind}-{name}": (kind, name) for kind, (_, names) in FAULT_KINDS.items() for name in names}
 
