@@ -41,6 +41,7 @@ class RowMemory:
     :param subjects: what the rows are about
     :param has_repeats: whether several are about the same
     :param left_out: how many haven't changed or aren't needed
+    :param rest: the value without its rows
     """
 
     def __init__(self, select: Callable[[Json], tuple[bool, int]] = need_all) -> None:
@@ -48,14 +49,24 @@ class RowMemory:
         self.subjects: set[int] = set()
         self.has_repeats: bool = False
         self.left_out: int = 0
+        self.rest: Json = None
+        self._digest: int | None = None
         self._position = 0
         self._known = self._read = (array("q"), array("q"), array("q"))
 
-    def begin(self) -> None:
-        """Read the list again."""
+    def begin(self, digest: int) -> bool:
+        """Read the list again, and return whether it has changed.
+
+        :param digest: hash of all that was received
+        """
+        if digest == self._digest and self.rest is not None:
+            self.has_repeats, self.left_out = False, len(self._read[0])
+            return False
+        self.rest, self._digest = None, digest
         self._known, self._read = self._read, (array("q"), array("q"), array("q"))
         self.subjects, self.has_repeats = set(), False
         self._position = self.left_out = 0
+        return True
 
     def skip(self, text: str, at: int) -> int:
         """Return where the next row begins that has changed, or the last one ends."""
@@ -98,7 +109,8 @@ def parse_list(content: bytes, content_type: str = "", memory: RowMemory | None 
     :raises DecodeError: they are not JSON, or unpack to too much
     """
     memory = memory or RowMemory()
-    memory.begin()
+    if not memory.begin(hash((content, content_type))):
+        return memory.rest
     return decode(content, content_type, partial(_read_list, memory))
 
 
@@ -108,6 +120,7 @@ def _read_list(memory: RowMemory, text: str) -> Json:
         return check_depth(json.loads(text))
     rows, end = _read_rows(text, begin + 1, memory)
     value: Json = json.loads(f"{text[: begin + 1]}{text[end - 1 :]}")
+    memory.rest = {**value, name: []} if isinstance(value, dict) else []
     return {**value, name: rows} if isinstance(value, dict) else rows
 
 

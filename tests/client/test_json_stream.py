@@ -71,3 +71,14 @@ def test_rows_that_have_not_changed_are_left_out_and_still_counted(
         assert memory.subjects == {number + 1 for number, _ in rows}
         assert memory.left_out + len(read["executions"]) == len(items)  # type: ignore[arg-type]
         known = {json.dumps(each) for each in items}
+
+
+def test_a_list_that_has_not_changed_at_all_is_not_decoded_again() -> None:
+    memory = RowMemory(select)
+    content = json.dumps({"executions": [{"id": 1, "status": "running"}, {"id": 2}], "next": "/more"}).encode()
+    assert parse_list(content, memory=memory) == json.loads(content)
+    for _ in range(2):
+        assert parse_list(content, memory=memory) == {"executions": [], "next": "/more"}
+        assert (memory.left_out, memory.subjects) == (2, {2, 3})
+    changed = parse_list(content.replace(b"running", b"completed"), memory=memory)
+    assert changed == {"executions": [{"id": 1, "status": "completed"}], "next": "/more"}
