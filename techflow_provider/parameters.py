@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from techflow_provider.client.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg
+
+    from techflow_provider.hooks.techflow import TechFlowHook
 
     # What an id or a name may be in a DAG: a value, a template, or the output of another task.
     Text: TypeAlias = str | int | XComArg
@@ -31,6 +34,17 @@ class HasParameters(Protocol):
 
     @property
     def checks(self) -> Mapping[str, Check]: ...
+
+
+class UsesConnection:
+    """A task that uses the connection in its `techflow_conn_id`."""
+
+    @cached_property
+    def hook(self) -> TechFlowHook:
+        """The hook of the connection."""
+        from techflow_provider.hooks.techflow import TechFlowHook
+
+        return TechFlowHook(read(self, "techflow_conn_id"))  # type: ignore[arg-type]  # a task has parameters
 
 
 def check_plain(task: HasParameters) -> None:

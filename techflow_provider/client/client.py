@@ -159,7 +159,6 @@ class Executions(_Blocking[AsyncExecutions]):
     list = _at_once(AsyncExecutions.list)
     get = _at_once(AsyncExecutions.get)
     wait = _at_once(AsyncExecutions.wait)
-    poll = _at_once(AsyncExecutions.poll)
 
 
 class _Client(Generic[Transport, Sleep]):
@@ -284,10 +283,6 @@ class AsyncClient(_Client[httpx.AsyncBaseTransport, Callable[[float], Coroutine[
     async def run(self, flow: Flow[T]) -> T:
         """Run a flow and return its result."""
         return await flow
-
-    async def use_state(self, act: Callable[[], T]) -> T:
-        """Use the budget, or anything else in its store, in the one thread that may block on it."""
-        return await self.context.io.use_state(act)
 
     async def aclose(self) -> None:
         """Close the connections."""

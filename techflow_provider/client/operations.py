@@ -29,7 +29,6 @@ from techflow_provider.client.history import (
     ExecutionSelector,
     ExecutionTracker,
     History,
-    HistoryFilter,
     select,
     select_workflows,
 )
@@ -40,7 +39,6 @@ from techflow_provider.client.reading import (
     DEFAULT_POLL_INTERVAL_SECONDS,
     PollMemory,
     ReadTerms,
-    poll_history,
     read_history,
     sleep_until_woken,
 )
@@ -322,13 +320,3 @@ class AsyncExecutions(_Operations):
             if left <= 0:
                 raise ExecutionTimeoutError(str(selector), clock() - began, tracker.last_seen)
             await sleep_until_woken(self._context, min(seconds, left))
-
-    async def poll(
-        self, within_seconds: float, history_filter: HistoryFilter | None = None, memory: PollMemory | None = None
-    ) -> History:
-        """Read the execution history as a wait does, for this client alone (List Executions); see `poll_history`.
-
-        :param history_filter: what is wanted of the history; everything without it
-        """
-        history_filter = history_filter or HistoryFilter(everything=True)
-        return await poll_history(self._context, history_filter, within_seconds, memory)

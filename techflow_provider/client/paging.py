@@ -48,11 +48,6 @@ class Page(Rows[T]):
     marks: frozenset[str | int]
     subjects: frozenset[int]
 
-    @property
-    def server_time(self) -> datetime:
-        """The server's clock when it responded."""
-        return server_time(self.headers)
-
 
 def server_time(headers: Mapping[str, str]) -> datetime:
     """Return the server's clock when it responded, to the second, or this host's when it sends no Date."""

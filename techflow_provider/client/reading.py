@@ -13,7 +13,7 @@ from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
 from techflow_provider.client.flow import Call, FlowContext, url_of
 from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.models import Execution
-from techflow_provider.client.paging import Page, PageCache, read_page
+from techflow_provider.client.paging import Page, PageCache, read_page, server_time
 from techflow_provider.state.budget import RequestClass
 
 PageCall: TypeAlias = Call[Page[Execution]]
@@ -153,7 +153,7 @@ async def poll_history(
         memory.restart()
     return History(
         (item for each in pages for item in each.items),
-        at=pages[0].server_time,
+        at=server_time(pages[0].headers),
         began=began,
         unlisted=unlisted,
         failure=failure,

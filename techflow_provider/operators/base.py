@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from techflow_provider.client.values import as_text
-from techflow_provider.parameters import Check, read
+from techflow_provider.parameters import Check, UsesConnection
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
-
-    from techflow_provider.hooks.techflow import TechFlowHook
 else:
     # Type checkers don't know the class under this name.
     from airflow.providers.common.compat.sdk import BaseOperator
@@ -20,7 +17,7 @@ else:
 Checks: TypeAlias = dict[str, Check]
 
 
-class TechFlowOperator(BaseOperator):
+class TechFlowOperator(UsesConnection, BaseOperator):
     """What the operators have in common: a connection and its hook.
 
     :param techflow_conn_id: connection of the type `techflow`
@@ -34,10 +31,3 @@ class TechFlowOperator(BaseOperator):
     def __init__(self, *, techflow_conn_id: str = "techflow_default", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.techflow_conn_id = techflow_conn_id
-
-    @cached_property
-    def hook(self) -> TechFlowHook:
-        """The hook of the connection."""
-        from techflow_provider.hooks.techflow import TechFlowHook
-
-        return TechFlowHook(read(self, "techflow_conn_id"))

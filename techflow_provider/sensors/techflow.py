@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from inspect import unwrap
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,13 +57,12 @@ from techflow_provider.deferral import (
     log_wait,
 )
 from techflow_provider.links.techflow import TechFlowLink, keep_link, links
-from techflow_provider.parameters import Check, check_one_given, check_plain, is_template, read
+from techflow_provider.parameters import Check, UsesConnection, check_one_given, check_plain, is_template, read
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseSensorOperator, Context, XComArg
 
     from techflow_provider.client.models import Execution
-    from techflow_provider.hooks.techflow import TechFlowHook
     from techflow_provider.parameters import Text
 else:
     # Type checkers don't know the class under this name.
@@ -95,7 +93,7 @@ def _seconds(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-class TechFlowExecutionSensor(BaseSensorOperator):
+class TechFlowExecutionSensor(UsesConnection, BaseSensorOperator):
     """Wait until an execution has ended, and return it as a dict, the same in every mode (List Executions).
 
     Give `execution_id`, or `execution_ids` for several, which are returned as a list; or `workflow_id` with
@@ -184,13 +182,6 @@ class TechFlowExecutionSensor(BaseSensorOperator):
         values = [getattr(self, name) for name in (*IDS, "started_after")]
         if not any(map(is_template, values)):
             self._select(datetime.now(UTC))
-
-    @cached_property
-    def hook(self) -> TechFlowHook:
-        """The hook of the connection."""
-        from techflow_provider.hooks.techflow import TechFlowHook
-
-        return TechFlowHook(read(self, "techflow_conn_id"))
 
     def _select(self, began: datetime) -> list[ExecutionSelector]:
         """Return what is waited for.

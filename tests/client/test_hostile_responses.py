@@ -18,6 +18,7 @@ from techflow_provider.client.json_stream import MAX_ITEMS, parse_list
 from techflow_provider.client.models import Execution, read_executions, read_rows, read_workflows
 from techflow_provider.client.parsing import MAX_DEPTH, MAX_VALUES, DecodeError, Json, http_date, parse_json
 from techflow_provider.client.reading import PollMemory
+from tests.client.polls import poll_once
 
 MEGABYTE = 1024 * 1024
 RUNNING: dict[str, Json] = {"id": "ex_1", "workflow_id": "wf_1", "status": "running"}
@@ -71,7 +72,7 @@ def test_a_row_that_cannot_be_read_hides_no_other(connect: Any, caplog: pytest.L
     rows = [{**RUNNING, "id": "ex_0"}, bad, RUNNING]
     ask = connect(respond=respond(json.dumps({"executions": rows})))
     assert [each.id for each in ask(lambda client: client.executions.list())] == ["ex_0", "ex_1"]
-    history = ask(lambda client: client.executions.poll(60.0))
+    history = ask(poll_once())
     assert (len(history), history.unreadable) == (2, 1)
     assert history.reason.isprintable()
     read = read_workflows([{"id": "wf_1"}, bad, {"id": "wf_2"}])
@@ -84,7 +85,7 @@ def test_rows_that_cannot_be_read_are_logged_once_with_what_identifies_the_first
     rows = [RUNNING, {"id": "ex_of_this_test", "status": 5}, {"id": "another", "status": None}]
     ask = connect(respond=respond(json.dumps(rows)))
     for _ in range(5):
-        ask(lambda client: client.executions.poll(60.0))
+        ask(poll_once())
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert lines == [
         (
@@ -98,7 +99,7 @@ def test_a_bad_row_beside_rows_that_nobody_needs_does_not_fail_the_poll(connect:
     wanted = HistoryFilter()
     wanted.add(ExecutionSelector("ex_7"))
     ask = connect(respond=respond(json.dumps([{"id": "ex_7", "status": None}, RUNNING])))
-    history = ask(lambda client: client.executions.poll(60.0, wanted))
+    history = ask(poll_once(wanted))
     assert (len(history), history.unreadable) == (0, 1)
 
 
@@ -158,10 +159,10 @@ def test_a_header_that_cannot_be_read_counts_as_absent(connect: Any, name: str, 
     for number in range(2):
         if status == 200:
             # The second poll leaves out what hasn't changed.
-            assert len(ask(lambda client: client.executions.poll(10.0, None, memory))) == 1 - number
+            assert len(ask(poll_once(memory=memory, within_seconds=10.0))) == 1 - number
         else:
             with pytest.raises(TechFlowError):
-                ask(lambda client: client.executions.poll(10.0, None, memory))
+                ask(poll_once(memory=memory, within_seconds=10.0))
 
 
 @pytest.mark.parametrize("date", ["Mon, 01 Jan 0001 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 0"])

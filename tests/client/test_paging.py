@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from techflow_provider.client.history import HistoryFilter
 from techflow_provider.client.paging import CACHE_SECONDS
 from techflow_provider.client.reading import PollMemory
 from techflow_provider.sandbox import ManualClock, Sandbox
+from tests.client.polls import poll_once
 
 Poll = Callable[[], int]
 
@@ -21,7 +21,7 @@ def poll(ask: Any, clock: ManualClock) -> Poll:
     memory = PollMemory()
 
     def poll() -> int:
-        history = ask(lambda client: client.executions.poll(60.0, HistoryFilter(everything=True), memory))
+        history = ask(poll_once(memory=memory))
         return len(history)
 
     return poll

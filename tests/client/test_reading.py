@@ -13,6 +13,7 @@ import pytest
 from techflow_provider.client.history import ExecutionSelector, HistoryFilter
 from techflow_provider.client.reading import PAGES_PER_POLL, PollMemory
 from techflow_provider.sandbox import ManualClock
+from tests.client.polls import poll_once
 
 Rows = list[dict[str, Any]]
 Connect = Callable[..., Any]
@@ -76,7 +77,7 @@ def test_a_server_that_ignores_the_page_is_read_up_to_the_repetition(connect: Co
     memory: list[int] = []
     ask = connect(respond=respond)
     for _ in range(3):
-        ask(lambda client: client.executions.poll(60.0))
+        ask(poll_once())
         memory.append(len(requested))
     assert memory == [2, 4, 6]
 
@@ -94,7 +95,7 @@ def test_polls_of_a_running_execution_read_no_page_after_it(connect: Connect) ->
     history_filter = HistoryFilter()
     history_filter.add(ExecutionSelector("ex_1"), "running")
     for _ in range(3):
-        history = ask(lambda client: client.executions.poll(60.0, history_filter, memory))
+        history = ask(poll_once(history_filter, memory=memory))
         assert (len(history), history.unlisted) == (0, frozenset())
     assert pages.requested == [0, 1] * 3
 
@@ -114,7 +115,7 @@ def test_an_execution_is_missing_only_when_all_pages_were_read(connect: Connect)
     unlisted = []
     for _ in range(4):
         history_filter.add(ExecutionSelector("ex_2"))
-        unlisted.append(ask(lambda client: client.executions.poll(60.0, history_filter, memory)).unlisted)
+        unlisted.append(ask(poll_once(history_filter, memory=memory)).unlisted)
         assert len(pages.requested) <= PAGES_PER_POLL * (len(unlisted))
     assert unlisted == [frozenset(), frozenset(), frozenset({"ex_1", "ex_2"}), frozenset()]
 
@@ -161,7 +162,7 @@ def test_pages_whose_urls_change_are_forgotten(connect: Connect, clock: ManualCl
     memory = PollMemory()
     ask = connect(respond=respond)
     for _ in range(100):
-        ask(lambda client: client.executions.poll(60.0, None, memory))
+        ask(poll_once(memory=memory))
         clock.advance(5.0)
     assert len(memory.pages) <= 2 * PAGES_PER_POLL
 
@@ -195,7 +196,7 @@ def test_a_query_is_sent_with_a_poll_as_far_as_it_hides_nothing_that_is_wanted(
     if wanted is not None:
         history_filter.add(wanted)
     ask = connect(respond=respond, history_query=QUERY)
-    ask(lambda client: client.executions.poll(60.0, history_filter))
+    ask(poll_once(history_filter))
     assert requests == [sent, {"page": "1"}]
     ask(lambda client: client.executions.list())
     assert requests[2:] == [{}, {"page": "1"}]

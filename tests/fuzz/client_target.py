@@ -10,7 +10,7 @@ import httpx
 from techflow_provider.client import Client, RetryPolicy, Settings, TechFlowError
 from techflow_provider.client.calls import raw
 from techflow_provider.client.history import ExecutionSelector, ExecutionTracker, HistoryFilter
-from techflow_provider.client.reading import PollMemory
+from techflow_provider.client.reading import PollMemory, poll_history
 from techflow_provider.sandbox import ManualClock
 from techflow_provider.state.budget import LocalBudget
 from tests.fuzz import values
@@ -117,6 +117,6 @@ def _poll(random: Random, client: Client) -> Any:
     for _ in range(3):
         history_filter = HistoryFilter(everything=random.random() < 0.3)
         history_filter.add(selector, tracker.status)
-        history = client.executions.poll(60.0, history_filter, memory)
+        history = client.run(poll_history(client.context, history_filter, 60.0, memory))
         tracker.update(history, client.context.clock())
     return tracker.last_seen

@@ -107,7 +107,7 @@ async def test_calls_that_are_cancelled_while_they_wait_give_their_slots_back(st
             call.cancel()
         await asyncio.gather(*calls[6:], return_exceptions=True)
         # The slots are given back in the thread that uses the store, after what it has to do already.
-        await caller.use_state(lambda: None)
+        await caller.context.io.use_state(lambda: None)
         assert budget.reserve(COMMAND, 1e9).wait_seconds < 7.5 * 0.7
         go.set()
         assert await asyncio.gather(*calls[:6]) == [[]] * 6
