@@ -3,6 +3,9 @@
 Runs the real flows, the real budget and the real shared poll on an event loop with virtual time, against a server that
 responds with 500 without acting on the first request of each task. Prints how long all of it takes, how long a healthy
 start waits for its request, and how long a task occupies a worker slot.
+
+With `--payloads`, each task has a payload of its own, and its first request starts an execution. A task whose execution
+cannot be determined is cleared once.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from techflow_provider.client.errors import BudgetTimeoutError, RateLimitError, TechFlowError
+from techflow_provider.client.errors import AmbiguousExecutionError, BudgetTimeoutError, RateLimitError, TechFlowError
 from techflow_provider.client.flow import Call, FlowContext
+from techflow_provider.client.parsing import Json
 from techflow_provider.client.retry import Outcome, RetryPolicy
 from techflow_provider.client.settings import Settings
 from techflow_provider.polling.searches import SharedHistory
@@ -32,7 +36,7 @@ from techflow_provider.state.memory import MemoryStore
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.recovery import LostStartError, search
-from techflow_provider.submission.start import finish_search, send
+from techflow_provider.submission.start import finish_search, resolve, send
 
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over
@@ -74,8 +78,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 class World:
     """The server, the shared state, and what is measured."""
 
-    def __init__(self, loop: VirtualLoop, tasks: int, seed: int) -> None:
+    def __init__(self, loop: VirtualLoop, tasks: int, seed: int, payloads: str | None = None) -> None:
         self.loop = loop
+        self.payloads = payloads
         self.random = random.Random(seed)
         self.failing = {f"task-{number}" for number in range(tasks)}
         self.executions: list[dict[str, Any]] = []
@@ -83,6 +88,7 @@ class World:
         self.slots: dict[str, float] = {}
         self.done: dict[str, float] = {}
         self.failed: list[str] = []
+        self.cleared: list[str] = []
         self.healthy: list[float] = []
         self.store = MemoryStore(loop.time)
         self.budget = SharedBudget(self.store, "account", 100, 6, clock=loop.time)
@@ -107,13 +113,16 @@ class World:
             return httpx.Response(
                 200, headers=headers, content=json.dumps({"executions": self.executions[::-1]}), request=request
             )
-        if task in self.failing:
-            self.failing.remove(task)
+        is_lost = task in self.failing
+        self.failing.discard(task)
+        if is_lost and self.payloads is None:
             return httpx.Response(500, headers=headers)
         started_at = self.now().isoformat()
         row = {"id": f"ex_{len(self.executions)}", "workflow_id": "wf_1", "status": "running", "started_at": started_at}
+        if self.payloads == "shown":
+            row["input"] = json.loads(request.content or "null")
         self.executions.append(row)
-        return httpx.Response(200, headers=headers, content=json.dumps(row))
+        return httpx.Response(500 if is_lost else 200, headers=headers, content=json.dumps(row))
 
 
 class VirtualIO:
@@ -158,16 +167,30 @@ class StartTask:
         self.context = world.context(name)
         self.slot_seconds = 0.0
         self.is_admitted = False
+        self.clears = 0
+        self.polls = SharedHistory(world.store, "account")
 
-    def attempt(self, **more: Any) -> Attempt:
-        """Return an attempt of the task."""
+    def attempt(self, polls: SharedHistory | None = None) -> Attempt:
+        """Return an attempt of the task; in a worker, it shares what polls show through the state alone."""
         attempts = AttemptStore(self.world.store, "site", self.name)
-        submitter = Submitter(self.name, "1", is_retry=False, attempt_id=self.name)
+        submitter = Submitter(
+            self.name, str(self.clears), is_retry=False, attempt_id=f"{self.name}-{self.clears}", clears=self.clears
+        )
         policy = SubmissionPolicy(defers_search=self.deferrable)
-        return Attempt(self.context, submitter, attempts, policy, "wf_1", **more)
+        payload: dict[str, Json] | None = {"of": self.name} if self.world.payloads else None
+        return Attempt(self.context, submitter, attempts, policy, "wf_1", payload, polls or self.polls)
 
     async def run(self) -> None:
-        """Start an execution."""
+        """Start an execution; a person clears the task once if it can't be determined which."""
+        try:
+            await self.start()
+        except AmbiguousExecutionError:
+            self.world.cleared.append(self.name)
+            self.clears = 1
+            await self.start()
+
+    async def start(self) -> None:
+        """Start an execution, or fail."""
         sent, submission, found, lost = 0, None, None, None
         attempt = self.attempt()
         while submission is None:
@@ -177,12 +200,14 @@ class StartTask:
                     attempt = self.attempt()
                     submission = await finish_search(attempt, lost, found)
                     found = None
+                if self.clears and submission is None:
+                    submission = await resolve(attempt)
                 submission = submission or await self.send(attempt, sent)
             except LostStartError as error:
                 lost, sent = error.start, error.start.sent
                 self.occupy(began)
                 self.is_admitted = False
-                found = await search(self.attempt(polls=self.world.shared), lost)
+                found = await search(self.attempt(self.world.shared), lost)
                 await asyncio.sleep(RESUME_SECONDS)
             except (BudgetTimeoutError, RateLimitError):
                 self.occupy(began)
@@ -241,12 +266,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--payloads", choices=("shown", "hidden"), help="whether the history shows them")
     add_option(parser)
     options = parser.parse_args()
     logging.getLogger("techflow_provider").setLevel(logging.CRITICAL)
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
-    world = World(loop, options.tasks, options.seed)
+    world = World(loop, options.tasks, options.seed, options.payloads)
 
     async def everything() -> None:
         tasks = [asyncio.ensure_future(run_task(world, f"task-{number}")) for number in range(options.tasks)]
@@ -265,6 +291,7 @@ def main() -> int:
     minutes = max(world.done.values(), default=0.0) / 60
     slots, waits = list(world.slots.values()), world.healthy
     print(f"{options.tasks} tasks: {len(world.done)} succeeded, {len(world.failed)} failed, in {minutes:.1f} min")
+    print(f"{len(world.cleared)} were cleared; {len(world.executions)} executions")
     print(f"requests: {world.requests['POST']} POSTs, {world.requests['GET']} polls; healthy starts {len(waits)}")
     print(f"a healthy start takes {percentile(waits, 0.5):.1f} s, p95 {percentile(waits, 0.95):.1f} s")
     median, high = percentile(slots, 0.5), percentile(slots, 0.95)
