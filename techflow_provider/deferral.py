@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 
 from techflow_provider.client.errors import ExecutionFailedError, ExecutionTimeoutError, InvalidParameterError
+from techflow_provider.client.flow import without_key
 from techflow_provider.client.history import has_status
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import in_seconds, quote, shorten
@@ -140,11 +141,12 @@ def check_ended(execution: Execution, allowed_statuses: Sequence[str], settings:
     """
     if has_status(execution, allowed_statuses):
         return execution
-    details = json.dumps(execution.further, ensure_ascii=False) if execution.further else ""
-    if settings.holds_key(details.encode(errors="replace")):
-        details = ""
-    reason = None if execution.error is None else shorten(execution.error, LONGEST_REASON)
-    status = execution.status or ""
-    raise ExecutionFailedError(
-        execution.id, execution.workflow_id, status, reason, shorten(details, LONGEST_REASON) or None
-    )
+    further = json.dumps(execution.further, ensure_ascii=False) if execution.further else None
+    reason, details = (_without_key(text, settings) for text in (execution.error, further))
+    raise ExecutionFailedError(execution.id, execution.workflow_id, execution.status or "", reason, details)
+
+
+def _without_key(text: str | None, settings: Settings) -> str | None:
+    if text is None:
+        return None
+    return shorten(without_key(text, text, text.encode(errors="replace"), settings), LONGEST_REASON)

@@ -236,7 +236,9 @@ def ssl_context(settings: Settings) -> ssl.SSLContext:
     if paths and settings.verify:
         context = _trusting(paths)
     else:
-        context = httpx.create_ssl_context(verify=bool(settings.verify), trust_env=False)
+        # Reading all the usual certificates takes longer than a request, and plain HTTP needs none.
+        verify = bool(settings.verify) and settings.base_url.startswith("https:")
+        context = httpx.create_ssl_context(verify=verify, trust_env=False)
     if settings.client_cert:
         try:
             # Without a password, OpenSSL would ask for one on the terminal.

@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from techflow_provider.client import AsyncClient, Client, InvalidParameterError, RetryPolicy, Settings, TransportError
-from techflow_provider.client.transport import CA_VARIABLES
+from techflow_provider.client.transport import CA_VARIABLES, ssl_context
 from tests.certificates import Authority
 from tests.client.raw_server import response, serving, until_blank_line
 
@@ -241,3 +241,8 @@ def test_no_proxy_is_honoured(monkeypatch: pytest.MonkeyPatch, value: str) -> No
     address = "::1" if value == "::1" else "127.0.0.1"
     with serving(lambda it, _: it.sendall(response("content-length: 2", body=b"[]")), address) as port:
         assert list_workflows(f"http://{f'[{address}]' if ':' in address else address}:{port}") == []
+
+
+def test_certificates_are_read_only_where_a_connection_is_encrypted() -> None:
+    assert ssl_context(Settings("key")).get_ca_certs()
+    assert not ssl_context(Settings("key", "http://127.0.0.1:1/v2")).get_ca_certs()

@@ -10,7 +10,7 @@ import pytest
 from techflow_provider.client import ExecutionFailedError, InvalidParameterError
 from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
 from techflow_provider.sandbox import Fault, Sandbox
-from tests.operators.attempts import Attempt, after_polls
+from tests.operators.attempts import KEY, Attempt, after_polls
 
 pytestmark = [
     pytest.mark.airflow,
@@ -106,6 +106,17 @@ def test_a_joined_run_that_fails_is_not_joined_again(served: Sandbox, attempt: A
     after_polls(served, 2, lambda: finish(served))
     assert attempt(2, reuse_running=True, wait_for_completion=True).run() != other.id
     assert served.count(method="POST") == 1
+
+
+@MODES
+def test_a_failure_in_which_techflow_repeats_the_key_is_shown_without_it(
+    served: Sandbox, attempt: Any, *, deferrable: bool
+) -> None:
+    after_polls(served, 1, lambda: finish(served, "failed", error=f"no access with {KEY}"))
+    with pytest.raises(ExecutionFailedError) as caught:
+        attempt(wait_for_completion=True, deferrable=deferrable).run()
+    assert "ended with status 'failed': text that repeats the API key and is not shown" in str(caught.value)
+    assert KEY not in str(caught.value)
 
 
 def test_a_joined_run_is_not_claimed_so_that_its_own_task_finds_it(served: Sandbox, attempt: Any) -> None:
