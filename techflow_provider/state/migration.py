@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from techflow_provider.state.identity import store_entry
 from techflow_provider.state.sqlite import SqliteStore
-from techflow_provider.state.store import BUDGET_NAME, Entry, Store, Write
+from techflow_provider.state.store import BUDGET_NAME, Entry, Store, Write, read_only
 
 # The mark in the file that says that an account's records have been copied.
 NAMESPACE = "migrated"
@@ -21,6 +22,9 @@ def migrate(file: SqliteStore, store: Store, key: str) -> int:
     """
     namespaces = [each for each in file.namespaces() if each.partition("/")[0] == key]
     records = [(each, entry) for each in namespaces for entry in file.entries(each) if entry.name != BUDGET_NAME]
+    # An API server may serve this very file, and would wait for this process's lock on it.
+    if records and file.update(NAMESPACE, key, read_only)[0] is None and _is_same(file, store):
+        return 0
 
     def copy(mark: Entry | None, _: float) -> tuple[Write | None, int]:
         if mark is not None:
@@ -30,6 +34,10 @@ def migrate(file: SqliteStore, store: Store, key: str) -> int:
         return Write(store.location, MARK_TTL_SECONDS), len(records)
 
     return file.update(NAMESPACE, key, copy) if records else 0
+
+
+def _is_same(file: SqliteStore, store: Store) -> bool:
+    return store_entry(file).value == store_entry(store).value
 
 
 def _keep(present: Entry | None, record: Entry) -> tuple[Write | None, None]:

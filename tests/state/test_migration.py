@@ -64,3 +64,10 @@ def test_a_file_without_records_is_left_alone(sqlite_path, store):
     file = SqliteStore(sqlite_path)
     assert migrate(file, store, "one") == 0
     assert file.entries("migrated") == []
+
+
+def test_nothing_is_copied_to_a_store_that_is_the_same_file(file, sqlite_path):
+    # An API server on this host opens the file for itself.
+    served = SqliteStore(sqlite_path, timeout_seconds=1.0)
+    assert migrate(file, served, "one") == 0
+    assert [entry.value for entry in served.entries("one/attempts")] == ["one/attempts"]
