@@ -72,6 +72,7 @@ class Actions:
             return subprocess.Popen(
                 [self._running.python, "-m", "tests.deployment.actions"],
                 env=self._running.environment,
+                cwd=self._running.home,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -79,9 +80,10 @@ class Actions:
             )
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; another one starts when it is needed."""
         if self._process is not None:
             self._process.communicate()
+            self._process = None
 
 
 def start_run(dag_id: str) -> None:

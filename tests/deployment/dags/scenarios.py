@@ -62,7 +62,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "secrets_file": {**DEFER, "techflow_conn_id": "techflow_file"},
     "secrets_custom": {**DEFER, "techflow_conn_id": "techflow_custom"},
     **{f"deferred_{way}": DEFER for way in ("cleared", "success", "failed")},
-    **{f"poking_{way}": POKE for way in ("cleared", "success", "failed")},
+    # Airflow 2 retries a running task that is cleared, after the delay.
+    **{f"poking_{way}": {**POKE, "retry_delay": SOON["retry_delay"]} for way in ("cleared", "success", "failed")},
     **{
         f"admission_{way}": {"deferrable": True, "techflow_conn_id": f"techflow_slow_{way}"}
         for way in ("cleared", "success", "failed")
