@@ -21,6 +21,13 @@ def has_api_server() -> bool:
     return AIRFLOW_V_3_0_PLUS
 
 
+def resumes_retries() -> bool:
+    """Whether a retry resumes with the event of the attempt that failed, as in Airflow 3.0."""
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
+
+    return AIRFLOW_V_3_0_PLUS and not AIRFLOW_V_3_1_PLUS
+
+
 async def connection_and_extra(conn_id: str, hook: Any) -> tuple[Any, Any]:
     """Return a connection and its extra without blocking the event loop."""
     from airflow.providers.common.compat import connection as compat

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf, get_current_context
 
 from techflow_provider.client.errors import ExecutionFailedError, ExecutionTimeoutError, InvalidParameterError
 from techflow_provider.client.flow import without_key
@@ -17,13 +17,16 @@ from techflow_provider.client.history import has_status
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import in_seconds, quote, shorten
 from techflow_provider.client.text import get_logger
+from techflow_provider.compat import resumes_retries
 from techflow_provider.triggers.outcomes import deadline_after, executions_of
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseOperator
+    from airflow.sdk import BaseOperator, Context
 
     from techflow_provider.client.history import ExecutionSelector
     from techflow_provider.client.settings import Settings
+else:
+    BaseOperator = object
 
 log: logging.Logger = get_logger(__name__)
 
@@ -34,6 +37,25 @@ LONGEST = timedelta(days=366_000)
 LONGEST_REASON = 1000
 # The trigger keeps the deadline; Airflow's own bound of a deferral is only the safety net.
 DEFERRAL_GRACE = timedelta(minutes=2)
+ATTEMPT = "techflow_attempt"
+
+
+class Deferring(BaseOperator):
+    """A task whose retry begins anew, although Airflow 3.0 resumes it with the event of the attempt that failed."""
+
+    def defer(self, *, kwargs: dict[str, Any] | None = None, **options: Any) -> NoReturn:
+        """Defer the task, on Airflow 3.0 with the number of the attempt."""
+        if resumes_retries():
+            kwargs = {**(kwargs or {}), ATTEMPT: get_current_context()["ti"].try_number}
+        super().defer(kwargs=kwargs, **options)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume the attempt that was deferred, and begin any other one."""
+        attempt = (next_kwargs or {}).pop(ATTEMPT, None)
+        if attempt in (None, context["ti"].try_number):
+            return super().resume_execution(next_method, next_kwargs, context)
+        log.info("Airflow resumes this attempt with the outcome of attempt %s; it begins anew", attempt)
+        return self.execute(context)
 
 
 def default_poll_interval() -> float:

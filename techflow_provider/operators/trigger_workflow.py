@@ -34,6 +34,7 @@ from techflow_provider.client.values import (
 from techflow_provider.deferral import (
     DEFAULT_TIMEOUT,
     DEFERRAL_GRACE,
+    Deferring,
     as_timedelta,
     check_ended,
     default_poll_interval,
@@ -66,7 +67,7 @@ ANNOTATION = "airflow"
 WORKFLOW = ("workflow_id", "workflow_name")
 
 
-class TechFlowTriggerWorkflowOperator(TechFlowOperator):
+class TechFlowTriggerWorkflowOperator(Deferring, TechFlowOperator):
     """Start an execution of a workflow (Trigger Execution), wait for its completion if asked to, and return its id.
 
     The id is returned in every mode, and a task that waits has the finished execution as the XCom `execution`. TechFlow

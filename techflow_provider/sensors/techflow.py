@@ -49,6 +49,7 @@ from techflow_provider.client.values import (
 )
 from techflow_provider.compat import first_reschedule_date
 from techflow_provider.deferral import (
+    Deferring,
     as_timedelta,
     check_ended,
     default_poll_interval,
@@ -93,7 +94,7 @@ def _seconds(value: Any) -> Any:
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
-class TechFlowExecutionSensor(UsesConnection, BaseSensorOperator):
+class TechFlowExecutionSensor(Deferring, UsesConnection, BaseSensorOperator):
     """Wait until an execution has ended, and return it as a dict, the same in every mode (List Executions).
 
     Give `execution_id`, or `execution_ids` for several, which are returned as a list; or `workflow_id` with

@@ -6,7 +6,9 @@ import logging
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 
+from techflow_provider import deferral
 from techflow_provider.client import ExecutionFailedError, InvalidParameterError
 from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
 from techflow_provider.sandbox import Fault, Sandbox
@@ -149,6 +151,25 @@ def test_a_payload_that_cannot_say_it_starts_nothing(served: Sandbox, attempt: A
     with pytest.raises(InvalidParameterError, match=rf"^payload: expected .*{message}"):
         made.run()
     assert not served.executions
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["attempt", "retry"])
+def test_only_a_retry_that_airflow_resumes_with_the_failure_of_the_attempt_before_begins_anew(
+    served: Sandbox, attempt: Any, current_context: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    # Airflow 3.0 does so.
+    monkeypatch.setattr(deferral, "resumes_retries", lambda: True)
+    monkeypatch.setattr(deferral, "get_current_context", lambda: current_context)
+    first = attempt(wait_for_completion=True, deferrable=True)
+    with pytest.raises(TaskDeferred) as deferred:
+        first.task.execute(first.context)
+    finish(served, "failed")
+    event = {"execution": {"id": served.executions[0].id, "workflow_id": "wf_1", "status": "failed"}, "state": "failed"}
+    resumed = attempt(number, wait_for_completion=True, deferrable=True)
+    arguments = {**(deferred.value.kwargs or {}), "event": event}
+    with pytest.raises(ExecutionFailedError if number == 1 else TaskDeferred):
+        resumed.task.resume_execution(deferred.value.method_name, arguments, resumed.context)
+    assert len(served.executions) == number
 
 
 @MODES
