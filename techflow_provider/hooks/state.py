@@ -226,7 +226,7 @@ def _broker_url() -> str:
 
 @functools.cache
 def _announce(location: str, reason: str, process_id: int) -> None:  # noqa: ARG001 - once per process
-    log.info("The state that processes share is kept in %s: %s", location, reason)
+    log.info("The state that processes share is kept in %s (%s)", location, reason)
 
 
 def cursors_key(connection: TechFlowConnection) -> str:
