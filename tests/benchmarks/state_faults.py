@@ -167,7 +167,15 @@ def full(name: str, folder: Path, seconds: float) -> Iterator[Broken]:
     filler = disk / "filler"
     try:
         with place(name, disk) as store:
-            yield Broken(name, store.url).during(seconds, lambda: _fill(filler), filler.unlink)
+
+            def mend() -> None:
+                filler.unlink()
+                if name == "redis":
+                    # It ends itself when it can't append, and is restarted as by a supervisor.
+                    store.stop()
+                    store.start()
+
+            yield Broken(name, store.url).during(seconds, lambda: _fill(filler), mend)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -194,23 +202,12 @@ def jumping(name: str, folder: Path, seconds: float, by: str = "+1h") -> Iterato
         "DONT_FAKE_MONOTONIC": "1",
     }
     kept = dict(os.environ)
-    redis = Redis.at(folder)
-    os.environ.update(fake)
     try:
-        with ExitStack() as stack:
-            if name == "redis":
-                own = Program(
-                    "redis", redis.program.command, {**redis.program.environment, **fake}, folder / "redis.log"
-                )
-                faked = Redis(own, redis.port)
-                faked.start()
-                stack.callback(faked.program.stop)
-                url = faked.url()
-            else:
-                url = stack.enter_context(place(name, folder)).url
+        os.environ.update(fake)
+        with place(name, folder) as store:
             os.environ.clear()
             os.environ.update(kept)
-            yield Broken(name, url).during(seconds, lambda: clock.write_text(by), lambda: clock.write_text("+0"))
+            yield Broken(name, store.url).during(seconds, lambda: clock.write_text(by), lambda: clock.write_text("+0"))
     finally:
         os.environ.clear()
         os.environ.update(kept)
@@ -306,8 +303,9 @@ FAULT_KINDS: dict[str, tuple[Any, Sequence[str]]] = {
     "connections": (exhausted, ("redis", "postgresql")),
     "disk-full": (full, ("file", "redis", "postgresql")),
     "openers": (opened, ("file", "redis", "postgresql")),
-    "clock": (jumping, ("redis", "postgresql")),
-    "clock-back": (partial(jumping, by="-1h"), ("redis", "postgresql")),
+    # Redis doesn't start with libfaketime, which clashes with its memory allocator.
+    "clock": (jumping, ("postgresql",)),
+    "clock-back": (partial(jumping, by="-1h"), ("postgresql",)),
 }
 CASES = {f"{kind}-{name}": (kind, name) for kind, (_, names) in FAULT_KINDS.items() for name in names}
 
