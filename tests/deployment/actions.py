@@ -42,6 +42,10 @@ class Actions:
         path = f"dags/{dag_id}/clearTaskInstances"
         self._act("POST", path, {**body, "reset_dag_runs": True}, "clear_task", dag_id)
 
+    def delete_run(self, dag_id: str) -> None:
+        """Delete the run `run`."""
+        self._act("DELETE", f"dags/{dag_id}/dagRuns/run", None, "delete_run", dag_id)
+
     def make_pool(self, name: str, *, include_deferred: bool) -> None:
         """Make a pool with one slot."""
         body = {"name": name, "slots": 1, "include_deferred": include_deferred}
@@ -52,7 +56,7 @@ class Actions:
         body = {"dag_id": dag_id, "from_date": first.isoformat(), "to_date": last.isoformat(), "max_active_runs": 10}
         self._act("POST", "backfills", body, "backfill_dag", dag_id, first.isoformat(), last.isoformat())
 
-    def _act(self, method: str, path: str, body: dict[str, Any], function: str, *arguments: object) -> None:
+    def _act(self, method: str, path: str, body: dict[str, Any] | None, function: str, *arguments: object) -> None:
         if self._running.version >= (3,):
             with self._running.api() as client:
                 response = client.request(method, f"/api/v2/{path}", json=body)
@@ -113,6 +117,17 @@ def clear_task(dag_id: str) -> None:
     from tests.deployment import mark
 
     mark.clear(dag_id, "task", "run")
+
+
+def delete_run(dag_id: str) -> None:
+    """Delete the run."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        for model in (TaskInstance, DagRun):
+            session.query(model).filter_by(dag_id=dag_id, run_id="run").delete()
 
 
 def make_pool(name: str, include_deferred: bool) -> None:
