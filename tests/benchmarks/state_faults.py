@@ -161,6 +161,8 @@ def full(name: str, folder: Path, seconds: float) -> Iterator[Broken]:
     """The disk with the store is full for a while."""
     disk = folder / "disk"
     disk.mkdir()
+    # PostgreSQL runs as another user and must get through.
+    folder.chmod(0o755)
     size = "120m" if name == "postgresql" else "8m"
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)], check=False).returncode:
         raise RuntimeError("a disk that can be filled needs root")
