@@ -182,6 +182,9 @@ def test_a_task_that_is_marked_failed_and_cleared_joins_its_execution(clears: Cl
     clears.await_log("marked_failed", " was started: ")
     clears.actions.mark("marked_failed", "failed")
     clears.await_state("marked_failed", "failed")
+    # The scheduler could write the run's end over what a clear has just written.
+    ended = "SELECT state FROM dag_run WHERE dag_id = 'marked_failed'"
+    until(lambda: clears.running.query(ended) == [["failed"]], SECONDS, "the end of the run")
     clears.actions.clear("marked_failed")
     clears.await_log("marked_failed", " was re-attached: ")
     clears.finish("marked_failed")
