@@ -41,6 +41,7 @@ from techflow_provider.state.store import Store, StoreError, Write
 from techflow_provider.submission.airflow import history_lag
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.model import Origin
+from techflow_provider.triggers.outcomes import first_event_delay
 
 # A person waits for the result.
 DEADLINE_SECONDS = 15.0
@@ -56,6 +57,7 @@ MAX_STARTS = 10
 SETTINGS: dict[str, Callable[[], object]] = {
     "poll_interval": default_poll_interval,
     "history_lag": history_lag,
+    "first_event_delay": first_event_delay,
     "webhook_url_tokens": partial(conf.getboolean, "techflow", "webhook_url_tokens", fallback=True),
     **{name: partial(conf.get, "techflow", name, fallback="") for name in ("state_url", "state_secret", "deployment")},
 }

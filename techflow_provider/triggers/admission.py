@@ -15,7 +15,7 @@ from techflow_provider.client.text import get_logger
 from techflow_provider.hooks.budget import open_budget
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.state.budget import Reservation
-from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, event_of, seconds_until, sleep_until
+from techflow_provider.triggers.outcomes import event_of, first_event_delay, seconds_until, sleep_until
 
 log: logging.Logger = get_logger(__name__)
 
@@ -43,14 +43,14 @@ class TechFlowAdmissionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the task is admitted or there is no point in waiting any longer."""
-        began = asyncio.get_running_loop().time()
+        began, delay = asyncio.get_running_loop().time(), first_event_delay()
         try:
             await self._wait()
             payload: dict[str, Any] = {"admitted": True}
         except TechFlowError as error:
             log.info("The task is not admitted: %s", error)
             payload = event_of(error)
-        await sleep_until(began, FIRST_EVENT_SECONDS)
+        await sleep_until(began, delay)
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # as above
 
     async def _wait(self) -> None:

@@ -6,13 +6,17 @@ An event crosses a process boundary and a database, so it is plain JSON, and is 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow.providers.common.compat.sdk import conf
+
 from techflow_provider.client.errors import (
     ExecutionTimeoutError,
+    InvalidParameterError,
     TechFlowError,
     UnexpectedResponseError,
     rebuild_error,
@@ -22,7 +26,6 @@ from techflow_provider.client.parsing import DecodeError, Json, quote
 
 # A worker slot must not be used for waiting: a deferrable task whose slot in the rate budget is further away defers.
 ADMISSION_SECONDS = 2.0
-# An event right after the deferral can arrive before the scheduler has recorded it, and the task then fails.
 FIRST_EVENT_SECONDS = 3.0
 
 
@@ -36,6 +39,19 @@ def seconds_until(deadline: str | None) -> float | None:
     if deadline is None:
         return None
     return max(0.0, (datetime.fromisoformat(deadline) - datetime.now(UTC)).total_seconds())
+
+
+def first_event_delay() -> float:
+    """Return `[techflow] first_event_delay` in seconds.
+
+    An event soon after the deferral can arrive before the scheduler has noticed that, and Airflow 3 fails the task.
+
+    :raises InvalidParameterError: it isn't a number from 0
+    """
+    value = float(conf.getfloat("techflow", "first_event_delay", fallback=FIRST_EVENT_SECONDS))
+    if not 0 <= value < math.inf:
+        raise InvalidParameterError("[techflow] first_event_delay", quote(value), "seconds, from 0")
+    return value
 
 
 async def sleep_until(began: float, seconds: float) -> None:

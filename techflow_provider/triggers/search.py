@@ -22,9 +22,9 @@ from techflow_provider.submission.matching import Match, NoMatch
 from techflow_provider.submission.model import Attempt, SubmissionPolicy, Submitter
 from techflow_provider.submission.recovery import LostStart, OtherAttemptError, search
 from techflow_provider.triggers.outcomes import (
-    FIRST_EVENT_SECONDS,
     error_of,
     event_of,
+    first_event_delay,
     seconds_until,
     sleep_until,
     unreadable,
@@ -59,7 +59,7 @@ class TechFlowSearchTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when it is determined what was started, or cannot be."""
-        began = asyncio.get_running_loop().time()
+        began, delay = asyncio.get_running_loop().time(), first_event_delay()
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
                 event = await self._search()
@@ -68,7 +68,7 @@ class TechFlowSearchTrigger(BaseTrigger):
             event = event_of(AmbiguousExecutionError(self.start["record"]["workflow_id"], reason))
         except (TechFlowError, StoreError) as error:
             event = event_of(error if isinstance(error, TechFlowError) else TechFlowError(str(error)))
-        await sleep_until(began, FIRST_EVENT_SECONDS)
+        await sleep_until(began, delay)
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # as above
 
     async def _search(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from techflow_provider.client.history import ExecutionSelector, ExecutionTracker
 from techflow_provider.client.text import get_logger
 from techflow_provider.polling.poller import Poller
 from techflow_provider.polling.registry import shared_poller
-from techflow_provider.triggers.outcomes import FIRST_EVENT_SECONDS, ended_event, event_of, seconds_until, sleep_until
+from techflow_provider.triggers.outcomes import ended_event, event_of, first_event_delay, seconds_until, sleep_until
 from techflow_provider.triggers.techflow_events import TechFlowEventTrigger
 
 __all__ = ["TechFlowEventTrigger", "TechFlowExecutionTrigger"]
@@ -89,7 +89,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the wait is over."""
         # Not in a coroutine of its own, which takes a quarter of a kilobyte per wait.
-        began = asyncio.get_running_loop().time()
+        began, delay = asyncio.get_running_loop().time(), first_event_delay()
         trackers, names = [ExecutionTracker(each) for each in self.selectors], ", ".join(map(str, self.selectors))
         log.info("Waiting for %s to finish; one poll every %g s serves all waits", names, self.poll_interval)
         try:
@@ -110,7 +110,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
         except TechFlowError as error:
             log.info("Stopped waiting for %s: %s", names, error)
             event = TriggerEvent(event_of(error))  # type: ignore[no-untyped-call]  # as above
-        await sleep_until(began, FIRST_EVENT_SECONDS)
+        await sleep_until(began, delay)
         yield event
 
     async def _wait_for_all(self, poller: Poller, trackers: list[ExecutionTracker]) -> list[Execution]:

@@ -64,6 +64,7 @@ def test_a_missing_connection_is_a_problem(techflow):
         ("POLL_INTERVAL", "5s", "poll_interval"),
         ("POLL_INTERVAL", "-1", "expected seconds, above 0"),
         ("HISTORY_LAG", "soon", "history_lag"),
+        ("FIRST_EVENT_DELAY", "-1", "first_event_delay"),
         ("WEBHOOK_URL_TOKENS", "perhaps", "webhook_url_tokens"),
         ("STATE_URL_CMD", "sh -c 'echo a-secret; exit 1'", "state_url: Cannot execute"),
     ],

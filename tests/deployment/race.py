@@ -2,7 +2,7 @@
 
 Airflow's scheduler fails a task that is to resume before it has noticed that the process which deferred it has ended.
 
-    python tests/deployment/race.py [--waits 40] [--loop 10] [--first-release]
+    python tests/deployment/race.py [--waits 40] [--loop 10] [--delay 3] [--first-release]
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run_slow_scheduler(seconds: float) -> None:
     main()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
 
 
-def measure(waits: int, loop: float, *, first_release: bool) -> str:
+def measure(waits: int, loop: float, delay: float, *, first_release: bool) -> str:
     """Run the waits in an Airflow of their own and return a row: how many failed, and how many of them by the race."""
     sandbox = Sandbox(api_keys=(KEY,), limit=100_000, execution_seconds=2.0)
     sandbox.add_workflow("race", id="race")
@@ -55,6 +55,7 @@ def measure(waits: int, loop: float, *, first_release: bool) -> str:
         # Else Airflow 2 ends tasks that are silent for 2 s.
         slots |= {"AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "60"}
         environment = {**GENEROUS_TIMEOUTS, **slots, "RACE_WAITS": str(waits)}
+        environment["AIRFLOW__TECHFLOW__FIRST_EVENT_DELAY"] = str(delay)
         if first_release:
             environment["PYTHONPATH"] = os.pathsep.join((str(install_first_release(folder)), str(ROOT)))
         with deployment(sys.executable, [DAG], sandbox=sandbox, environment=environment, folder=folder) as running:
@@ -67,22 +68,23 @@ def measure(waits: int, loop: float, *, first_release: bool) -> str:
             until(lambda: int(running.query(ENDED)[0][0]) >= waits, 900, "the ends of all waits")
             failed, raced = running.query(FAILED)[0][0], running.query(RACED)[0][0]
     package = "0.1.0" if first_release else "this"
-    row = (version("apache-airflow"), package, f"{loop:g}", str(waits), failed, raced)
+    row = (version("apache-airflow"), package, f"{loop:g}", f"{delay:g}", str(waits), failed, raced)
     return f"| {' | '.join((*row, str(len(sandbox.executions))))} |"
 
 
 def main() -> None:
-    """Print a row: Airflow, package, seconds of the loop, waits, failed, by the race, executions."""
+    """Print a row: Airflow, package, seconds of the loop and of the delay, waits, failed, by the race, executions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waits", type=int, default=40)
     parser.add_argument("--loop", type=float, default=10.0, help="seconds by which the scheduler's loop is slowed")
+    parser.add_argument("--delay", type=float, default=3.0, help="[techflow] first_event_delay")
     parser.add_argument("--first-release", action="store_true", help="with version 0.1.0 of this package")
     parser.add_argument("--scheduler", type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.scheduler is not None:
         run_slow_scheduler(asked.scheduler)
         return
-    row = measure(asked.waits, asked.loop, first_release=asked.first_release)
+    row = measure(asked.waits, asked.loop, asked.delay, first_release=asked.first_release)
     sys.stdout.write(row + "\n")
 
 

@@ -21,13 +21,12 @@ KEY = "key-of-the-operator-tests"
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """A sandbox with one workflow, the default connection pointing to it, and an empty shared state."""
     from techflow_provider.hooks.techflow import TechFlowHook
-    from techflow_provider.triggers import techflow
 
     # Each poke polls, however short the time since the last one is.
     defaults: Any = TechFlowHook.poll_history.__kwdefaults__
     monkeypatch.setitem(defaults, "interval_seconds", 0.1)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__FIRST_EVENT_DELAY", "0")
     for module in ("client.reading", "polling.poller", "polling.shared"):
         monkeypatch.setattr(f"techflow_provider.{module}.SHORTEST_INTERVAL_SECONDS", 0.1)
     monkeypatch.setenv("AIRFLOW__TECHFLOW__POLL_INTERVAL", "0.2")

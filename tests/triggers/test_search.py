@@ -18,11 +18,10 @@ START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    from techflow_provider.triggers import search
 
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("AIRFLOW__TECHFLOW__HISTORY_LAG", "0")
-    monkeypatch.setattr(search, "FIRST_EVENT_SECONDS", 0.0)
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__FIRST_EVENT_DELAY", "0")
     sandbox = Sandbox(api_keys=(KEY,), limit=10_000, workflows_at_start={"wf_1": "Nightly"})
     with sandbox.serve() as url:
         extra = {"requests_per_minute": 10_000, "burst": 1000, "timeout": 0.5}

@@ -62,7 +62,7 @@ async def test_a_trigger_ends_the_task_itself_at_a_success_status(
     from techflow_provider.polling import registry
     from techflow_provider.triggers import techflow
 
-    monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__FIRST_EVENT_DELAY", "0")
     sandbox = Sandbox(workflows_at_start={"wf_1": "one"}, execution_seconds=0, outcome=status)  # type: ignore[arg-type]
 
     async def look_up(conn_id: str) -> Access:

@@ -14,7 +14,6 @@ import httpx
 import pytest
 
 from techflow_provider.sandbox import Sandbox, Webhooks
-from techflow_provider.triggers import techflow
 from techflow_provider.triggers.techflow import TechFlowExecutionTrigger
 from techflow_provider.webhooks.receiver import Receiver
 from tests.integration.webhooks.conftest import Serve
@@ -53,7 +52,7 @@ class Scene:
 def scene(serve_receiver: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scene]:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     # Only a scheduler needs the delay.
-    monkeypatch.setattr(techflow, "FIRST_EVENT_SECONDS", 0.0)
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__FIRST_EVENT_DELAY", "0")
     sandbox = Sandbox(api_keys=(KEY,), execution_seconds=NEVER, workflows_at_start={"wf_1": "one"})
     host, port = serve_receiver(Receiver())
     with sandbox.serve() as base_url, httpx.Client(timeout=HANG_SECONDS) as sender:
