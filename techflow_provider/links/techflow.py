@@ -7,6 +7,7 @@ Airflow 2 reads that XCom when the page is shown, and Airflow 3 reads it by its 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, XCom, get_current_context
@@ -55,20 +56,29 @@ def links(task: BaseOperator) -> tuple[TechFlowLink, ...]:
 def keep_link(
     hook: TechFlowHook, execution_id: str, workflow_id: str | None = None, status: str | None = None
 ) -> str | None:
-    """Write down the execution of the running task, for its link and the TechFlow page, and return its address.
+    """Write down the execution of the running task, for its link and the TechFlow page, and return its address."""
+    return keep_links(hook, [(execution_id, workflow_id, status)])
+
+
+def keep_links(hook: TechFlowHook, executions: Sequence[tuple[str, str | None, str | None]]) -> str | None:
+    """Write down the executions of the running task as `keep_link` does, and return the address of the first.
 
     A link must not fail a task: outside of a task, or without a connection, nothing is written.
+
+    :param executions: the id, the workflow and the status of each
     """
+    names, known = ("id", "workflow_id", "status"), list[dict[str, str | None]]()
     try:
         context = get_current_context()
-        url = hook.connection.execution_url(execution_id, workflow_id)
+        for each in executions:
+            url = hook.connection.execution_url(*each[:2])
+            known.append({**dict(zip(names, each, strict=True)), "conn_id": hook.techflow_conn_id, "url": url})
     except (AirflowException, RuntimeError, TechFlowError) as error:
-        log.debug("No link to execution %s: %s", execution_id, error)
+        log.debug("No link to executions %s: %s", executions, error)
         return None
-    known = {"id": execution_id, "workflow_id": workflow_id, "status": status, "conn_id": hook.techflow_conn_id}
-    push(context, LINK_KEY, url or "")
-    push(context, EXECUTION_KEY, {**known, "url": url})
-    return url
+    push(context, LINK_KEY, known[0]["url"] or "")
+    push(context, EXECUTION_KEY, known if len(known) > 1 else known[0])
+    return known[0]["url"]
 
 
 def push(context: Context, key: str, value: Any) -> None:

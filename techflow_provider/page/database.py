@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import ExecutionState, StatusWords
+from techflow_provider.client.parsing import shorten
 from techflow_provider.commands.console import connection_in_environment, read_connection
 from techflow_provider.hooks.budget import open_budget, open_records
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
@@ -57,6 +58,8 @@ NAME_PARTS = 4
 PREFIX = "AIRFLOW_CONN_"
 TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
 SENSOR = "TechFlowExecutionSensor"
+# Of ids that a task waits for, in characters.
+LONGEST_LIST = 200
 IN_WORKER: tuple[str, ...] = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
 
 
@@ -154,8 +157,12 @@ def _wait(ti: TaskInstance, trigger: Trigger | None) -> WaitView:
     task = TaskView(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
     if trigger is None:
         return WaitView(task, "an execution", "worker", ti.start_date or datetime.now(UTC))
-    execution, workflow = trigger.kwargs.get("execution_id"), trigger.kwargs.get("workflow_id")
-    awaited = f"execution {execution}" if execution else f"the next execution of workflow {workflow}"
+    arguments = trigger.kwargs
+    ids = arguments.get("execution_ids") or [arguments.get("execution_id")]
+    which = "latest active" if arguments.get("latest_active") else "next"
+    awaited = f"the {which} execution of workflow {arguments.get('workflow_id')}"
+    if all(ids):
+        awaited = f"execution {shorten(', '.join(ids), LONGEST_LIST)}"
     return WaitView(task, awaited, "triggerer", trigger.created_date)
 
 
@@ -166,7 +173,8 @@ def _executions(
     names = ("dag_id", "run_id", "task_id", "map_index", "timestamp", "value")
     columns = (getattr(XComModel, name) for name in names)
     rows = session.execute(select(*columns).where(visible).order_by(XComModel.timestamp.desc()).limit(MAX_XCOMS))
-    views = (execution_view(_read_object(row.value), TaskView(*row[:4]), words, row.timestamp) for row in rows)
+    found = ((record, row) for row in rows for record in _read_objects(row.value))
+    views = (execution_view(record, TaskView(*row[:4]), words, row.timestamp) for record, row in found)
     return [view for view in views if view is not None]
 
 
@@ -207,10 +215,10 @@ def _task_of(submitter: str) -> TaskView | None:
     return None
 
 
-def _read_object(value: Any) -> dict[str, Any]:
-    """Return an XCom's value if it is an object; Airflow stores it as JSON, or as text that contains JSON."""
+def _read_objects(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of an XCom, one or a list; Airflow stores them as JSON, or as text that contains JSON."""
     try:
         decoded = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return {}
-    return decoded if isinstance(decoded, dict) else {}
+        return []
+    return [each for each in (decoded if isinstance(decoded, list) else [decoded]) if isinstance(each, dict)]

@@ -57,7 +57,7 @@ from techflow_provider.deferral import (
     ended_executions,
     log_wait,
 )
-from techflow_provider.links.techflow import TechFlowLink, keep_link, links
+from techflow_provider.links.techflow import TechFlowLink, keep_link, keep_links, links
 from techflow_provider.parameters import Check, UsesConnection, check_one_given, check_plain, is_template, read
 
 if TYPE_CHECKING:
@@ -321,10 +321,10 @@ class TechFlowExecutionSensor(Deferring, UsesConnection, BaseSensorOperator):
     def _finish(self) -> Any:
         """Return the execution that has ended, or the list of them."""
         ids, ended = read(self, "execution_ids"), list(self._ended.values())
-        if ids is None:
-            keep_link(self.hook, ended[0].id, ended[0].workflow_id, ended[0].status)
-        else:
+        if ids is not None:
             ended.sort(key=lambda each: ids.index(each.id))
+        if ended:
+            keep_links(self.hook, [(each.id, each.workflow_id, each.status) for each in ended])
         failures = []
         for execution in ended:
             try:

@@ -57,7 +57,8 @@ class Hook:
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Hook:
     monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", '{"conn_type": "techflow", "password": "unused-key"}')
-    monkeypatch.setattr("techflow_provider.sensors.techflow.keep_link", lambda *_: None)
+    for name in ("keep_link", "keep_links"):
+        monkeypatch.setattr(f"techflow_provider.sensors.techflow.{name}", lambda *_: None)
     return Hook()
 
 

@@ -47,8 +47,9 @@ def test_all_of_several_executions_are_waited_for(served: Sandbox, attempt: Any,
         after_polls(served, 1, lambda: served.finish(ids[0]))
 
     after_polls(served, 1, second)
-    ended = attempt(mode, execution_ids=[*ids, ids[0]]).run()
-    assert [(each["id"], each["status"]) for each in ended] == [(each, "completed") for each in ids]
+    made = attempt(mode, execution_ids=[*ids, ids[0]])
+    for found in (made.run(), made.xcoms["techflow_execution"]):
+        assert [(each["id"], each["status"]) for each in found] == [(each, "completed") for each in ids]
 
 
 @MODES
