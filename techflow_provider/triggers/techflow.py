@@ -65,10 +65,6 @@ class TechFlowExecutionTrigger(BaseTrigger):
         allowed_statuses: Sequence[str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it unannotated
-        instant = datetime.fromisoformat(started_after) if started_after else None
-        self.selectors: tuple[ExecutionSelector, ...] = tuple(
-            ExecutionSelector(each, workflow_id, instant, latest_active) for each in execution_ids or (execution_id,)
-        )
         self.techflow_conn_id = techflow_conn_id
         self.execution_id: str | None = execution_id
         self.execution_ids = execution_ids
@@ -81,6 +77,14 @@ class TechFlowExecutionTrigger(BaseTrigger):
         self.success_statuses: Sequence[str] | None = (
             [success_statuses] if isinstance(success_statuses, str) else success_statuses
         )
+        self._trackers()
+
+    def _trackers(self) -> tuple[ExecutionTracker, ...]:
+        # Not an attribute, which takes memory in each wait.
+        instant = datetime.fromisoformat(self.started_after) if self.started_after else None
+        ids = self.execution_ids or (self.execution_id,)
+        selectors = (ExecutionSelector(each, self.workflow_id, instant, self.latest_active) for each in ids)
+        return tuple(map(ExecutionTracker, selectors))
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return all that another triggerer needs to continue."""
@@ -89,9 +93,10 @@ class TechFlowExecutionTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the wait is over."""
         # Not in a coroutine of its own, which takes a quarter of a kilobyte per wait.
-        began, delay = asyncio.get_running_loop().time(), first_event_delay()
-        trackers, names = [ExecutionTracker(each) for each in self.selectors], ", ".join(map(str, self.selectors))
-        log.info("Waiting for %s to finish; one poll every %g s serves all waits", names, self.poll_interval)
+        began, trackers = asyncio.get_running_loop().time(), list(self._trackers())
+        # Nor what would be kept for as long as the wait lasts.
+        first_event_delay()
+        log.info("Waiting for %s to finish; one poll every %g s serves all waits", _names(trackers), self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
                 poller, words = await shared_poller(self.techflow_conn_id)
@@ -103,14 +108,14 @@ class TechFlowExecutionTrigger(BaseTrigger):
                 ended = await self._wait_for_all(poller, trackers)
                 event = TriggerEvent({"executions": [ended_event(each) for each in ended]})  # type: ignore[no-untyped-call]  # as above
         except TimeoutError:
-            left, seen = ", ".join(str(each.selector) for each in trackers), trackers[0].last_seen
+            left, seen = _names(trackers), trackers[0].last_seen
             log.info("The deadline passed while waiting for %s: %s", left, seen)
             waited = asyncio.get_running_loop().time() - began
             event = TriggerEvent(event_of(ExecutionTimeoutError(left, waited, seen)))  # type: ignore[no-untyped-call]  # as above
         except TechFlowError as error:
-            log.info("Stopped waiting for %s: %s", names, error)
+            log.info("Stopped waiting for %s: %s", _names(trackers), error)
             event = TriggerEvent(event_of(error))  # type: ignore[no-untyped-call]  # as above
-        await sleep_until(began, delay)
+        await sleep_until(began, first_event_delay())
         yield event
 
     async def _wait_for_all(self, poller: Poller, trackers: list[ExecutionTracker]) -> list[Execution]:
@@ -143,5 +148,9 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Log that the executions keep running: TechFlow documents no call to cancel one."""
-        names = ", ".join(map(str, self.selectors))
+        names = _names(self._trackers())
         log.warning("The task was ended by a user; %s keeps running in TechFlow, which has no call to cancel it", names)
+
+
+def _names(trackers: Sequence[ExecutionTracker]) -> str:
+    return ", ".join(str(each.selector) for each in trackers)
