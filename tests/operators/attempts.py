@@ -40,9 +40,10 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]
 
 @pytest.fixture
 def current_context(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let links find the context of the attempt that runs."""
+    """Let links and deferrals find the context of the attempt that runs."""
     current: dict[str, Any] = {}
-    monkeypatch.setattr("techflow_provider.links.techflow.get_current_context", lambda: current)
+    for module in ("links.techflow", "deferral"):
+        monkeypatch.setattr(f"techflow_provider.{module}.get_current_context", lambda: current)
     return current
 
 
