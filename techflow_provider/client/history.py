@@ -298,10 +298,10 @@ class ExecutionTracker:
 
     def _record(self, execution: Execution) -> None:
         before = self._execution_id, self.status
-        # There are few different words, and there may be many waits.
-        self._execution_id, self.status = execution.id, sys.intern(execution.status or "")
+        # There may be many waits, but there are few different words, and a known id isn't kept twice.
+        self.status = sys.intern(execution.status or "")
         if not self.selector.execution_id:
-            self._started_at = execution.started_at
+            self._execution_id, self._started_at = execution.id, execution.started_at
         if not execution.has_known_status and (execution.id, execution.status) != before:
             log.warning("%s: %s", self.selector, self.last_seen)
 

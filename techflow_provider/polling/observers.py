@@ -180,14 +180,14 @@ class ObserverSet:
         for waiter in observers:
             if isinstance(waiter, ExecutionWaiter) and waiter.execution_id in self._known:
                 self._record(waiter.execution_id, waiter)
+        # A set keeps the memory of what it held.
+        self._unseen = set(self._unseen)
         return any(found)
 
     def _record(self, execution_id: str, waiter: ExecutionWaiter) -> None:
         known = {each.tracker.known_status for each in self._waiters_of(execution_id)}
         self._known[execution_id] = known.pop() if len(known) == 1 else None
         (self._unseen.add if waiter.tracker.known_status is None else self._unseen.discard)(waiter)
-        # An empty set keeps the memory of what it held.
-        self._unseen = self._unseen or set()
 
     def present(self) -> tuple[Observer, ...]:
         """Return the observers of this moment."""

@@ -92,34 +92,35 @@ class TechFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield one event, when the wait is over."""
-        # Not in a coroutine of its own, which takes a quarter of a kilobyte per wait.
+        # What this keeps while it waits is kept by each wait: so few variables, and no coroutine of its own for a part.
         began, trackers = asyncio.get_running_loop().time(), list(self._trackers())
-        # Nor what would be kept for as long as the wait lasts.
+        # Read again at the end, and here so that a mistake in it shows at once.
         first_event_delay()
         log.info("Waiting for %s to finish; one poll every %g s serves all waits", _names(trackers), self.poll_interval)
         try:
             async with asyncio.timeout(seconds_until(self.deadline)):
-                poller, words = await shared_poller(self.techflow_conn_id)
-            for tracker in trackers:
-                tracker.words = words
+                poller = await self._poller(trackers)
             if self.execution_ids is None:
                 event = self._ended(await poller.wait(trackers[0], self.poll_interval, seconds_until(self.deadline)))
             else:
-                ended = await self._wait_for_all(poller, trackers)
-                event = TriggerEvent({"executions": [ended_event(each) for each in ended]})  # type: ignore[no-untyped-call]  # as above
+                event = await self._wait_for_all(poller, trackers)
         except TimeoutError:
-            left, seen = _names(trackers), trackers[0].last_seen
-            log.info("The deadline passed while waiting for %s: %s", left, seen)
-            waited = asyncio.get_running_loop().time() - began
-            event = TriggerEvent(event_of(ExecutionTimeoutError(left, waited, seen)))  # type: ignore[no-untyped-call]  # as above
+            event = _timed_out(trackers, asyncio.get_running_loop().time() - began)
         except TechFlowError as error:
             log.info("Stopped waiting for %s: %s", _names(trackers), error)
             event = TriggerEvent(event_of(error))  # type: ignore[no-untyped-call]  # as above
         await sleep_until(began, first_event_delay())
         yield event
 
-    async def _wait_for_all(self, poller: Poller, trackers: list[ExecutionTracker]) -> list[Execution]:
-        """Return the executions that have ended: all, or those up to one with a status that isn't allowed.
+    async def _poller(self, trackers: Sequence[ExecutionTracker]) -> Poller:
+        """Return the connection's poller, and let trackers read status words as the connection says."""
+        poller, words = await shared_poller(self.techflow_conn_id)
+        for tracker in trackers:
+            tracker.words = words
+        return poller
+
+    async def _wait_for_all(self, poller: Poller, trackers: list[ExecutionTracker]) -> TriggerEvent:
+        """Return the event with the executions that have ended: all, or those up to one with a status not allowed.
 
         :param trackers: of them all; those that have ended are removed
         """
@@ -138,7 +139,7 @@ class TechFlowExecutionTrigger(BaseTrigger):
             for each in waits:
                 each.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-        return ended
+        return TriggerEvent({"executions": [ended_event(each) for each in ended]})  # type: ignore[no-untyped-call]  # as above
 
     def _ended(self, execution: Execution) -> TriggerEvent:
         log.info("Execution %s ended with status %r", execution.id, execution.status)
@@ -150,6 +151,12 @@ class TechFlowExecutionTrigger(BaseTrigger):
         """Log that the executions keep running: TechFlow documents no call to cancel one."""
         names = _names(self._trackers())
         log.warning("The task was ended by a user; %s keeps running in TechFlow, which has no call to cancel it", names)
+
+
+def _timed_out(trackers: Sequence[ExecutionTracker], waited_seconds: float) -> TriggerEvent:
+    left, seen = _names(trackers), trackers[0].last_seen
+    log.info("The deadline passed while waiting for %s: %s", left, seen)
+    return TriggerEvent(event_of(ExecutionTimeoutError(left, waited_seconds, seen)))  # type: ignore[no-untyped-call]  # as above
 
 
 def _names(trackers: Sequence[ExecutionTracker]) -> str:
