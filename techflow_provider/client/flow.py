@@ -70,7 +70,6 @@ class Call(Generic[T]):
     :param params: the query
     :param request_class: whether it is a user's command or a poll
     :param url: an absolute URL instead of the path, for a further page
-    :param unchanged: the result of a 304, when the request is conditional
     :param any_status: whether a response other than a 2xx is read as well, instead of raised as an error
     """
 
@@ -82,7 +81,6 @@ class Call(Generic[T]):
     params: Query | None = None
     request_class: RequestClass = RequestClass.COMMAND
     url: str | None = None
-    unchanged: T | None = None
     any_status: bool = False
 
     def __str__(self) -> str:
@@ -259,8 +257,6 @@ def build_request(call: Call[T], settings: Settings) -> httpx.Request:
 async def _result(call: Call[T], outcome: Outcome | BudgetTimeoutError, sent: int, context: FlowContext) -> T:
     if not isinstance(outcome, httpx.Response):
         raise outcome
-    if call.unchanged is not None and outcome.status_code == httpx.codes.NOT_MODIFIED:
-        return call.unchanged
     if not (outcome.is_success or call.any_status):
         raise _failure(call, outcome, sent, context.settings)
     try:

@@ -1,17 +1,13 @@
-"""Read a list page by page, and ask a server that offers it only for the pages that have changed.
-
-The reference documents neither paging nor conditional requests. A `next` link is followed on the same origin only. A
-server that sends an ETag gets a conditional request the next time and may return 304; any other server notices nothing.
-"""
+"""Read a list page by page. The reference documents no paging; a `next` link is followed on the same origin only."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import httpx
 
@@ -28,9 +24,6 @@ T = TypeVar("T")
 log: logging.Logger = get_logger(__name__)
 
 MAX_PAGES = 50
-# A server may be wrong about what has not changed; after this time everything is requested again.
-CACHE_SECONDS = 60.0
-LONGEST_TAG = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +31,13 @@ class Page(Rows[T]):
     """One page of a list.
 
     :param next_url: the next page's URL as the server wrote it, or None
-    :param headers: those of the response
+    :param at: the server's clock when it responded
     :param marks: its URL, and a hash of its content; a page that shares one with another is the same
     :param subjects: hashes of the ids that are waited for and that the page lists, with or without their rows
     """
 
     next_url: str | None
-    headers: Mapping[str, str] = field(repr=False)
+    at: datetime
     marks: frozenset[str | int]
     subjects: frozenset[int]
 
@@ -75,33 +68,9 @@ def page_reader(
         rows = read(value, settings.status_words, settings.names[kind], rows_read.left_out)
         marks: frozenset[str | int] = frozenset({str(response.request.url), hash(content)})
         subjects = frozenset(rows_read.subjects)
-        return Page(rows.items, rows.unreadable, rows.reason, next_url, response.headers, marks, subjects)
+        return Page(rows.items, rows.unreadable, rows.reason, next_url, server_time(response.headers), marks, subjects)
 
     return read_page
-
-
-class PageCache(Generic[T]):
-    """What is remembered of a page from one poll to the next: its rows, and its ETag where the server sends one."""
-
-    def __init__(self) -> None:
-        self.rows: RowMemory = RowMemory()
-        self._page: Page[T] | None = None
-        self._read_at = 0.0
-
-    def conditional(self, call: Call[Page[T]], now: float) -> Call[Page[T]]:
-        """Return the call for the page on condition that it has changed; an unchanged one comes without rows."""
-        if self._page is None or now - self._read_at > CACHE_SECONDS:
-            return call
-        headers = {**call.headers, "if-none-match": self._page.headers["etag"]}
-        return replace(call, headers=headers, unchanged=self._page)
-
-    def add(self, page: Page[T], now: float) -> None:
-        """Remember the page as it was read."""
-        tag = page.headers.get("etag", "")
-        if page is not self._page:
-            can_be_sent = tag.isascii() and tag.isprintable() and 0 < len(tag) <= LONGEST_TAG
-            self._page = replace(page, items=(), headers={"etag": tag}) if can_be_sent else None
-            self._read_at = now
 
 
 @functools.lru_cache(maxsize=100)

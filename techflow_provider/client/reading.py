@@ -12,8 +12,9 @@ from techflow_provider.client.calls import list_executions
 from techflow_provider.client.errors import BudgetTimeoutError, TechFlowError
 from techflow_provider.client.flow import Call, FlowContext, url_of
 from techflow_provider.client.history import History, HistoryFilter
+from techflow_provider.client.json_stream import RowMemory
 from techflow_provider.client.models import Execution
-from techflow_provider.client.paging import Page, PageCache, read_page, server_time
+from techflow_provider.client.paging import Page, read_page
 from techflow_provider.state.budget import RequestClass
 
 PageCall: TypeAlias = Call[Page[Execution]]
@@ -43,7 +44,7 @@ class PollMemory:
     :param is_log: whether the history has several rows for one execution, so that a later page may have the final one
     """
 
-    pages: dict[str, PageCache[Execution]] = field(default_factory=dict)
+    pages: dict[str, RowMemory] = field(default_factory=dict)
     following: str | None = None
     wanted: frozenset[str] = frozenset()
     listed: set[int] = field(default_factory=set)
@@ -60,13 +61,13 @@ class PollMemory:
         """Forget what was received, since it is needed again."""
         self.pages.clear()
 
-    def page_of(self, url: str) -> PageCache[Execution]:
+    def rows_of(self, url: str) -> RowMemory:
         """Return what is remembered of a page; pages that were read long ago are forgotten."""
-        cache = self.pages.pop(url, None) or PageCache()
-        self.pages[url] = cache
+        rows = self.pages.pop(url, None) or RowMemory()
+        self.pages[url] = rows
         while len(self.pages) > 2 * PAGES_PER_POLL:
             del self.pages[next(iter(self.pages))]
-        return cache
+        return rows
 
     def restart(self) -> None:
         """Begin the history anew with the next poll."""
@@ -135,7 +136,7 @@ async def poll_history(
 
     :param history_filter: what is wanted; the pages are read until all of it has been found
     :param within_seconds: how long to wait for slots in the budget, and for retries
-    :param memory: of the polls before; what a server says is unchanged since is left out, too
+    :param memory: of the polls before; rows that have not changed since are left out
     :raises TechFlowError: the first page can't be read
     """
     memory = memory or PollMemory()
@@ -153,7 +154,7 @@ async def poll_history(
         memory.restart()
     return History(
         (item for each in pages for item in each.items),
-        at=server_time(pages[0].headers),
+        at=pages[0].at,
         began=began,
         unlisted=unlisted,
         failure=failure,
@@ -208,17 +209,15 @@ async def _read(
     left = max(deadline - context.clock(), 0.001)
     context = replace(context, settings=replace(context.settings, deadline_seconds=left))
     url = url_of(call, context.settings)
-    cache = memory.page_of(url)
-    cache.rows.select = partial(history_filter.select, names=context.settings.names["execution"])
-    call = replace(call, read=list_executions(RequestClass.POLL, cache.rows).read)
+    rows = memory.rows_of(url)
+    rows.select = partial(history_filter.select, names=context.settings.names["execution"])
     try:
-        page, following = await read_page(cache.conditional(call, context.clock()), context)
+        page, following = await read_page(replace(call, read=list_executions(memory=rows).read), context)
     except TechFlowError:
         # It may have been read in part.
         memory.pages.pop(url)
         raise
-    cache.add(page, context.clock())
-    memory.is_log |= cache.rows.has_repeats
+    memory.is_log |= rows.has_repeats
     memory.listed |= page.subjects
     return page, following
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
@@ -25,18 +23,13 @@ from techflow_provider.sandbox.state import Execution, Plan, State
 LISTED_FIELDS = ("id", "name", "status")
 
 
-def respond(state: State, request: Request) -> Response:
+def respond(state: State, request: Request) -> Response:  # noqa: PLR0911  # one return per call
     """Act on a request and return the response.
 
     :raises ApiError: the request is rejected
     :raises SettingError: a part of its body is invalid
     :raises KeyError: what it names doesn't exist
     """
-    response = _route(state, request)
-    return _with_etag(request, response) if state.etags and request.method == "GET" else response
-
-
-def _route(state: State, request: Request) -> Response:  # noqa: PLR0911  # one return per call
     match request.method, request.segments:
         case "GET", ("workflows",):
             return _list_workflows(state)
@@ -148,11 +141,3 @@ def _timestamp(state: State, at: datetime | None) -> Json:
         return at.timestamp()
     timespec = "seconds" if state.times == "iso_seconds" else "microseconds"
     return at.isoformat(timespec=timespec).replace("+00:00", "Z")
-
-
-def _with_etag(request: Request, response: Response) -> Response:
-    tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
-    known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
-    if tag in known or "*" in known:
-        return Response(304, b"", {"etag": tag})
-    return replace(response, headers={**response.headers, "etag": tag})

@@ -128,7 +128,6 @@ def _one_of(choices: Any) -> dict[str, Any]:
 
 
 REPEATABLE = {"action": "append"}
-SWITCH = {"action": "store_true"}
 INTEGER = {"type": int}
 SECONDS: dict[str, Any] = {"type": float, "metavar": "SECONDS"}
 PROBABILITY: dict[str, Any] = {"type": float, "metavar": "P"}
@@ -139,7 +138,7 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
     "server": (
         ("--host", "host", "address to listen on", {"default": "127.0.0.1"}),
         ("--port", "port", "port to listen on; 0 selects a free one", {**INTEGER, "default": DEFAULT_PORT}),
-        ("--quiet", "quiet", "print no line per request", {**SWITCH, "default": False}),
+        ("--quiet", "quiet", "print no line per request", {"action": "store_true", "default": False}),
     ),
     "rate limit": (
         ("--key", "api_keys", "accepted API key, repeatable (default: sandbox-key)", {"metavar": "KEY", **REPEATABLE}),
@@ -155,7 +154,6 @@ OPTIONS: dict[str, tuple[tuple[str, str, str, dict[str, Any]], ...]] = {
         ("--outcome", "outcome", "final status of an execution", _one_of(Outcome)),
         ("--history-lag", "history_lag_seconds", "time until a started execution is in the history", SECONDS),
         ("--page-size", "page_size", "executions per page of the history (default: no pages)", INTEGER),
-        ("--etags", "etags", "send ETag and honour If-None-Match", SWITCH),
         ("--execute-response", "execute_response", "body of the response to a start", _one_of(ExecuteResponse)),
         ("--seed", "seed", "makes ids and probabilities reproducible", INTEGER),
     ),

@@ -195,7 +195,6 @@ class Settings:
     :param next_page: where a page links to the next one: a Link header, or `next` in the body
     :param history_filters: which of the query parameters `workflow_id`, `status`, `since`, `limit` and `sort`
         (`started_at`, oldest first) the history honours
-    :param etags: whether responses to GET have an ETag and If-None-Match is honoured
     :param execute_response: the body of the response to a start
     :param times: the format of timestamps
     :param status_words: other words for the statuses `running`, `completed`, `failed`, and `active` of a workflow
@@ -217,7 +216,6 @@ class Settings:
     page_size: Count | None = None
     next_page: NextPage = "link"
     history_filters: Collection[str] = ()
-    etags: bool = False
     execute_response: ExecuteResponse = "execution"
     times: Times = "iso"
     status_words: Mapping[str, str] = field(default_factory=dict)

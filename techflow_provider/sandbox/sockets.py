@@ -149,8 +149,7 @@ class _Connection(BaseHTTPRequestHandler):
         self.send_response_only(status)
         for name, value in response.headers.items():
             self.send_header(name, value)
-        if status != HTTPStatus.NOT_MODIFIED:
-            self.send_header("content-length", str(response.length))
+        self.send_header("content-length", str(response.length))
         if self.close_connection:
             self.send_header("connection", "close")
         self.end_headers()

@@ -135,7 +135,6 @@ def test_a_defect_in_a_reader_is_an_unexpected_response(connect: Any, api_key: s
 
 
 HEADERS = {
-    "etag": ["é", "", '"' + "x" * 50_000 + '"', '"\x7f"', "\x80"],
     "last-modified": ["Mon, 01 Jan 0001 00:00:00 +2359", "é", "0", "Fri, 31 Dec 9999 23:59:59 GMT", "1" * 9000],
     "date": ["Mon, 01 Jan 0001 00:00:00 +2359", "é", "", "Fri, 31 Dec 9999 23:59:59 -2359"],
     "retry-after": ["Mon, 01 Jan 0001 00:00:00 +2359", "é", "-1", "1e999", "nan", "9" * 5000],

@@ -129,7 +129,6 @@ async def test_an_unexpected_exception_ends_every_wait_with_the_reason(sandbox: 
 
 @virtual_time
 async def test_a_new_wait_receives_an_execution_whose_status_another_one_knows_already(sandbox: Sandbox) -> None:
-    sandbox.etags = True
     poller, execution_id = Connection(sandbox).poller(), sandbox.start("wf_1").id
     first = wait(poller, execution_id)
     await polls(sandbox, 3)
@@ -139,17 +138,6 @@ async def test_a_new_wait_receives_an_execution_whose_status_another_one_knows_a
     assert tracker.status == "running"
     sandbox.finish(execution_id, outcome="completed")
     assert (await first).id == (await second).id == execution_id
-
-
-@virtual_time
-async def test_an_unchanged_history_is_not_sent_again(sandbox: Sandbox) -> None:
-    sandbox.etags = True
-    execution_id = sandbox.start("wf_1").id
-    waiting = wait(Connection(sandbox).poller(), execution_id)
-    await polls(sandbox, 5)
-    assert sandbox.count(path="/executions", status=304) >= 3
-    sandbox.finish(execution_id, outcome="completed")
-    assert (await waiting).ended
 
 
 @virtual_time
@@ -241,7 +229,7 @@ async def test_the_end_of_a_poller_is_reported_when_its_last_observer_was_remove
 
 @virtual_time
 async def test_a_completion_on_a_page_before_one_that_fails_is_not_lost(sandbox: Sandbox) -> None:
-    sandbox.etags, sandbox.page_size = True, 1
+    sandbox.page_size = 1
     on_second_page, on_first_page = sandbox.start("wf_1").id, sandbox.start("wf_1").id
     poller = Connection(sandbox).poller()
     waiting, other = wait(poller, on_first_page), wait(poller, on_second_page)

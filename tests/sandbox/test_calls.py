@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from techflow_provider.sandbox import Sandbox
-
 CALLS = [
     ("GET", "/workflows"),
     ("POST", "/workflows"),
@@ -165,23 +163,3 @@ def test_every_response_has_the_sandboxs_date(api, clock):
     clock.advance(61)
     for path in ("/workflows", "/nothing"):
         assert api.get(path).headers["date"] == "Thu, 01 Jan 2026 00:01:01 GMT"
-
-
-def test_an_unchanged_etag_saves_the_body(connect, clock):
-    sandbox = Sandbox(clock=clock, etags=True)
-    api = connect(sandbox)
-    tag = api.get("/workflows").headers["etag"]
-
-    same = api.get("/workflows", headers={"if-none-match": f'"x", {tag}'})
-    any_version = api.get("/workflows", headers={"if-none-match": "*"})
-    sandbox.add_workflow("n")
-    changed = api.get("/workflows", headers={"if-none-match": tag})
-
-    assert (same.status_code, same.content) == (304, b"")
-    assert any_version.status_code == 304
-    assert changed.status_code == 200
-    assert changed.headers["etag"] != tag
-
-
-def test_without_the_setting_there_are_no_etags(local):
-    assert "etag" not in local.get("/workflows").headers

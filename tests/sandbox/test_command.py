@@ -102,7 +102,7 @@ def test_each_option_changes_its_setting():
     sandbox = build(
         *("--key", "k1", "--key", "k2", "--limit", "7", "--period", "2", "--algorithm", "gcra", "--burst", "3"),
         *("--retry-after", "none", "--workflow", "wf_a=A", "--workflow", "wf_b", "--execution-seconds", "inf"),
-        *("--outcome", "failed", "--history-lag", "4", "--page-size", "5", "--etags", "--execute-response", "id"),
+        *("--outcome", "failed", "--history-lag", "4", "--page-size", "5", "--execute-response", "id"),
         *("--seed", "6", "--webhook-url", "http://x", "--webhook-secret", "s", "--webhook-proof", "token"),
         *("--webhook-delay", "8", "--webhook-jitter", "9", "--webhook-loss", "0.1", "--webhook-duplicates", "0.2"),
         *("--webhook-forged", "0.3"),
@@ -119,7 +119,6 @@ def test_each_option_changes_its_setting():
         outcome="failed",
         history_lag_seconds=4,
         page_size=5,
-        etags=True,
         execute_response="id",
         seed=6,
         webhooks=Webhooks(
