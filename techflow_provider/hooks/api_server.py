@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import ssl
 
 import httpx
@@ -40,10 +41,13 @@ def http_store(url: str, connection: TechFlowConnection) -> HttpStore:
     """
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise InvalidParameterError("[techflow] state_url", quote(url), "the URL of an API server") from error
-    if parsed.userinfo or not parsed.host or parsed.query:
-        raise InvalidParameterError("[techflow] state_url", "a URL with a user or a query", "the URL of an API server")
+        is_usable = bool(parsed.host) and not (parsed.userinfo or parsed.query or parsed.fragment)
+    except httpx.InvalidURL:
+        is_usable = False
+    if not is_usable:
+        # It may hold a password.
+        received = "a URL with a user or a query" if re.search("[@?]", url) else quote(url)
+        raise InvalidParameterError("[techflow] state_url", received, "https://api-server/techflow/state")
     return _http_store(url, _signer(connection), may_look_up=not _in_event_loop())
 
 

@@ -207,7 +207,7 @@ def _broker_url() -> str:
 
     url = core.get("celery", "broker_url", fallback="")
     scheme, _, place = url.partition("://")
-    if scheme.lower() not in ("redis", "rediss", "sentinel"):
+    if scheme.lower() not in ("redis", "rediss", "redis+socket", "sentinel"):
         raise StateUrlError(f"{BROKER!r}, and [celery] broker_url is {scheme or 'not set'}", "a broker that is a Redis")
     section = "celery_broker_transport_options"
     query = {name: found for name in BROKER_OPTIONS if (found := core.get(section, name, fallback=""))}

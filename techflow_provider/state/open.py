@@ -16,6 +16,8 @@ from techflow_provider.state.store import StateUrlError, Store
 # Each may be followed by +sentinel or +cluster.
 REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys")
 REDIS_MODES = ("", "sentinel", "cluster")
+# The redis package, Celery and others name a socket's URL differently.
+SOCKETS = ("unix", "redis+socket", "redis-socket")
 SQL_SCHEMES = ("postgresql", "postgres", "mysql", "mariadb")
 
 
@@ -27,7 +29,7 @@ def open_store(state_url: str, file_mode: int = PRIVATE_MODE) -> Store:
     :raises StateUrlError: the URL names no store, or what the store needs is not installed
     """
     scheme, colon, rest = state_url.partition("://")
-    kind = scheme.lower()
+    kind = "unix" if scheme.lower() in SOCKETS else scheme.lower()
     base, _, mode = kind.partition("+")
     if not colon or kind == "sqlite":
         return _sqlite(rest.removeprefix("/") if colon else state_url, state_url, file_mode)
@@ -36,7 +38,7 @@ def open_store(state_url: str, file_mode: int = PRIVATE_MODE) -> Store:
 
         return SqlStore(state_url)
     if kind != "unix" and not (base in REDIS_SCHEMES and mode in REDIS_MODES):
-        raise StateUrlError(f"{scheme}://…" if re.fullmatch(r"[\w+]+", scheme) else "something else")
+        raise StateUrlError(f"{scheme}://…" if re.fullmatch(r"[\w+.'\"-]+", scheme) else "something else")
     if importlib.util.find_spec("redis") is None:
         raise StateUrlError("a Redis URL", "the redis package (pip install 'airflow-provider-techflow[redis]')")
     from techflow_provider.state.redis import RedisStore

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -166,19 +167,23 @@ class RedisStore(OptimisticStore):
                 # The address has passed to another server.
                 self.close()
                 return act(self.client())
-        except (redis.RedisError, OSError, ValueError, TypeError) as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError, ValueError, TypeError) as error:
             raise self._error(error, writes=writes) from error
 
     def _error(self, error: Exception, *, writes: bool) -> StoreError:
         import redis
 
-        # These messages are the server's or the socket's; those about a bad option may quote the URL.
-        is_safe = isinstance(error, redis.RedisError | OSError)
-        message = str(error) if is_safe else "an option in its URL can't be used"
+        # Those about a bad option may quote the URL, and a Sentinel's ends with all options.
+        message = str(error).partition(" : <")[0]
+        if not isinstance(error, redis.RedisError | redis.exceptions.RedisClusterException | OSError):
+            named = [
+                each for each in re.findall(r"[?&](\w+)=", self._url.plain) if re.search(rf"\b{each}\b", str(error))
+            ]
+            message = " ".join(("an option in its URL can't be used:", *named)).rstrip(":")
         if isinstance(error, redis.exceptions.MovedError):
             message = "the server belongs to a cluster: use redis+cluster://"
         kind = StoreError
-        if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        if isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.exceptions.RedisClusterException):
             kind = LostReplyError if writes else UnreachableError
         return kind(f"{self.location}: {type(error).__name__}: {message}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ DEFAULTS: Mapping[str, Any] = {"decode_responses": True, "socket_timeout": 10.0,
 DEFAULT_PORT, SENTINEL_PORT = 6379, 26379
 SENTINEL, CLUSTER = "sentinel", "cluster"
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+UNREADABLE = (
+    "a Redis URL that can't be read",
+    "redis://user:password@host:port/number, with %23, %2F, %3F and %40 for #, /, ? and @ in the password",
+)
 # Options of Celery's brokers that mean nothing here, and those of Sentinels.
 IGNORED_OPTIONS = frozenset(
     {"visibility_timeout", "fanout_prefix", "fanout_patterns", "global_keyprefix", "master_name"}
@@ -49,24 +54,32 @@ class RedisUrl:
         scheme, _, rest = url.partition("://")
         place, _, query = rest.partition("?")
         options = dict(parse_qsl(query))
-        master = options.get("master_name", "")
+        master, database = options.get("master_name", ""), options.pop("db", options.pop("virtual_host", ""))
         sentinel = {to: options.pop(name) for name, to in SENTINEL_OPTIONS.items() if name in options}
         if "ssl_cert_reqs" in options:
             # Celery writes CERT_NONE for none.
             options["ssl_cert_reqs"] = options["ssl_cert_reqs"].lower().removeprefix("cert_")
         kept = urlencode({name: value for name, value in options.items() if name not in IGNORED_OPTIONS})
+        if "#" in place:
+            raise StateUrlError(*UNREADABLE)
         if scheme == "unix":
-            return cls(f"unix://{place.rpartition('@')[2]}", "", (), "", f"unix://{place}?{kept}", sentinel)
+            _check(database, "", "", 1)
+            plain = f"unix://{place}?db={database or 0}&{kept}"
+            return cls(f"unix://{place.rpartition('@')[2]}", "", (), "", plain, sentinel)
         base, _, mode = scheme.partition("+")
         netloc, _, path = place.partition("/")
-        service, _, number = path.partition("/") if mode == SENTINEL else ("", "", path)
+        service, _, number = path.partition("/") if mode == SENTINEL and not master else (master, "", path)
+        number = database or number
+        if "@" in path:
+            # Of the password, which must not be shown.
+            raise StateUrlError(*UNREADABLE)
         user, at, hosts = netloc.rpartition("@")
         places = [_place(each, SENTINEL_PORT if mode == SENTINEL else DEFAULT_PORT) for each in hosts.split(",")]
-        _check(number, service or master, mode, len(places))
+        _check(number, service, mode, len(places))
         plain = f"{SCHEMES[base]}://{user}{at}{places[0]}/{number}?{kept}"
-        location = "/".join((f"{scheme}://{','.join(places)}", *filter(None, (service or master, number))))
+        location = "/".join((f"{scheme}://{','.join(places)}", *filter(None, (service, number))))
         addresses = tuple((urlsplit(f"//{each}").hostname or "", urlsplit(f"//{each}").port or 0) for each in places)
-        return cls(location, mode, addresses, service or master, plain, sentinel)
+        return cls(location, mode, addresses, service, plain, sentinel)
 
     def connect(self) -> Any:
         """Return a client, which connects with its first command."""
@@ -106,14 +119,18 @@ def _place(text: str, default_port: int) -> str:
         parts = urlsplit(f"//{text}")
         host, port = parts.hostname or "localhost", parts.port or default_port
     except ValueError:
-        raise StateUrlError("a Redis URL that can't be read") from None
+        raise StateUrlError(*UNREADABLE) from None
+    if not re.fullmatch(r"[\w.:%-]+", host):
+        raise StateUrlError(f"a Redis URL with the host {host!r}")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check(number: str, service: str, mode: str, hosts: int) -> None:
     if number and not number.isdecimal():
         raise StateUrlError(f"a Redis URL with {number!r} in place of a database's number")
-    if mode == SENTINEL and not service:
+    if mode == CLUSTER and number not in ("", "0"):
+        raise StateUrlError(f"redis+cluster://… with database {number}", "no number, since a cluster has one database")
+    if mode == SENTINEL and (not service or service.isdecimal()):
         raise StateUrlError(
             "redis+sentinel://… without a service", "redis+sentinel://host:port,host:port/service/number"
         )

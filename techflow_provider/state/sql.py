@@ -260,6 +260,11 @@ def _parse(url: str) -> tuple[URL, Any]:
         raise StateUrlError(f"{scheme}://…", f"its driver to be installed ({error})") from None
     except (SQLAlchemyError, ValueError):
         raise StateUrlError(f"{scheme}://…, which can't be read", EXPECTED_DATABASE) from None
+    if parsed.host and "@" in f"{parsed.host}{parsed.database}":
+        # What follows the first @ is a part of the password, which must not be shown.
+        raise StateUrlError(
+            f"{scheme}://…, which can't be read", f"{EXPECTED_DATABASE}, with %40 for @ in the password"
+        )
     if dialect.name not in DATABASES or dialect.is_async:
         raise StateUrlError(f"{scheme}://…", f"{EXPECTED_DATABASE}, with a driver that isn't asynchronous")
     return parsed, dialect

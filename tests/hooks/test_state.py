@@ -98,6 +98,25 @@ class TestObservation:
         monkeypatch.setenv(f"AIRFLOW__{setting}", value)
         assert api_server_state_url() == url
 
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://",
+            "https://user:secret@host/techflow/state",
+            "https://user:secret@host:port/techflow/state",
+            "https://user:some/secret@host/techflow/state",
+            "https://host/techflow/state?secret",
+            "https://host/techflow/state#here",
+        ],
+    )
+    def test_a_url_of_none_is_refused_without_its_password(self, url, monkeypatch):
+        monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", url)
+        with pytest.raises(
+            InvalidParameterError, match=r"\[techflow\] state_url: expected https://api-server"
+        ) as caught:
+            location()
+        assert "secret" not in str(caught.value)
+
 
 class TestSetting:
     """`[techflow] state_url` decides where it is set, in any case."""
@@ -149,6 +168,7 @@ class TestSetting:
         ("broker", "options", "expected"),
         [
             ("redis://:secret@redis:6379/1", {}, "redis://redis:6379/1"),
+            ("redis+socket:///run/redis.sock", {"socket_timeout": "3"}, "unix:///run/redis.sock"),
             ("REDISS://redis/1", {"visibility_timeout": "3600", "socket_timeout": "3"}, "rediss://redis:6379/1"),
             (
                 "sentinel://:secret@a:26379;sentinel://:secret@b:26380/2",

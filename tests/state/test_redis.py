@@ -12,9 +12,11 @@ import redis
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.gcra import Reason
+from techflow_provider.state.optimistic import UnreachableError
 from techflow_provider.state.records import Records
 from techflow_provider.state.redis import RedisStore
 from techflow_provider.state.store import Entry, StoreError, Write
+from tests.servers import free_port
 
 COMMAND = RequestClass.COMMAND
 
@@ -73,6 +75,24 @@ def test_the_error_about_a_wrong_password_does_not_show_it(own_redis, key):
     with pytest.raises(StoreError) as caught:
         notify(store, key)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["socket_timeout=secret", "no_such_option=secret", "ssl_cert_reqs=secret"])
+def test_an_option_that_can_not_be_used_is_named(own_redis, key, option):
+    with pytest.raises(StoreError, match=f"an option in its URL can't be used: {option.partition('=')[0]}$"):
+        notify(RedisStore(f"{own_redis.url}?{option}"), key)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis+cluster://127.0.0.1:{}", "redis+sentinel://127.0.0.1:{}/main?sentinel_password=secret"]
+)
+def test_servers_that_are_gone_are_waited_for(url, key, clock, redis_binary):
+    store = RedisStore(url.format(free_port()))
+    with pytest.raises(UnreachableError) as caught:
+        store.entries(key)
+    assert "secret" not in str(caught.value)
+    assert "redis.client" not in str(caught.value)
+    assert SharedBudget(store, key, clock=clock).reserve(COMMAND, 1e9).reason is Reason.STATE
 
 
 def test_every_key_expires_and_all_keys_of_an_operation_lie_together(redis_server, key):
