@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf, get_current_context
 
 from techflow_provider.client.errors import ExecutionFailedError, ExecutionTimeoutError, InvalidParameterError
-from techflow_provider.client.flow import without_key
 from techflow_provider.client.history import has_status
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import in_seconds, quote, shorten
@@ -171,4 +170,4 @@ def check_ended(execution: Execution, allowed_statuses: Sequence[str], settings:
 def _without_key(text: str | None, settings: Settings) -> str | None:
     if text is None:
         return None
-    return shorten(without_key(text, text, text.encode(errors="replace"), settings), LONGEST_REASON)
+    return shorten(settings.without_key(text, text, text.encode(errors="replace")), LONGEST_REASON)

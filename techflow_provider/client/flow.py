@@ -262,7 +262,7 @@ async def _result(call: Call[T], outcome: Outcome | BudgetTimeoutError, sent: in
     try:
         return await context.io.decode(outcome, partial(call.read, outcome, context.settings))
     except DecodeError as error:
-        detail = without_key(str(error), error.received, outcome.content, context.settings)
+        detail = context.settings.without_key(str(error), error.received, outcome.content)
     except Exception as error:  # noqa: BLE001  # see below
         # A defect in a reader costs one response, and not everything that waits for the next one.
         detail = f"it can't be read, because of a defect: {type(error).__name__} in {_origin(error)}"
@@ -279,19 +279,7 @@ def _failure(call: Call[T], outcome: httpx.Response, sent: int, settings: Settin
     kind = ERRORS_BY_STATUS.get(outcome.status_code, UnexpectedResponseError)
     message = _server_message(outcome)
     source = outcome.content + b"\n" + outcome.headers.get("location", "").encode()
-    return kind(str(call), outcome.status_code, without_key(message, message, source, settings), sent)
-
-
-def without_key(text: str, quoted: str, source: bytes, settings: Settings) -> str:
-    """Return the text of an error without its quote when the source of the quote contains the key.
-
-    Shortening could have cut the key anywhere, so replacing the key alone would not be enough.
-
-    :param quoted: the part of the text that quotes the source
-    """
-    if settings.holds_key(source):
-        return text.replace(quoted, "text that repeats the API key and is not shown")
-    return text
+    return kind(str(call), outcome.status_code, settings.without_key(message, message, source), sent)
 
 
 def _server_message(response: httpx.Response) -> str:

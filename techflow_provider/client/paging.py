@@ -12,7 +12,7 @@ from typing import TypeVar
 import httpx
 
 from techflow_provider.client.errors import UnexpectedResponseError
-from techflow_provider.client.flow import Call, FlowContext, exchange, url_of, without_key
+from techflow_provider.client.flow import Call, FlowContext, exchange, url_of
 from techflow_provider.client.json_stream import RowMemory, parse_list
 from techflow_provider.client.models import Rows, StatusWords
 from techflow_provider.client.parsing import DecodeError, Json, Names, http_date, quote
@@ -112,7 +112,7 @@ async def read_page(call: Call[Page[T]], context: FlowContext) -> tuple[Page[T],
         return page, next_page(call, page, url_of(call, context.settings))
     except DecodeError as error:
         source = (page.next_url or "").encode(errors="replace")
-        detail = without_key(str(error), error.received, source, context.settings)
+        detail = context.settings.without_key(str(error), error.received, source)
         # Not chained: the cause quotes the response as it was received.
         raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
 

@@ -111,6 +111,17 @@ class Settings:
         searched = SEARCHED_BYTES + ENCODED_BYTES * len(self.api_key)
         return any(self._is_in(content[at : at + searched]) for at in range(0, len(content), SEARCHED_BYTES))
 
+    def without_key(self, text: str, quoted: str, source: bytes) -> str:
+        """Return the text of an error without its quote when the source of the quote contains the key.
+
+        Shortening could have cut the key anywhere, so replacing the key alone would not be enough.
+
+        :param quoted: the part of the text that quotes the source
+        """
+        if self.holds_key(source):
+            return text.replace(quoted, "text that repeats the API key and is not shown")
+        return text
+
     def _is_in(self, content: bytes) -> bool:
         # Without its null bytes, UTF-16 reads like ASCII.
         text = content.replace(b"\0", b"").decode(errors="replace")

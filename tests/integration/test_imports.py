@@ -37,3 +37,10 @@ def test_no_module_uses_what_is_deprecated():
     done = subprocess.run([sys.executable, "-c", PROGRAM, *ELSEWHERE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 90
+
+
+def test_parsing_a_dag_loads_nothing_that_only_its_tasks_need():
+    code = "import sys, techflow_provider.operators.techflow, techflow_provider.sensors.techflow; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    later = tuple(f"techflow_provider.{part}" for part in ("client.flow", "hooks", "polling", "state", "submission"))
+    assert [name for name in loaded if name.startswith(later)] == []
