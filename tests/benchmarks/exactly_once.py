@@ -242,7 +242,7 @@ def rows_of(own: list[tuple[int, bool]], others: dict[str, list[tuple[int, bool]
         yield Row(what, started, "", n, limit=1, bound="=", peers=peers)
     succeeded = sum(done for _, done in own)
     n = f"{len(own)} tasks"
-    yield Row("tasks that succeed all the same", succeeded, "", n, limit=len(own), bound="=")
+    yield Row("tasks that succeed despite each of these", succeeded, "", n, limit=len(own), bound="=")
 
 
 if __name__ == "__main__":

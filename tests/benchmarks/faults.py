@@ -161,7 +161,7 @@ def waits_rows(outcomes: list[Outcome], seconds: float) -> list[Row]:
     most = max(each.most for each in outcomes)
     return [
         Row("waits that a fault ended wrongly", wrong, "", n, limit=0, bound="="),
-        Row("waits that learnt of their end", seen, "", n, limit=WAITS * len(outcomes), bound="="),
+        Row("completions that waits have seen", seen, "", n, limit=WAITS * len(outcomes), bound="="),
         Row("most requests in a minute through a fault", most, "", n, limit=LIMIT),
     ]
 
@@ -170,7 +170,7 @@ def missed_rows(outcomes: dict[str, Outcome], seconds: float) -> Iterator[Row]:
     """Return by how much the slowest wait of each fault learnt late of its end."""
     for name, outcome in outcomes.items():
         missed, n = max(outcome.missed, default=math.nan), f"{len(outcome.missed)} waits, fault of {seconds:g} s"
-        yield Row(f"slowest wait from end to event, {name}", missed, "s", n, limit=seconds + 2 * INTERVAL)
+        yield Row(f"slowest wait from completion to event, {name}", missed, "s", n, limit=seconds + 2 * INTERVAL)
 
 
 if __name__ == "__main__":

@@ -39,17 +39,16 @@ from techflow_provider.state.budget import LocalBudget
 if TYPE_CHECKING:
     from tests.benchmarks.rows import Row, add_option, hand_over, line
     from tests.benchmarks.server import KEY, served
+    from tests.benchmarks.stalls import Stalls
 else:
     from rows import Row, add_option, hand_over, line
     from server import KEY, served
+    from stalls import Stalls
 
 WIDTHS = (10, 10, 6, 9, 9, 13, 9)
 WAITS = 100
 INTERVAL = 3.0
 ALLOWED_STALL_MS = 50
-TICK_SECONDS = 0.005
-# A tick alone takes no more.
-TICK_CPU_SECONDS = 0.0002
 
 
 async def poll(base_url: str, ids: list[str]) -> None:
@@ -85,31 +84,25 @@ READERS: dict[str, Callable[[str, list[str]], Awaitable[None]]] = {
 }
 
 
-async def stalls(reader: str, base_url: str, ids: list[str], seconds: float) -> tuple[float, float, float]:
-    """Return the longest stall on the clock and in CPU time, in milliseconds, and the ticker's CPU time in seconds."""
+async def stalls(reader: str, base_url: str, ids: list[str], seconds: float) -> Stalls:
+    """Return the longest stalls beside a reader."""
     task = asyncio.ensure_future(READERS[reader](base_url, ids))
     # The first poll makes the client, whose TLS context alone takes 20 ms once.
     await asyncio.sleep(INTERVAL)
-    late = busy = ticking = 0.0
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        began, spent, own = time.monotonic(), time.process_time(), time.thread_time()
-        await asyncio.sleep(TICK_SECONDS)
-        late = max(late, time.monotonic() - began - TICK_SECONDS)
-        busy = max(busy, time.process_time() - spent)
-        ticking += min(time.thread_time() - own, TICK_CPU_SECONDS)
+    found = Stalls()
+    await found.watch(seconds)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    return late * 1000, busy * 1000, ticking
+    return found
 
 
 def measure(reader: str, base_url: str, ids: list[str], seconds: float, pipe: Any) -> None:
     """Report the longest stalls in milliseconds, the CPU seconds, and the growth in MB."""
     gc.collect()
     before, spent = resident_mb(), time.process_time()
-    late, busy, ticking = asyncio.run(stalls(reader, base_url, ids, seconds))
+    found = asyncio.run(stalls(reader, base_url, ids, seconds))
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    pipe.send((late, busy, time.process_time() - spent - ticking, growth))
+    pipe.send((found.late, found.busy, time.process_time() - spent - found.ticking, growth))
 
 
 def resident_mb() -> float:

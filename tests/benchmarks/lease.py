@@ -1,7 +1,8 @@
 """What becomes of the shared poll when the process that polls is killed, stopped, or cut off from the server.
 
 Three triggerers with 50 waits each share a state file and a server. The one that polls is killed, stopped for a minute
-(SIGSTOP) and continued, or can't reach the server for a minute, in a run of its own each. Executions end all the time.
+(SIGSTOP) and continued, or can't reach the server for a minute; each in a run of its own, all at once. Executions end
+all the time. Ends with 1 when a wait is lost, or polls are further apart than two intervals and the lease.
 
     python tests/benchmarks/lease.py [--seconds 60] [--only killed stopped partitioned]
 """
@@ -17,10 +18,12 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -34,6 +37,11 @@ from techflow_provider.sandbox import Sandbox
 from techflow_provider.state.budget import SharedBudget
 from techflow_provider.state.open import open_store
 
+if TYPE_CHECKING:
+    from tests.benchmarks.rows import Row, add_option, hand_over
+else:
+    from rows import Row, add_option, hand_over
+
 KEY = "key-of-the-benchmark"
 INTERVAL = 5.0
 PROCESSES = 3
@@ -41,6 +49,28 @@ WAITS = 50
 HOWS = ("killed", "stopped", "partitioned")
 # A poll that begins sooner after another one is a duplicate.
 DUPLICATE_SECONDS = 2.0
+# To reach: two intervals after the last poll should have ended.
+LONGEST_GAP_SECONDS = 3 * INTERVAL
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one case.
+
+    :param gap: the longest time between two polls, in seconds
+    :param duplicates: polls that began soon after another one
+    :param polls: of so many
+    :param lost: waits that missed their completion, without those of a killed process
+    :param waits: of so many
+    :param detection: the longest of another process's waits, in seconds
+    """
+
+    gap: float
+    duplicates: int
+    polls: int
+    lost: int
+    waits: int
+    detection: float
 
 
 class Partitioned(httpx.AsyncHTTPTransport):
@@ -86,8 +116,8 @@ def run(*arguments: Any) -> None:
     asyncio.run(wait(*arguments))
 
 
-def measure(how: str, seconds: float) -> str:
-    """Run one case and return its figures."""
+def measure(how: str, seconds: float) -> Outcome:
+    """Run one case."""
     context = multiprocessing.get_context("spawn")
     sandbox = Sandbox(api_keys=(KEY,), limit=100, execution_seconds=10**6, workflows_at_start={"wf_1": "one"})
     with tempfile.TemporaryDirectory() as folder, sandbox.serve() as base_url:
@@ -128,10 +158,7 @@ def measure(how: str, seconds: float) -> str:
     alive = [each for number, these in enumerate(ids) if how != "killed" or number != holder for each in these]
     others = [seen[each] for number, these in enumerate(ids) if number != holder for each in these if each in seen]
     duplicates, lost = sum(gap < DUPLICATE_SECONDS for gap in gaps), sum(each not in seen for each in alive)
-    return (
-        f"{how:12} longest gap between polls {max(gaps):5.1f} s; {duplicates} duplicate polls of {len(gaps)}; {lost} "
-        f"of {len(alive)} waits lost; the others' longest detection {max(others):.1f} s"
-    )
+    return Outcome(max(gaps), duplicates, len(gaps), lost, len(alive), max(others))
 
 
 def act(how: str, pid: int) -> None:
@@ -139,16 +166,30 @@ def act(how: str, pid: int) -> None:
     os.kill(pid, {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP, "partitioned": signal.SIGUSR1}[how])
 
 
-def main() -> None:
-    """Print the figures of each case."""
+def main() -> int:
+    """Print the figures of each case; 1 when they aren't reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--only", nargs="+", choices=HOWS, default=HOWS)
+    add_option(parser)
     asked = parser.parse_args()
-    for how in asked.only:
-        sys.stdout.write(f"{measure(how, asked.seconds)}\n")
-        sys.stdout.flush()
+    with ThreadPoolExecutor(len(asked.only)) as threads:
+        outcomes = dict(zip(asked.only, threads.map(lambda how: measure(how, asked.seconds), asked.only), strict=True))
+    rows: list[Row] = []
+    for how, done in outcomes.items():
+        sys.stdout.write(
+            f"{how:12} longest gap between polls {done.gap:5.1f} s; {done.duplicates} duplicate polls of {done.polls}; "
+            f"{done.lost} of {done.waits} waits lost; the others' longest detection {done.detection:.1f} s\n"
+        )
+        case, n = f"the process that polls is {how}", f"{done.polls} polls, {done.waits} waits, {asked.seconds:g} s"
+        rows += (
+            Row(f"longest time between two polls, {case}", done.gap, "s", n, limit=LONGEST_GAP_SECONDS),
+            Row(f"duplicate polls, {case}", done.duplicates, "", n),
+            Row(f"waits lost, {case}", done.lost, "", n, limit=0, bound="="),
+        )
+    hand_over(asked.rows, *rows)
+    return 0 if all(row.met for row in rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,7 @@ requests a minute. Executions end at random times.
     python tests/benchmarks/one_poll.py [--store memory|file|redis://...] [--minutes 30] [--waits 200] [--seed 1]
 
 In memory, time is virtual: half an hour takes a minute. A file and a Redis take real time.
+Ends with 1 when the shared poll misses a completion, needs too many requests or meets a 429.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import random
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -42,10 +45,18 @@ from techflow_provider.state.open import open_store
 from techflow_provider.state.store import Store
 from tests.polling.virtual_time import VirtualTimeLoop
 
+if TYPE_CHECKING:
+    from tests.benchmarks.rows import Row, add_option, hand_over, percentile
+else:
+    from rows import Row, add_option, hand_over, percentile
+
 KEY = "key-of-the-benchmark"
 POKE_SECONDS = 60.0
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 KINDS = ("poke", "reschedule", "deferred", "wait_for_execution", "search")
+NAMES = {True: "one poll for all", False: "each for itself"}
+# To reach.
+MOST_A_MINUTE = 20
 
 
 class LoopClock(Clock):
@@ -204,34 +215,84 @@ class Deployment:
             delay = min(delay * 2, 15.0)
 
 
-def figures(deployment: Deployment, counting: Counting, waits: int) -> Iterator[str]:
-    """Say how it went."""
-    sandbox, minutes = deployment.sandbox, deployment.seconds / 60
-    polls = sandbox.count(path="/executions")
-    busiest = max(
-        (
-            sum(0 <= (other.at - each.at).total_seconds() < 60 for other in sandbox.requests)
-            for each in sandbox.requests
+@dataclass(frozen=True)
+class Outcome:
+    """How it went.
+
+    :param a_minute: requests for the history
+    :param busiest: the most of them in 60 seconds
+    :param refused: how many 429s there were
+    :param operations: of the store, a second
+    :param wanted: how many completions there were, by kind
+    :param seen: seconds from each completion to its detection, by kind
+    """
+
+    a_minute: float
+    busiest: int
+    refused: int
+    operations: float
+    wanted: dict[str, int]
+    seen: dict[str, list[float]]
+
+    def print(self, name: str) -> None:
+        """Print the figures."""
+        requests = f"{self.a_minute:.1f} requests a minute, at most {self.busiest} in one; {self.refused} 429s"
+        lines = [f"{name}: {requests}; {self.operations:.1f} store operations a second"]
+        for kind, seconds in self.seen.items():
+            median, p99 = self.median(kind), percentile(seconds, 99)
+            seen = f"{len(seconds):4} of {self.wanted[kind]} seen"
+            lines.append(f"  {kind:20} {seen}; median {median:6.1f} s, p99 {p99:6.1f} s")
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+
+    def median(self, kind: str) -> float:
+        """Return the median from completion to detection."""
+        return statistics.median(self.seen[kind]) if self.seen[kind] else math.nan
+
+
+def outcome(deployment: Deployment, operations: int, waits: int) -> Outcome:
+    """Return how it went."""
+    sandbox, seconds = deployment.sandbox, deployment.seconds
+    at = sorted(each.at.timestamp() for each in sandbox.requests)
+    return Outcome(
+        a_minute=sandbox.count(path="/executions") / seconds * 60,
+        busiest=max((bisect_left(at, each + 60) - number for number, each in enumerate(at)), default=0),
+        refused=sandbox.count(status=429),
+        operations=operations / seconds,
+        wanted={kind: waits // 4 if kind in ("wait_for_execution", "search") else waits for kind in KINDS},
+        seen=deployment.seen,
+    )
+
+
+def rows_of(outcomes: dict[str, Outcome], n: str) -> list[Row]:
+    """Return the figures of one poll for all, beside each polling for itself."""
+    ours, others = outcomes[NAMES[True]], {name: each for name, each in outcomes.items() if name != NAMES[True]}
+    wanted, seen = sum(ours.wanted.values()), sum(map(len, ours.seen.values()))
+    of = f"{wanted} waits of five kinds"
+    a_minute = {name: each.a_minute for name, each in others.items()}
+    refused = {name: float(each.refused) for name, each in others.items()}
+    seen_by = {name: float(sum(map(len, each.seen.values()))) for name, each in others.items()}
+    return [
+        Row(f"requests a minute of {of}", ours.a_minute, "", n, limit=MOST_A_MINUTE, peers=a_minute),
+        Row(f"429s that {of} meet", ours.refused, "", n, limit=0, bound="=", peers=refused),
+        Row(f"completions seen by {of}", seen, "", n, limit=wanted, bound="=", peers=seen_by),
+        *(
+            Row(
+                f"median from completion to detection, {kind}",
+                ours.median(kind),
+                "s",
+                n,
+                peers={name: each.median(kind) for name, each in others.items()},
+            )
+            for kind in KINDS
         ),
-        default=0,
-    )
-    name = "one poll for all" if deployment.shares else "each for itself"
-    yield (
-        f"{name}: {polls / minutes:.1f} requests a minute, at most {busiest} in one; {sandbox.count(status=429)} 429s; "
-        f"{counting.operations / minutes / 60:.1f} store operations a second"
-    )
-    for kind, seconds in deployment.seen.items():
-        wanted = waits // 4 if kind in ("wait_for_execution", "search") else waits
-        ordered = sorted(seconds) or [float("nan")]
-        p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-        median = statistics.median(ordered)
-        yield f"  {kind:20} {len(seconds):4} of {wanted} seen; median {median:6.1f} s, p99 {p99:6.1f} s"
+    ]
 
 
-def measure(store_url: str, minutes: float, waits: int, seed: int, *, shares: bool) -> None:
-    """Run one deployment and print its figures."""
+def measure(store_url: str, minutes: float, waits: int, seed: int, *, shares: bool) -> Outcome:
+    """Run one deployment."""
 
-    async def run(folder: str) -> None:
+    async def run(folder: str) -> Outcome:
         loop = asyncio.get_running_loop()
         store: Store = MemoryStore(loop.time)
         if store_url != "memory":
@@ -242,31 +303,36 @@ def measure(store_url: str, minutes: float, waits: int, seed: int, *, shares: bo
         )
         deployment = Deployment(counting, sandbox, shares, minutes * 60, random.Random(seed))  # type: ignore[arg-type]  # as a store
         await deployment.run(waits)
-        for line in figures(deployment, counting, waits):
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
+        return outcome(deployment, counting.operations, waits)
 
     factory: Callable[[], asyncio.AbstractEventLoop] | None = VirtualTimeLoop if store_url == "memory" else None
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(run(folder))
+        return runner.run(run(folder))
 
 
-def main() -> None:
-    """Print the figures of both."""
+def main() -> int:
+    """Print the figures of both; 1 when those of one poll for all aren't reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", default="memory")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--waits", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=("shared", "each"))
+    add_option(parser)
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    for name, shares in (("shared", True), ("each", False)):
-        if asked.only in (None, name):
-            began = time.monotonic()
-            measure(asked.store, asked.minutes, asked.waits, asked.seed, shares=shares)
-            sys.stdout.write(f"  ({time.monotonic() - began:.0f} s)\n")
+    outcomes = {}
+    for only, shares in (("shared", True), ("each", False)):
+        if asked.only in (None, only):
+            name = NAMES[shares]
+            outcomes[name] = measure(asked.store, asked.minutes, asked.waits, asked.seed, shares=shares)
+            outcomes[name].print(name)
+    if NAMES[True] not in outcomes:
+        return 0
+    rows = rows_of(outcomes, f"{asked.minutes:g} minutes, state in {asked.store.partition(':')[0]}")
+    hand_over(asked.rows, *rows)
+    return 0 if all(row.met for row in rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

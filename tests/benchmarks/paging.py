@@ -7,10 +7,12 @@ Ten waits are for the newest executions, or spread over the whole history, whose
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -20,6 +22,11 @@ from techflow_provider.client import AsyncClient, Settings
 from techflow_provider.client.history import HistoryFilter
 from techflow_provider.client.reading import PollMemory, poll_history
 from techflow_provider.state.budget import LocalBudget
+
+if TYPE_CHECKING:
+    from tests.benchmarks.rows import Row, add_option, hand_over
+else:
+    from rows import Row, add_option, hand_over
 
 PAGES = 1000
 SIZE = 100
@@ -39,8 +46,8 @@ def respond(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"executions": rows, "next": f"?page={page + 1}" if page + 1 < PAGES else None})
 
 
-async def measure(name: str) -> None:
-    """Poll until all waits have their executions, and print what it took."""
+async def measure(name: str) -> tuple[Row, Row]:
+    """Poll until all waits have their executions; print and return what it took."""
     requests = 0
 
     def count(request: httpx.Request) -> httpx.Response:
@@ -61,8 +68,19 @@ async def measure(name: str) -> None:
                 history_filter.known_statuses.pop(execution.id, None)
     milliseconds = (time.process_time() - spent) / requests * 1000
     sys.stdout.write(f"{WAITS} waits, {name}: {polls} polls, {requests} requests, {milliseconds:.1f} ms each\n")
+    of, n = f"{WAITS} waits in {PAGES:,} pages of {SIZE}, {name}", f"{polls} polls"
+    # Those that are spread need the pages up to the last one with one of them, and the first page with each poll.
+    return Row(f"requests of {of}", requests, "", n), Row(f"CPU time of a request of {of}", milliseconds, "ms", n)
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_option(parser)
+    asked = parser.parse_args()
+    for each in IDS:
+        hand_over(asked.rows, *asyncio.run(measure(each)))
 
 
 if __name__ == "__main__":
-    for each in IDS:
-        asyncio.run(measure(each))
+    main()

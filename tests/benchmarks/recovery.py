@@ -300,7 +300,7 @@ def main() -> int:
     hand_over(
         options.rows,
         Row("tasks that succeed after a lost response", len(world.done), "", n, limit=options.tasks, bound="="),
-        Row("until all have succeeded", minutes, "min", n, limit=25),
+        Row("time until all have succeeded", minutes, "min", n, limit=25),
         Row("a healthy start beside them, p95", percentile(waits, 0.95), "s", n, limit=10),
         Row("worker slot of a task, p95", percentile(slots, 0.95), "s", n, limit=10),
     )

@@ -28,15 +28,16 @@ from techflow_provider.state.open import open_store
 if TYPE_CHECKING:
     from tests.benchmarks.load import redis_server
     from tests.benchmarks.rows import Row, add_option, hand_over, line, percentile
+    from tests.benchmarks.stalls import Stalls
 else:
     from load import redis_server
     from rows import Row, add_option, hand_over, line, percentile
+    from stalls import Stalls
 
 WIDTHS = (7, 6, 10, 8, 7, 27, 27, 15)
 ALLOWED_MICROSECONDS = {"sqlite": 250, "redis": 500}
 ALLOWED_STALL_MS = 50
 COROUTINES = 200
-TICK_SECONDS = 0.005
 
 
 def reserve(place: str, times: int) -> list[float]:
@@ -53,14 +54,11 @@ def reserve(place: str, times: int) -> list[float]:
 async def longest_stall(others: Callable[[], Awaitable[object]], seconds: float) -> float:
     """Return the milliseconds by which the latest of a loop's ticks was late beside others."""
     task = asyncio.ensure_future(others())
-    worst, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        began = time.monotonic()
-        await asyncio.sleep(TICK_SECONDS)
-        worst = max(worst, time.monotonic() - began - TICK_SECONDS)
+    found = Stalls()
+    await found.watch(seconds)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    return worst * 1000
+    return found.late
 
 
 async def stalls(place: str, seconds: float) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 HOME = tempfile.mkdtemp(prefix="techflow-start-cost-")
 os.environ["AIRFLOW_HOME"] = HOME
@@ -34,9 +34,16 @@ import techflow_provider  # noqa: E402
 from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator  # noqa: E402
 from techflow_provider.sandbox import Sandbox  # noqa: E402
 
+if TYPE_CHECKING:
+    from tests.benchmarks.rows import Row, add_option, hand_over
+else:
+    from rows import Row, add_option, hand_over
+
 PACKAGE = str(Path(techflow_provider.__file__).parent)
 SANDBOX = os.path.join(PACKAGE, "sandbox")  # noqa: PTH118  # compared with the text of a code object's file name
 KEY = "start-cost-key-0123456789"
+# To reach.
+MOST_FRAMES, MOST_TRANSACTIONS = 275, 6
 
 
 @dataclass
@@ -160,7 +167,8 @@ def main() -> None:
     """Print a table of what each step took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detail", action="store_true", help="also print the calls by file and function")
-    detail = parser.parse_args().detail
+    add_option(parser)
+    asked = parser.parse_args()
     count_transactions()
     sandbox = Sandbox(api_keys=(KEY,))
     workflow_id = sandbox.add_workflow("Cost", id="wf_1")
@@ -190,7 +198,15 @@ def main() -> None:
     print(f"{'':34}{'frames':>8}{'functions':>11}{'files':>7}{'transactions':>14}")
     for name, cost in rows.items():
         print(f"{name:34}{cost.frames:>8}{len(cost.functions):>11}{len(cost.files):>7}{cost.transactions:>14}")
-    if detail:
+    start = rows["one start"]
+    hand_over(
+        asked.rows,
+        Row("the package's frames in one start", start.frames, "", "1 start", limit=MOST_FRAMES),
+        Row(
+            "transactions on the state's file in one start", start.transactions, "", "1 start", limit=MOST_TRANSACTIONS
+        ),
+    )
+    if asked.detail:
         for name, cost in rows.items():
             show_detail(name, cost)
 

@@ -15,11 +15,16 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from tests.benchmarks.rows import Row, hand_over, handed_over, percentile, shown  # noqa: E402
-from tests.benchmarks.table import Done, end_of, report  # noqa: E402
+from tests.benchmarks.table import COMMANDS, Done, end_of, report  # noqa: E402
 
 
 def row(ours: float, **fields: object) -> Row:
     return Row("what is measured", ours, "ms", "1 run", **fields)  # type: ignore[arg-type]
+
+
+def test_every_program_that_hands_figures_over_runs_with_all_others():
+    programs = {path.name for path in HERE.glob("*.py") if "\n    add_option(parser)\n" in path.read_text()}
+    assert {commands[0].split()[0] for commands in COMMANDS.values()} == programs
 
 
 @pytest.mark.parametrize(

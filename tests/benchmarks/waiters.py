@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import multiprocessing
 import os
 import tempfile
@@ -23,8 +24,10 @@ import httpx
 
 if TYPE_CHECKING:
     from tests.benchmarks.server import KEY, Served
+    from tests.benchmarks.stalls import Stalls
 else:
     from server import KEY, Served
+    from stalls import Stalls
 
 INTERVAL = 5.0
 # Polls during which the CPU time of waiting is measured.
@@ -40,6 +43,8 @@ class Report:
     :param seconds: how long it took
     :param wait_bytes: memory of one wait
     :param wait_cpu: microseconds of CPU time that one wait takes in a minute
+    :param beginning: how long the loop was held up while the waits began, and by the first polls for them
+    :param waiting: and while nothing ended
     """
 
     latencies: list[float] = field(default_factory=list)
@@ -47,6 +52,8 @@ class Report:
     seconds: float = 0.0
     wait_bytes: float = 0.0
     wait_cpu: float = 0.0
+    beginning: Stalls = field(default_factory=Stalls)
+    waiting: Stalls = field(default_factory=Stalls)
 
 
 def trigger_of(base_url: str, state: str) -> Callable[[str], Any]:
@@ -130,7 +137,7 @@ def note_end(report: Report, finished_at: str) -> None:
 
 async def held(base_url: str, ids: list[str], _: float, report: Report) -> None:
     """Measure what the waits hold while they wait."""
-    await while_waiting(base_url, ids, lambda: memory(report, ids), tracemalloc.start)
+    await while_waiting(base_url, ids, lambda: memory(report, ids), tracemalloc.start, Stalls())
     tracemalloc.stop()
 
 
@@ -142,21 +149,25 @@ async def memory(report: Report, ids: list[str]) -> None:
 
 async def steady(base_url: str, ids: list[str], _: float, report: Report) -> None:
     """Measure what waiting takes while nothing ends."""
-    await while_waiting(base_url, ids, lambda: cpu(report, ids), lambda: None)
+    await while_waiting(base_url, ids, lambda: cpu(report, ids), lambda: None, report.beginning)
 
 
 async def cpu(report: Report, ids: list[str]) -> None:
-    """Note the CPU time of one wait."""
+    """Note the CPU time of one wait, and then the longest stalls, whose ticks take CPU time."""
     spent = time.process_time()
     await asyncio.sleep(STEADY_LOOKS * INTERVAL)
     minutes = STEADY_LOOKS * INTERVAL / 60
     report.wait_cpu = (time.process_time() - spent) / minutes / len(ids) * 1e6
+    await report.waiting.watch(STEADY_LOOKS * INTERVAL / 2)
 
 
 async def while_waiting(
-    base_url: str, ids: list[str], act: Callable[[], Awaitable[None]], before: Callable[[], None]
+    base_url: str, ids: list[str], act: Callable[[], Awaitable[None]], before: Callable[[], None], beginning: Stalls
 ) -> None:
-    """Do something once all waits have been looked for."""
+    """Do something once all waits have been looked for.
+
+    :param beginning: notes the longest stalls until then
+    """
     with tempfile.TemporaryDirectory() as folder:
         make = trigger_of(base_url, f"{folder}/state.db")
 
@@ -168,12 +179,17 @@ async def while_waiting(
         await asyncio.sleep(INTERVAL)
         gc.collect()
         before()
-        tasks = [asyncio.ensure_future(wait(make(each))) for each in ids]
+        ticks, tasks = asyncio.ensure_future(beginning.watch(math.inf)), []
+        for each in ids:
+            tasks.append(asyncio.ensure_future(wait(make(each))))
+            # As a triggerer does.
+            await asyncio.sleep(0)
         await asyncio.sleep(3 * INTERVAL)
+        ticks.cancel()
         await act()
         for task in (first, *tasks):
             task.cancel()
-        await asyncio.gather(first, *tasks, return_exceptions=True)
+        await asyncio.gather(ticks, first, *tasks, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 N deferred waits, each for an execution of its own, with the ends spread over a minute and a server that allows 100
 requests a minute. Server and waits have a process each. "all CPU" is the CPU time of the waits' process with the
 beginning and the completion of each wait; "CPU" is that of waiting alone, and the memory is what a wait holds:
-both are measured in runs of their own, once the history has been read.
+both are measured in runs of their own, once the history has been read. The stalls are the longest ones of the loop
+while the waits begin and while nothing ends, in CPU time, without Python's full garbage collections, which go through
+all objects of the process; "GC ms" is the longest of those.
 
     python tests/benchmarks/waits.py [--quick] [--waits 10 100 1000 10000 100000] [--holding 10000] [--only ours ...]
 
@@ -38,7 +40,7 @@ HTTP_SECONDS = 10.0
 NAMES = {"ours": "one poll for all", "each": "one poll per wait", "http": "HttpSensorTrigger"}
 EACH_WAITS = (10, 100, 1000)
 HTTP_WAITS = (1, 10)
-WIDTHS = (18, 6, 9, 7, 6, 9, 7, 13, 15, 7)
+WIDTHS = (18, 7, 9, 7, 7, 9, 7, 13, 15, 7, 14, 8, 6)
 COLUMNS = (
     "what",
     "waits",
@@ -50,12 +52,16 @@ COLUMNS = (
     "all CPU s/min",
     "CPU us/wait/min",
     "B/wait",
+    "begin stall ms",
+    "stall ms",
+    "GC ms",
 )
-# To reach, the last two with 10,000 waits.
+# To reach, memory and CPU time with 10,000 waits.
 MOST_A_MINUTE = 20
 MOST_SECONDS = INTERVAL + 1
 MOST_BYTES = 2500
 MOST_MICROSECONDS = 25
+MOST_STALL_MS = 50
 
 
 @dataclass(frozen=True)
@@ -109,13 +115,14 @@ def measure(kind: str, count: int, spread: float, *, holding: bool) -> Line:
         with process_of("held") as start, served(count, 3600, 3600) as server:
             report.wait_bytes = start(server, last).wait_bytes
         with process_of("steady") as start, served(count, 3600, 3600) as server:
-            report.wait_cpu = start(server, last).wait_cpu
+            steady = start(server, last)
+        report.wait_cpu, report.beginning, report.waiting = steady.wait_cpu, steady.beginning, steady.waiting
     return Line(kind, count, counts, report)
 
 
 def show(each: Line) -> None:
     """Print a line."""
-    report = each.report
+    report, holds = each.report, each.report.wait_cpu > 0
     latencies = ("-" if math.isnan(seconds) else f"{seconds:.2f}" for seconds in each.latency)
     line(
         WIDTHS,
@@ -126,8 +133,11 @@ def show(each: Line) -> None:
         each.seen,
         *latencies,
         f"{report.cpu_seconds / report.seconds * 60:.2f}",
-        f"{report.wait_cpu:.0f}" if report.wait_cpu else "-",
-        f"{report.wait_bytes:.0f}" if report.wait_bytes else "-",
+        f"{report.wait_cpu:.0f}" if holds else "-",
+        f"{report.wait_bytes:.0f}" if holds else "-",
+        f"{report.beginning.busy:.1f}" if holds else "-",
+        f"{report.waiting.busy:.1f}" if holds else "-",
+        f"{report.beginning.collecting:.0f}" if holds else "-",
     )
 
 
@@ -148,10 +158,10 @@ def rows_of_waits(ours: Line, others: dict[str, Line], n: str) -> Iterator[Row]:
     refused = {name: float(each.refused) for name, each in others.items()}
     yield Row(f"429s that {of} meet", ours.refused, "", n, limit=0, bound="=", peers=refused)
     seen = {name: float(each.seen) for name, each in polls.items()}
-    yield Row(f"{of} that see their end", ours.seen, "", n, limit=ours.waits, bound="≥", peers=seen)
+    yield Row(f"completions seen by {of}", ours.seen, "", n, limit=ours.waits, bound="≥", peers=seen)
     for name, index, limit in (("median", 0, None), ("99th percentile", 1, MOST_SECONDS)):
         peers = {peer: each.latency[index] for peer, each in polls.items()}
-        yield Row(f"{name} from end to event of {of}", ours.latency[index], "s", n, limit=limit, peers=peers)
+        yield Row(f"{name} from completion to event of {of}", ours.latency[index], "s", n, limit=limit, peers=peers)
     # What a poll takes by itself is nothing beside so many waits alone.
     many, report = ours.waits >= 10_000, ours.report
     if report.wait_bytes:
@@ -159,6 +169,11 @@ def rows_of_waits(ours: Line, others: dict[str, Line], n: str) -> Iterator[Row]:
     if report.wait_cpu:
         what = f"CPU time of one of {of}, a minute"
         yield Row(what, report.wait_cpu, "µs", "1 run", limit=MOST_MICROSECONDS if many else None)
+        for when, stalls in (("begin", report.beginning), ("wait", report.waiting)):
+            what = f"longest stall of the loop while {of} {when}"
+            yield Row(what, stalls.busy, "ms", "1 run", limit=MOST_STALL_MS)
+        what = f"longest full garbage collection while {of} begin"
+        yield Row(what, report.beginning.collecting, "ms", "1 run")
 
 
 def main() -> None:

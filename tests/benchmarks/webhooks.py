@@ -178,7 +178,7 @@ def latency_rows(name: str, latencies: dict[str, Latency]) -> Iterator[Row]:
         if found := latencies.get(stage):
             n = f"median of {len(found.seconds)}"
             peers = {f"polling every {POLL_SECONDS:g} s": polling.median} if polling else {}
-            yield Row(f"from end to event by {words}, {name}", found.median, "s", n, limit=limit, peers=peers)
+            yield Row(f"from completion to event by {words}, {name}", found.median, "s", n, limit=limit, peers=peers)
 
 
 def flood_rows(name: str, floods: dict[str, Flood]) -> Iterator[Row]:
