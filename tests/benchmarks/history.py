@@ -90,7 +90,7 @@ async def stalls(reader: str, base_url: str, ids: list[str], seconds: float) -> 
     # The first poll makes the client, whose TLS context alone takes 20 ms once.
     await asyncio.sleep(INTERVAL)
     found = Stalls()
-    await found.watch(seconds)
+    await found.measure(seconds)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return found

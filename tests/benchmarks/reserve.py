@@ -55,7 +55,7 @@ async def longest_stall(others: Callable[[], Awaitable[object]], seconds: float)
     """Return the milliseconds by which the latest of a loop's ticks was late beside others."""
     task = asyncio.ensure_future(others())
     found = Stalls()
-    await found.watch(seconds)
+    await found.measure(seconds)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     return found.late

@@ -32,7 +32,7 @@ class Stalls:
     _collected: float = 0.0
     _collecting_since: float = 0.0
 
-    async def watch(self, seconds: float) -> None:
+    async def measure(self, seconds: float) -> None:
         """Let the running loop tick for some seconds."""
         end = time.monotonic() + seconds
         gc.callbacks.append(self._collect)

@@ -158,7 +158,7 @@ async def cpu(report: Report, ids: list[str]) -> None:
     await asyncio.sleep(STEADY_LOOKS * INTERVAL)
     minutes = STEADY_LOOKS * INTERVAL / 60
     report.wait_cpu = (time.process_time() - spent) / minutes / len(ids) * 1e6
-    await report.waiting.watch(STEADY_LOOKS * INTERVAL / 2)
+    await report.waiting.measure(STEADY_LOOKS * INTERVAL / 2)
 
 
 async def while_waiting(
@@ -179,7 +179,7 @@ async def while_waiting(
         await asyncio.sleep(INTERVAL)
         gc.collect()
         before()
-        ticks, tasks = asyncio.ensure_future(beginning.watch(math.inf)), []
+        ticks, tasks = asyncio.ensure_future(beginning.measure(math.inf)), []
         for each in ids:
             tasks.append(asyncio.ensure_future(wait(make(each))))
             # As a triggerer does.
