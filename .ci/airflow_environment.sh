@@ -9,9 +9,10 @@ read -r version extra < <(awk -v airflow="$1" '$1 == airflow { $1 = ""; print; e
 read -ra also <<< "$extra"
 python=$(find_python "$version")
 # Airflow's provider for Celery imports what Celery 5.7 no longer has. An old one, which uv prefers to an old client of
-# Redis, ends the scheduler of Airflow 2.11 when a worker is lost.
-airflow=$1 name=${2:-airflow}
+# Redis, ends the scheduler of Airflow 2.11 when a worker is lost; a new one can't hand tasks to workers on Airflow 3.0.
+airflow=$1 name=${2:-airflow} celery=">=3.20"
+[[ $airflow != 3.0.* ]] || celery="==3.12.*"
 shift; shift || true
 .ci/environment.sh "$name-$airflow" "$python" editable "apache-airflow==$airflow" "apache-airflow-providers-http>=5.3" \
-  "apache-airflow-providers-celery>=3.20" "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" "$@" --group test >&2
+  "apache-airflow-providers-celery$celery" "celery<5.7" redis psycopg2-binary asyncpg statsd "${also[@]}" "$@" --group test >&2
 echo ".cache/environments/$name-$airflow"
