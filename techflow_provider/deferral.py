@@ -16,7 +16,7 @@ from techflow_provider.client.history import has_status
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import in_seconds, quote, shorten
 from techflow_provider.client.text import get_logger
-from techflow_provider.compat import resumes_retries
+from techflow_provider.compat import has_api_server, resumes_retries
 from techflow_provider.triggers.outcomes import deadline_after, executions_of
 
 if TYPE_CHECKING:
@@ -132,6 +132,11 @@ def defer_until_ended(
         success_statuses=None if success_statuses is None else list(success_statuses),
         allowed_statuses=None if allowed_statuses is None else list(allowed_statuses),
     )
+    if has_api_server() and not task.retries:
+        log.info(
+            "If Airflow fails this task when it resumes ('state mismatch' in the audit log), mark it as success once"
+            " its execution has completed: cleared, it would start another. With retries, it continues by itself"
+        )
     task.defer(trigger=trigger, method_name="execute_complete", timeout=limit + DEFERRAL_GRACE)
 
 

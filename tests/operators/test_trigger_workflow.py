@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import TaskDeferred
 
 from techflow_provider import deferral
 from techflow_provider.client import ExecutionFailedError, InvalidParameterError
+from techflow_provider.compat import has_api_server
 from techflow_provider.operators.techflow import TechFlowTriggerWorkflowOperator
 from techflow_provider.sandbox import Fault, Sandbox
 from tests.operators.attempts import KEY, Attempt, after_polls
@@ -247,6 +248,18 @@ def test_the_log_says_where_the_execution_is_and_what_is_waited_for(
     place, execution_id = "triggerer" if deferrable else "worker", served.executions[0].id
     assert f"Waiting in the {place} for execution {execution_id}, with a poll every 0.2 s" in caplog.text
     assert caplog.text.count(f"see https://dash.test/{execution_id}") == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_the_log_of_a_deferred_task_without_retries_says_what_to_do_if_airflow_3_fails_it(
+    served: Sandbox, attempt: Any, caplog: pytest.LogCaptureFixture, retries: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    made = attempt(wait_for_completion=True, deferrable=True, retries=retries)
+    with pytest.raises(TaskDeferred):
+        made.task.execute(made.context)
+    assert served.executions
+    assert ("mark it as success" in caplog.text) == (has_api_server() and retries == 0)
 
 
 def test_the_log_of_a_task_that_does_not_wait_has_the_dashboards_url(
