@@ -1,8 +1,8 @@
 """Run steps through Celery workers while everything around them is killed and started again by a seeded schedule.
 
 Workers, triggerers and Redis are killed with SIGKILL; TechFlow breaks connections for some seconds, before or after it
-has acted. Prints what was done and what the steps left, and fails when a step did not succeed or has not exactly one
-execution.
+has acted. Prints what was done and what the steps left, and fails when a step did not succeed, has not exactly one
+execution, or a secret is found.
 
     python tests/deployment/soak.py [--steps 500] [--requests-per-minute 300] [--seed N]
 """
@@ -24,6 +24,7 @@ from techflow_provider.sandbox import Fault, Sandbox  # noqa: E402  # the checko
 from tests.deployment.airflow_deployment import KEY, Deployment  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
 from tests.deployment.e2e import DAG, ENDED, RUN, STATES, in_a_folder, say  # noqa: E402
+from tests.deployment.secrets_search import search, show_everything  # noqa: E402
 from tests.servers import until  # noqa: E402
 
 EXECUTION_SECONDS = 15.0
@@ -124,10 +125,13 @@ def run(steps: int, limit: int, seed: int, folder: Path) -> list[str]:
             # Or it would start again what the end of the deployment has stopped.
             schedule.stop()
         took, states = time.monotonic() - began, airflow.query(STATES)
+        show_everything(airflow)
+        searched = search({"the API key": KEY}, airflow)
     say(f"{steps} steps in {took:.0f} s, seed {seed}; killed or broken: {dict(schedule.done)}")
     say(f"ended by themselves and started again: {dict(schedule.ended)}")
     say(f"states: {', '.join(' '.join(row) for row in states)}")
-    return _faults(steps, states, sandbox)
+    say(f"searched for the API key: {searched}; found {len(searched.found)}")
+    return [*_faults(steps, states, sandbox), *searched.found]
 
 
 def _faults(steps: int, states: list[list[str]], sandbox: Sandbox) -> list[str]:
