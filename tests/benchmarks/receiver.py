@@ -63,7 +63,7 @@ def megabytes(pid: int) -> float:
 
 @contextlib.asynccontextmanager
 async def calling(url: str) -> AsyncIterator[Callable[[Any], Awaitable[int]]]:
-    """Keep a connection to a URL and give what posts JSON there and returns the status.
+    """Give what posts JSON to a URL and returns the status, over one connection until the receiver closes that.
 
     An HTTP client would take more time for a call than the receiver does.
     """
@@ -73,10 +73,15 @@ async def calling(url: str) -> AsyncIterator[Callable[[Any], Awaitable[int]]]:
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
 
     async def post(body: Any) -> int:
+        nonlocal reader, writer
+        if writer.is_closing():
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         content = json.dumps(body)
         writer.write(f"{head}{len(content)}\r\n\r\n{content}".encode())
         response = (await reader.readuntil(b"\r\n\r\n")).lower()
         await reader.readexactly(int(response.partition(b"content-length:")[2].split(b"\r\n", 1)[0]))
+        if b"\r\nconnection: close\r\n" in response:
+            writer.close()
         return int(response.split(b" ", 2)[1])
 
     try:
