@@ -153,6 +153,27 @@ def shared_file(here: str, hosts: frozenset[str] | None) -> Finding:
     return Finding("shared", Severity.OK, f"the state is a file, and Airflow runs on {here} alone")
 
 
+def triggerers(location: str, waiting: int, components: Sequence[Component]) -> Finding | None:
+    """Report waits in a triggerer where none has used the store.
+
+    :param waiting: how many waits of this package Airflow has handed to its triggerers
+    """
+    if not waiting or any("triggerer" in each.program for each in components):
+        return None
+    message = f"a triggerer has {counted(waiting, 'wait')}, and none has used {location} in the last day"
+    remedy = "Set [techflow] state_url to the same value in all components, and install this package in all of them."
+    return Finding("wake-ups", Severity.WARNING, message, remedy)
+
+
+def other_versions(here: Component, components: Sequence[Component]) -> Finding | None:
+    """Report the components with another version of this package."""
+    others = {f"{each.program} on {each.host} ({each.version})" for each in components if each.version != here.version}
+    if not others:
+        return None
+    message = f"other versions of this package have used the state in the last day: {_listed(sorted(others))}"
+    return Finding("components", Severity.WARNING, message, "Install the same version in all components.")
+
+
 def guarantees(shared: Finding, risks: Sequence[str]) -> list[Finding]:
     """Judge each guarantee that needs a shared state, or say once that it is unclear whether the state is shared.
 

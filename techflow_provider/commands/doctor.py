@@ -16,10 +16,11 @@ from airflow import __version__ as airflow_version
 from airflow.jobs.job import Job, most_recent_job
 from airflow.models.connection import Connection
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
 from airflow.providers.common.compat.sdk import AirflowConfigException, conf
 from airflow.utils.session import create_session
 from httpx import Response
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from techflow_provider.client import Client, InvalidParameterError, RetryPolicy, TechFlowError
@@ -181,8 +182,7 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     try:
         store = served_store() if connection is None else open_state(connection)[0]
         _try(store, f"{key}/{NAMESPACE}")
-        components = [component for component, _ in reported(store, key)]
-        risks = store.warnings() if isinstance(store, OptimisticStore) else ()
+        found = list(guarantees(store, key))
     except (InvalidParameterError, AirflowConfigException) as error:
         reason = _unreadable("state_url") or str(error)
         yield Finding("state", Severity.PROBLEM, reason, "Correct it: until then, no request is sent.")
@@ -191,9 +191,26 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
         yield Finding("state", Severity.PROBLEM, str(error), STATE_REMEDY)
         return
     yield Finding("state", Severity.OK, f"{store.location} can be written and read ({choice().reason})")
+    yield from found
+
+
+def guarantees(store: Store, key: str) -> Iterator[Finding]:
+    """Judge which guarantees hold, by what is observed of a key's part of a store and of Airflow.
+
+    :raises StoreError: the store can't be read
+    """
+    components = [component for component, _ in reported(store, key)]
+    risks = store.warnings() if isinstance(store, OptimisticStore) else ()
     here = this_component()
     stored = checks.shared_store(store.location, here, components)
-    yield from checks.guarantees(checks.shared_file(here.host, _hosts()) if choice().kind == FILE else stored, risks)
+    shared = checks.shared_file(here.host, _hosts()) if choice().kind == FILE else stored
+    elsewhere = checks.triggerers(store.location, _waits(), components)
+    for finding in checks.guarantees(shared, risks):
+        yield elsewhere or finding if finding.check == "wake-ups" else finding
+    if elsewhere and shared.severity is Severity.UNCLEAR:
+        yield elsewhere
+    if other := checks.other_versions(here, components):
+        yield other
 
 
 def _try(store: Store, namespace: str) -> None:
@@ -220,6 +237,16 @@ def _hosts() -> frozenset[str] | None:
     except SQLAlchemyError:
         return None
     return frozenset(filter(None, rows))
+
+
+def _waits() -> int:
+    """Return how many waits of this package triggerers have; 0 where Airflow's database can't be read."""
+    ours = Trigger.classpath.startswith("techflow_provider."), Trigger.triggerer_id.is_not(None)
+    try:
+        with create_session() as session:
+            return session.scalar(select(func.count()).select_from(Trigger).where(*ours)) or 0
+    except SQLAlchemyError:
+        return 0
 
 
 def _is_triggerer_alive() -> bool | None:

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -28,7 +29,7 @@ from techflow_provider.state.optimistic import (
     Reply,
     UnreachableError,
 )
-from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, Signer
+from techflow_provider.state.signing import COMPONENT_HEADER, SIGNATURE_HEADER, TOLERANCE_SECONDS, Signer
 from techflow_provider.state.store import Change, Entry, StoreError
 from techflow_provider.state.wire import build
 
@@ -129,10 +130,14 @@ class HttpStore(OptimisticStore):
                 return self._checked(response, signer.response(nonce, response.content))
             if not is_last:
                 self._signer = self._renew()
+        ahead = _seconds_ahead(response)
         message = (
-            "the API server does not accept the connection's API key as proof: it may know another one, or none under "
-            "this connection's id, or its clock differs by more than a minute. Set [techflow] state_secret to the same "
-            "text on both sides where it can't know the connection"
+            f"its clock and this host's differ by {abs(ahead):.0f} s, and more than a minute isn't accepted: "
+            "synchronise the clocks (NTP)"
+            if abs(ahead) > TOLERANCE_SECONDS
+            else "the API server does not accept the connection's API key, or [techflow] state_secret where it is set, "
+            "as proof: it may know another one, or none under this connection's id. Set [techflow] state_secret to the "
+            "same text on both sides where it can't know the connection"
         )
         raise StoreError(f"{self.location}: {message}")
 
@@ -159,3 +164,11 @@ class HttpStore(OptimisticStore):
         # A gateway in between may respond after the request was carried out.
         kind = LostReplyError if response.is_server_error else StoreError
         raise kind(f"{self.location}: status {response.status_code}: {response.text[:200]!r}")
+
+
+def _seconds_ahead(response: httpx.Response) -> float:
+    """Return how far this host's clock is ahead of the server's; 0 where the response doesn't say it."""
+    try:
+        return time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return 0.0

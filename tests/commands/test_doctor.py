@@ -21,7 +21,7 @@ from techflow_provider.commands.checks import infer, shared_file, shared_store
 from techflow_provider.commands.console import read_connection
 from techflow_provider.hooks.state import open_state
 from techflow_provider.sandbox import Fault
-from techflow_provider.state.components import Component
+from techflow_provider.state.components import Component, report
 from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.records import AttemptRecord
 
@@ -210,6 +210,30 @@ def test_a_store_that_may_lose_records_endangers_exactly_once_alone():
     found = checks.guarantees(shared_store(STORE, HERE, (WORKER,)), ["its maxmemory-policy is allkeys-lru"])
     assert [each.severity for each in found] == ["ok", "warning", "ok"]
     assert found[1].message == "its maxmemory-policy is allkeys-lru"
+
+
+TRIGGERER = Component("airflow triggerer", "host-3", "/opt/airflow", "boot-3", "0.0.9")
+
+
+@pytest.mark.parametrize(
+    ("waiting", "components", "is_reported"),
+    [(0, (WORKER,), False), (2, (WORKER, TRIGGERER), False), (2, (WORKER,), True), (1, (), True)],
+)
+def test_waits_in_a_triggerer_that_never_used_the_state_are_reported(waiting, components, is_reported):
+    found = checks.triggerers(STORE, waiting, components)
+    assert (found is not None) == is_reported
+    if found:
+        assert (found.check, found.severity) == ("wake-ups", "warning")
+        assert f"{waiting} wait" in found.message
+
+
+def test_components_with_another_version_are_named(served, techflow):
+    assert checks.other_versions(HERE, (HERE, WORKER)) is None
+    connection = read_connection("techflow_default")
+    report(open_state(connection)[0], connection.settings.account, TRIGGERER)
+    found = finding(techflow("doctor", "-o", "json"), "components")
+    assert found["severity"] == "warning"
+    assert found["message"].endswith("airflow triggerer on host-3 (0.0.9)")
 
 
 def test_many_hosts_are_counted():

@@ -245,6 +245,29 @@ def test_executions_of_earlier_attempts_and_unresolved_starts_are_shown(open_pag
     assert "a search of the history, or a person" in html
 
 
+@has_menu
+def test_what_endangers_a_guarantee_is_shown_with_the_connection(open_page, served):
+    from airflow.jobs.job import Job
+    from airflow.models.trigger import Trigger
+    from airflow.utils.session import create_session
+
+    assert "Warning (" not in open_page("admin").text
+    wait = Trigger("techflow_provider.triggers.techflow.TechFlowEventTrigger", {})
+    job = Job()  # type: ignore[no-untyped-call]  # Airflow's
+    job.hostname, job.job_type, wait.triggerer_id = "another-host", "SchedulerJob", 5
+    with create_session() as session:
+        session.add_all([job, wait])
+    try:
+        html = open_page("admin").text
+    finally:
+        with create_session() as session:
+            session.delete(session.merge(job))
+            session.delete(session.merge(wait))
+    assert "Warning (one budget, exactly once):</strong> the state is a file on" in html
+    assert "and Airflow also runs on another-host" in html
+    assert "Warning (wake-ups):</strong> a triggerer has 1 wait, and none has used" in html
+
+
 def test_an_airflow_without_external_views_gets_no_page(monkeypatch):
     monkeypatch.delattr(AirflowPlugin, "external_views", raising=False)
     assert "/techflow-page" not in [each["url_prefix"] for each in TechFlowPlugin().fastapi_apps]

@@ -7,6 +7,8 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import pytest
@@ -136,6 +138,13 @@ class TestKeys:
             store_on(api, self.other).entries("a")
         assert KEY not in str(caught.value)
         assert len(api.requests) == 2
+
+    @pytest.mark.parametrize("ahead", [300, -300])
+    def test_a_clock_that_differs_too_much_is_named_with_the_difference(self, ahead):
+        date = format_datetime(datetime.now(UTC) - timedelta(seconds=ahead), usegmt=True)
+        refusal = httpx.Response(401, headers={"date": date})
+        with pytest.raises(StoreError, match=r"clock and this host's differ by (299|30\d) s.*NTP"):
+            store_on(httpx.MockTransport(lambda _: refusal)).entries("a")
 
     def test_a_server_without_the_key_is_not_believed(self):
         def impostor(_: httpx.Request) -> httpx.Response:
