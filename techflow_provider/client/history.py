@@ -17,7 +17,7 @@ from techflow_provider.client.errors import ExecutionNotFoundError, InvalidParam
 from techflow_provider.client.models import USUAL_WORDS, Execution, StatusWords, Workflow, status_word
 from techflow_provider.client.parsing import Json, Names, add_usual_names, get_first, quote
 from techflow_provider.client.text import get_logger
-from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, check_status, optional
+from techflow_provider.client.values import WORKFLOW_WORDS, Id, as_id, as_text, optional, suggestion
 
 log: logging.Logger = get_logger(__name__)
 
@@ -349,7 +349,9 @@ def _explain_none(status: str, listed: Sequence[Execution | Workflow], known: It
     :raises InvalidParameterError: the status is neither known nor listed, so that it is probably misspelt
     """
     seen = sorted({each.status for each in listed if each.status})
-    check_status(status, seen, known)
+    if status_word(status) not in {*known, *map(status_word, seen)}:
+        expected = f"a usual status, or one in the list ({', '.join(seen[:10]) or 'which is empty'})"
+        raise InvalidParameterError("status", quote(status) + suggestion(status, {*seen, *known}), expected)
     log.info("None of %d has the status %r; their statuses are: %s", len(listed), status, ", ".join(seen) or "none")
 
 

@@ -126,10 +126,14 @@ def as_ids(parameter: str, value: Any) -> list[str]:
 
     :raises InvalidParameterError: it is anything else, or an item can't be an id
     """
-    source = parse_literal(parameter, value, EXPECTED_IDS) if isinstance(value, str) else value
+    return list(dict.fromkeys(as_id(parameter, each) for each in _as_list(parameter, value, EXPECTED_IDS)))
+
+
+def _as_list(parameter: str, value: Any, expected: str) -> list[Any]:
+    source = parse_literal(parameter, value, expected) if isinstance(value, str) else value
     if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
-        raise InvalidParameterError(parameter, quote(value), EXPECTED_IDS)
-    return list(dict.fromkeys(as_id(parameter, each) for each in source))
+        raise InvalidParameterError(parameter, quote(value), expected)
+    return list(source)
 
 
 def optional(check: Callable[[str, Any], T], *, blank: bool = True) -> Callable[[str, Any], T | None]:
@@ -189,18 +193,6 @@ def check_final(parameter: str, statuses: Iterable[str], words: StatusWords) -> 
             raise InvalidParameterError(parameter, quote(word) + suggestion(word, known), expected)
 
 
-def check_status(status: str, seen: Iterable[str | None], known: Iterable[str]) -> None:
-    """Check that a status to select by has a known meaning or is in the list; a misspelt one would select nothing.
-
-    :raises InvalidParameterError: neither is the case; the message names the statuses in the list
-    """
-    listed = {word for word in seen if word}
-    if status_word(status) in {*known, *map(status_word, listed)}:
-        return
-    expected = f"a usual status, or one in the list ({', '.join(sorted(listed)[:10]) or 'which is empty'})"
-    raise InvalidParameterError("status", quote(status) + suggestion(status, {*listed, *known}), expected)
-
-
 def as_payload(parameter: str, value: Any) -> dict[str, Json] | None:
     """Return a payload as a JSON object.
 
@@ -208,10 +200,9 @@ def as_payload(parameter: str, value: Any) -> dict[str, Json] | None:
         blank text mean that there isn't one
     :raises InvalidParameterError: it is anything else, or contains a value that JSON can't represent
     """
+    source = value
     if isinstance(value, str):
         source = parse_literal(parameter, value, EXPECTED_PAYLOAD) if value.strip() else None
-    else:
-        source = value
     if source is None:
         return None
     if not isinstance(source, Mapping):
@@ -246,10 +237,7 @@ def as_triggers(parameter: str, value: Any) -> list[Json]:
 
     :raises InvalidParameterError: it is anything else
     """
-    source = parse_literal(parameter, value, EXPECTED_TRIGGERS) if isinstance(value, str) else value
-    if isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
-        raise InvalidParameterError(parameter, quote(value), EXPECTED_TRIGGERS)
-    triggers: list[Json] = as_json(parameter, list(source))
+    triggers: list[Json] = as_json(parameter, _as_list(parameter, value, EXPECTED_TRIGGERS))
     for each in triggers:
         if not isinstance(each, str | dict):
             raise InvalidParameterError(parameter, f"an item that is {quote(each)}", "texts or dicts")

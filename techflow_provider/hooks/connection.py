@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -46,23 +46,6 @@ USER_NAMES = {
 }
 
 
-class ConnectionFieldError(InvalidParameterError):
-    """A field of a connection is invalid.
-
-    :param conn_id: the connection's id
-    :param field: the field's name as the user knows it
-    :param received: its value, or the value's type
-    :param expected: the value expected instead
-    """
-
-    def __init__(self, conn_id: str, field: str, received: str, expected: str) -> None:
-        super().__init__(f"connection {conn_id!r}, {field}", received, expected)
-        # A copy or pickle is rebuilt from these.
-        Exception.__init__(self, conn_id, field, received, expected)
-        self.conn_id = conn_id
-        self.field = field
-
-
 @dataclass(frozen=True, slots=True)
 class TechFlowConnection:
     """A connection's content.
@@ -92,13 +75,13 @@ class TechFlowConnection:
 
         :param connection: Airflow's
         :param extra: the connection's extra as a dict; numbers may be strings, since forms send them so
-        :raises ConnectionFieldError: a field is invalid; the message names the connection and the field
+        :raises InvalidParameterError: a field is invalid; the message names the connection and the field
         """
         try:
             read = cls._read(connection, extra)
         except InvalidParameterError as error:
             field = USER_NAMES.get(error.parameter, f"extra {error.parameter}")
-            raise ConnectionFieldError(connection.conn_id, field, error.received, error.expected) from error
+            raise replace(error, parameter=f"connection {connection.conn_id!r}, {field}") from error
         for problem in read.problems:
             _log_once(connection.conn_id, problem)
         return read
@@ -109,8 +92,12 @@ class TechFlowConnection:
         _check_extra(connection, extra)
         given = {name: value for name, value in extra.items() if value is not None and value != ""}
         read = {name: READERS[name](name, value) if name in READERS else value for name, value in given.items()}
-        secret = given.get("webhook_secret")
-        webhook_secret, *off = _read_webhook_secret(secret) if secret else (None,)
+        problems, webhook_secret = list(_unknown_extras(extra)), None
+        try:
+            webhook_secret = WebhookSecret(given["webhook_secret"]) if given.get("webhook_secret") else None
+        except InvalidParameterError as error:
+            # Tasks don't need it.
+            problems.append(f"webhooks are off, because of extra {error}")
         return cls(
             conn_id=connection.conn_id,
             settings=Settings(
@@ -121,7 +108,7 @@ class TechFlowConnection:
                 **{SETTINGS[name]: value for name, value in read.items() if name in SETTINGS},
             ),
             webhook_secret=webhook_secret,
-            problems=(*_unknown_extras(extra), *off),
+            problems=tuple(problems),
             **{name: read[name] for name in ("requests_per_minute", "burst", "dashboard_url") if name in read},
         )
 
@@ -161,14 +148,6 @@ def _unknown_extras(extra: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(map(str, extra.keys() - EXTRA_FIELDS.keys())):
         near = get_close_matches(name.lower().replace("-", "_"), EXTRA_FIELDS, 1)
         yield f"extra {name[:100]!r} is unknown and has no effect{f'; is it {near[0]!r}?' if near else ''}"
-
-
-def _read_webhook_secret(value: Any) -> tuple[WebhookSecret] | tuple[None, str]:
-    """Return the secret, or None and why webhooks are off: tasks don't need it."""
-    try:
-        return (WebhookSecret(value),)
-    except InvalidParameterError as error:
-        return None, f"webhooks are off, because of extra {error}"
 
 
 def _scheme_of(connection: Any) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import conf
@@ -112,19 +112,8 @@ def _kind(url: str) -> str:
     return {"http": API_SERVER, "https": API_SERVER, "sqlite": FILE}.get(scheme, URL)
 
 
-class SharedState(NamedTuple):
-    """Where the users of a connection keep what they share.
-
-    :param store: what all of them use
-    :param fallback: this host's own, to use while that one fails
-    """
-
-    store: Store
-    fallback: Store
-
-
-def open_state(connection: TechFlowConnection) -> SharedState:
-    """Return where the users of a connection keep what they share.
+def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
+    """Return the store of all users of a connection, and this host's own, to use while that one fails.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
@@ -136,10 +125,10 @@ def open_state(connection: TechFlowConnection) -> SharedState:
         store = _open(chosen.kind, url, file, os.getpid())
     _announce(store.location, chosen.reason, os.getpid())
     if store is here:
-        return SharedState(store, fallback_store())
+        return store, fallback_store()
     if file.exists():
         _migrate_from(here, store, connection)
-    return SharedState(store, here)
+    return store, here
 
 
 def served_store() -> Store:

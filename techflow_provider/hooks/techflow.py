@@ -28,7 +28,7 @@ from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, Read
 from techflow_provider.client.values import Id, Payload, as_id
 from techflow_provider.compat import connection_and_extra
 from techflow_provider.hooks.budget import open_budget, open_resources
-from techflow_provider.hooks.connection import CONNECTION_TYPE, ConnectionFieldError, TechFlowConnection
+from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
 from techflow_provider.hooks.requests import RunOptions, raw_call
@@ -241,9 +241,10 @@ class TechFlowHook(BaseHook):
         """List the workflows once, and return a human-readable result with a remedy."""
         try:
             settings = replace(self.connection.settings, deadline_seconds=TEST_SECONDS)
-        except ConnectionFieldError as error:
+        except InvalidParameterError as error:
             # Airflow tests a connection under a temporary id, which would confuse the user.
-            return False, str(diagnose(InvalidParameterError(error.field, error.received, error.expected)))
+            field = error.parameter.removeprefix(f"connection {self.techflow_conn_id!r}, ")
+            return False, str(diagnose(replace(error, parameter=field)))
         except AirflowException as error:
             return False, str(error)
         try:

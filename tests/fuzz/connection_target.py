@@ -8,8 +8,8 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Connection
 
-from techflow_provider.client import Client, TechFlowError
-from techflow_provider.hooks.connection import ConnectionFieldError, TechFlowConnection
+from techflow_provider.client import Client, InvalidParameterError, TechFlowError
+from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.form import EXTRA_FIELDS
 from techflow_provider.hooks.requests import RunOptions, raw_call
 from tests.fuzz import values
@@ -71,7 +71,7 @@ def case(random: Random) -> str:
         return f"rejected by Airflow ({type(error).__name__})"
     try:
         read = TechFlowConnection.read(connection, extra)
-    except ConnectionFieldError as error:
+    except InvalidParameterError as error:
         return kind_of(error)
     read.execution_url(values.text(random), random.choice((None, values.text(random))))
     if KEY in repr(read):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from techflow_provider.hooks.connection import ConnectionFieldError
+from techflow_provider.client import InvalidParameterError
 from techflow_provider.hooks.diagnosis import Cause, diagnose
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Fault, Sandbox
@@ -214,5 +214,5 @@ def test_an_invalid_field_is_diagnosed(tested):
 
 
 def test_an_invalid_field_of_a_named_connection_is_a_matter_of_its_settings():
-    error = ConnectionFieldError("tf", "extra timeout", "0", "a number above 0")
+    error = InvalidParameterError("connection 'tf', extra timeout", "0", "a number above 0")
     assert diagnose(error).cause is Cause.SETTINGS
