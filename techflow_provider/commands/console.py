@@ -25,8 +25,7 @@ def read_connection(conn_id: str) -> TechFlowConnection:
 
     :raises InvalidParameterError: it doesn't exist, is of another type, or has a field that can't be used
     """
-    found = find_connection(conn_id)
-    return TechFlowConnection.read(found, found.extra_dejson)
+    return TechFlowConnection.read(find_connection(conn_id))
 
 
 def find_connection(conn_id: str) -> Connection:

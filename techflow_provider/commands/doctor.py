@@ -111,7 +111,7 @@ def _findings(conn_id: str) -> Iterator[Finding]:
     try:
         found = find_connection(conn_id)
         origin = _origin(found)
-        connection = TechFlowConnection.read(found, found.extra_dejson)
+        connection = TechFlowConnection.read(found)
     except InvalidParameterError as error:
         unusable = str(error)
     yield from _state_findings(connection)

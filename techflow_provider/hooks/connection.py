@@ -70,15 +70,15 @@ class TechFlowConnection:
 
     @classmethod
     @without_frames
-    def read(cls, connection: Any, extra: Mapping[str, Any]) -> TechFlowConnection:
+    def read(cls, connection: Any, extra: Mapping[str, Any] | None = None) -> TechFlowConnection:
         """Read a connection, and log once per process what has no effect.
 
         :param connection: Airflow's
-        :param extra: the connection's extra as a dict; numbers may be strings, since forms send them so
+        :param extra: its extra as a dict, where that was read without blocking; numbers may be strings, as forms send
         :raises InvalidParameterError: a field is invalid; the message names the connection and the field
         """
         try:
-            read = cls._read(connection, extra)
+            read = cls._read(connection, connection.extra_dejson if extra is None else extra)
         except InvalidParameterError as error:
             field = USER_NAMES.get(error.parameter, f"extra {error.parameter}")
             raise replace(error, parameter=f"connection {connection.conn_id!r}, {field}") from error

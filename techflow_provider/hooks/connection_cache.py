@@ -39,7 +39,7 @@ def find_connection(conn_id: str) -> TechFlowConnection | None:
     if connection.conn_type != CONNECTION_TYPE:
         return None
     try:
-        return TechFlowConnection.read(connection, connection.extra_dejson)
+        return TechFlowConnection.read(connection)
     except InvalidParameterError as error:
         log.warning("Requests in the name of a connection are rejected, since it can't be used: %s", error)
         return None

@@ -83,7 +83,7 @@ class TechFlowHook(BaseHook):
     def connection(self) -> TechFlowConnection:
         """The connection's content, read once."""
         # In no variable of this frame, which an error would show to crash reporters with the key.
-        return TechFlowConnection.read(*_fields(self.get_connection(self.techflow_conn_id)))
+        return TechFlowConnection.read(self.get_connection(self.techflow_conn_id))
 
     async def aget_techflow_connection(self) -> TechFlowConnection:
         """Read the connection without blocking the event loop."""
@@ -255,7 +255,3 @@ class TechFlowHook(BaseHook):
             return False, str(diagnose(error, through_proxy=uses_proxy(settings)))
         connected = f"Connected to {settings.base_url}: the API key can access {counted(count, 'workflow')}"
         return True, "; ".join((connected, *self.connection.problems))
-
-
-def _fields(connection: Any) -> tuple[Any, Any]:
-    return connection, connection.extra_dejson

@@ -5,7 +5,7 @@ It needs `airflow-provider-techflow[http]`; no other module of the package loads
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -69,23 +69,14 @@ class TechFlowHttpOperator(HttpOperator):
     @cached_property
     def hook(self) -> Any:
         """A `TechFlowHook` that returns responses as `HttpHook` does."""
-        return _RequestsHook(TechFlowHook(self.techflow_conn_id, method=self.method))  # type: ignore[arg-type]  # checked by `raw_call`
+        return _RequestsHook(self.techflow_conn_id, method=self.method)  # type: ignore[arg-type]  # checked by `raw_call`
 
 
-class _RequestsHook:
-    """`TechFlowHook.run` with responses of `requests`, which the callables of `HttpOperator` expect."""
+class _RequestsHook(TechFlowHook):
+    """A hook with responses of `requests`, which the callables of `HttpOperator` expect."""
 
-    def __init__(self, hook: TechFlowHook) -> None:
-        self._hook = hook
-
-    def run(
-        self,
-        endpoint: str | None = None,
-        data: Any = None,
-        headers: Mapping[str, str] | None = None,
-        extra_options: Mapping[str, Any] | None = None,
-    ) -> Response:
-        return requests_response(self._hook.run(endpoint, data, headers, extra_options))
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        return requests_response(super().run(*args, **kwargs))
 
 
 def requests_response(source: httpx.Response) -> Response:

@@ -46,7 +46,7 @@ def execute(**parameters: Any) -> Any:
     try:
         return operator.execute(CONTEXT)
     finally:
-        operator.hook._hook.get_conn().close()
+        operator.hook.get_conn().close()
 
 
 def test_the_text_of_the_response_is_the_result():
