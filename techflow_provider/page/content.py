@@ -20,6 +20,7 @@ from techflow_provider.state.budget import RequestClass
 from techflow_provider.state.budget_state import SLICE_SECONDS
 from techflow_provider.state.components import Component
 from techflow_provider.state.snapshot import Slice, Snapshot
+from techflow_provider.submission.records import AttemptRecord
 
 CHART_HEIGHT = 60
 BAR_WIDTH = 10
@@ -125,24 +126,6 @@ class ExecutionView:
 
 
 @dataclass(frozen=True, slots=True)
-class StartView:
-    """A start whose execution isn't known.
-
-    :param name: its name in `techflow starts`
-    :param task: the task that needs it, None for a hook, a client and the command line
-    :param workflow_id: the workflow
-    :param sent_at: when its request was sent
-    :param awaited: what it waits for, human-readable
-    """
-
-    name: str
-    task: TaskView | None
-    workflow_id: str
-    sent_at: datetime
-    awaited: str
-
-
-@dataclass(frozen=True, slots=True)
 class Content:
     """Everything that the page shows.
 
@@ -150,7 +133,8 @@ class Content:
     :param connections: those that the user may see
     :param waits: the longest first, of those whose DAG the user may see
     :param executions: the newest first, of those whose DAG the user may see
-    :param starts: the oldest first, likewise
+    :param starts: those whose execution isn't known, the oldest first, each with the task that needs it, likewise; None
+        for a hook, a client and the command line
     :param more_waits: how many waits are left out
     """
 
@@ -158,7 +142,7 @@ class Content:
     connections: tuple[ConnectionView, ...]
     waits: tuple[WaitView, ...]
     executions: tuple[ExecutionView, ...]
-    starts: tuple[StartView, ...] = ()
+    starts: tuple[tuple[AttemptRecord, TaskView | None], ...] = ()
     more_waits: int = 0
 
 

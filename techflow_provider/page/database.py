@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,6 @@ from techflow_provider.page.content import (
     ConnectionView,
     Content,
     ExecutionView,
-    StartView,
     TaskView,
     WaitView,
     execution_view,
@@ -45,6 +44,7 @@ from techflow_provider.state.components import reported
 from techflow_provider.state.store import StoreError
 from techflow_provider.submission.airflow import deployments
 from techflow_provider.submission.attempts import AttemptStore
+from techflow_provider.submission.records import AttemptRecord
 
 if TYPE_CHECKING:
     # Airflow 3.0 has an earlier version of SQLAlchemy, without these names.
@@ -88,7 +88,7 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
         connections = {name: connection for name, (_, connection) in known.items() if connection is not None}
         words = {name: each.settings.status_words for name, each in connections.items()}
         executions = _executions(session, and_(started, XComModel.dag_id.in_(in_xcoms)), words)
-    starts: list[StartView] = []
+    starts: list[tuple[AttemptRecord, TaskView | None]] = []
     # Several connections may be for one account.
     for connection in {each.settings.site: each for each in connections.values()}.values():
         # What is wrong with the state is shown with the connection.
@@ -199,15 +199,14 @@ def _claimed(
     return views
 
 
-def _unresolved(attempts: AttemptStore, is_visible: Callable[[str], bool]) -> list[StartView]:
-    """Return the starts whose execution isn't known, the oldest first."""
-    records = sorted(attempts.pending(), key=lambda record: record.sent_at)
-    found = ((each, _task_of(each.submitter)) for each in records)
-    return [
-        StartView(each.submitter, task, each.workflow_id, each.sent_at, each.awaited)
-        for each, task in found
-        if (is_visible(task.dag_id) if task else each.submitter.startswith(DIRECT))
-    ]
+def _unresolved(
+    attempts: AttemptStore, is_visible: Callable[[str], bool]
+) -> Iterator[tuple[AttemptRecord, TaskView | None]]:
+    """Yield the starts whose execution isn't known, the oldest first, each with its task."""
+    for record in sorted(attempts.pending(), key=lambda record: record.sent_at):
+        task = _task_of(record.submitter)
+        if is_visible(task.dag_id) if task else record.submitter.startswith(DIRECT):
+            yield record, task
 
 
 def _task_of(submitter: str) -> TaskView | None:

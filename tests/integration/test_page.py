@@ -17,7 +17,6 @@ from techflow_provider.page.content import (
     ConnectionView,
     Content,
     ExecutionView,
-    StartView,
     TaskView,
     WaitView,
     bars,
@@ -84,12 +83,13 @@ def content(name: str = "x", **fields: object) -> Content:
     execution = execution_view(
         {"id": name, "workflow_id": name, "status": name, **fields}, TaskView(name, name, name), {}, NOW
     )
+    start = AttemptRecord(name, f"{name}#1", name, name, NOW, 60.0)
     return Content(
         NOW,
         (ConnectionView(name, f"https://{name}", snapshot(cooldown_seconds=9.0, shared=False), name, True, (5.0,)),),
         (WaitView(TaskView(name, name, name), name, "triggerer", NOW - timedelta(hours=2, seconds=61)),),
         (execution,) if execution else (),
-        (StartView(name, TaskView(name, name), name, NOW, name), StartView(name, None, name, NOW, name)),
+        ((start, TaskView(name, name)), (start, None)),
         more_waits=3,
     )
 
