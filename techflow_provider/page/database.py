@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -94,7 +95,7 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
         # What is wrong with the state is shown with the connection.
         with suppress(StoreError):
             attempts = AttemptStore(open_state(connection)[0], connection.settings.site, "")
-            executions += _claimed(attempts, connection, partial(is_visible, "XCOM"))
+            executions += islice(_claimed(attempts, connection, partial(is_visible, "XCOM")), MAX_EXECUTIONS)
             starts += _unresolved(attempts, partial(is_visible, "TASK_INSTANCE"))
     newest = tuple(merge(executions)[:MAX_EXECUTIONS])
     views = tuple(view for view, _ in known.values())
@@ -185,18 +186,15 @@ def _executions(
 
 def _claimed(
     attempts: AttemptStore, connection: TechFlowConnection, is_visible: Callable[[str], bool]
-) -> list[ExecutionView]:
-    """Return the executions that the state knows, of earlier attempts and notifiers, too; it has no status of them."""
-    now, views = datetime.now(UTC), []
+) -> Iterator[ExecutionView]:
+    """Yield the executions that the state knows, of earlier attempts and notifiers, too; it has no status of them."""
+    now = datetime.now(UTC)
     for workflow_id, execution_id, submitter, age in sorted(attempts.claimed(), key=lambda claim: claim[-1]):
         task = _task_of(submitter)
         if is_visible(task.dag_id) if task else submitter.startswith(DIRECT):
             url, tasks = connection.execution_url(execution_id, workflow_id), (task,) if task else ()
             at = now - timedelta(seconds=age)
-            views.append(ExecutionView(execution_id, workflow_id, None, ExecutionState.RUNNING, tasks, url, at))
-        if len(views) == MAX_EXECUTIONS:
-            break
-    return views
+            yield ExecutionView(execution_id, workflow_id, None, ExecutionState.RUNNING, tasks, url, at)
 
 
 def _unresolved(
