@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,49 +16,30 @@ from techflow_provider.client.parsing import Json, quote
 from techflow_provider.client.settings import Settings
 
 METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
+SUPPORTED = ("timeout", "verify", "check_response")
 EXPECTED = "timeout, verify or check_response (the connection sets the proxy, and redirects aren't followed)"
 # Further options of HttpHook that describe what happens here anyway.
 NO_EFFECT: dict[str, object] = {"stream": False, "allow_redirects": False}
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """The extra options of a request.
+@without_frames
+def apply_options(options: Mapping[str, Any], settings: Settings) -> tuple[Settings, bool]:
+    """Return a connection's settings with a request's extra options, and whether a response must be a 2xx.
 
-    :param timeout: seconds; the connection's when None
-    :param verify: as in the connection's extra; the connection's when None
-    :param check_response: whether a response other than a 2xx is an error
+    :param options: those that are None count as not given
+    :raises InvalidParameterError: an option isn't supported, or has an invalid value
     """
-
-    timeout: float | None = None
-    verify: bool | str | None = None
-    check_response: bool = True
-
-    @classmethod
-    def read(cls, options: Mapping[str, Any]) -> RunOptions:
-        """Read extra options; those that are None count as not given.
-
-        :raises InvalidParameterError: an option isn't supported, or has an invalid value
-        """
-        given = {name: value for name, value in options.items() if value is not None}
-        supported = {each.name for each in fields(cls)}
-        unsupported = sorted(name for name in given.keys() - supported if given[name] != NO_EFFECT.get(name))
-        if unsupported:
-            raise InvalidParameterError("extra_options", f"the key {unsupported[0]!r}", EXPECTED)
-        read = cls(**{name: given[name] for name in supported & given.keys()})
-        if not isinstance(read.check_response, bool):
-            raise InvalidParameterError("extra_options['check_response']", quote(read.check_response), "True or False")
-        if not isinstance(read.verify, bool | str | None):
-            expected = "True, False or a file of certificates"
-            raise InvalidParameterError("extra_options['verify']", quote(read.verify), expected)
-        return read
-
-    @without_frames
-    def change(self, settings: Settings) -> Settings:
-        """Return a connection's settings with these options applied."""
-        timeout = settings.timeout_seconds if self.timeout is None else self.timeout
-        verify = settings.verify if self.verify is None else self.verify
-        return replace(settings, timeout_seconds=timeout, verify=verify)
+    given = {name: value for name, value in options.items() if value is not None}
+    unsupported = sorted(name for name in given.keys() - SUPPORTED if given[name] != NO_EFFECT.get(name))
+    if unsupported:
+        raise InvalidParameterError("extra_options", f"the key {unsupported[0]!r}", EXPECTED)
+    check_response, verify = given.get("check_response", True), given.get("verify", settings.verify)
+    if not isinstance(check_response, bool):
+        raise InvalidParameterError("extra_options['check_response']", quote(check_response), "True or False")
+    if not isinstance(verify, bool | str):
+        raise InvalidParameterError("extra_options['verify']", quote(verify), "True, False or a file of certificates")
+    timeout = given.get("timeout", settings.timeout_seconds)
+    return replace(settings, timeout_seconds=timeout, verify=verify), check_response
 
 
 def raw_call(

@@ -31,7 +31,7 @@ from techflow_provider.hooks.budget import open_budget, open_resources
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 from techflow_provider.hooks.diagnosis import diagnose, uses_proxy
 from techflow_provider.hooks.form import FORM_BEHAVIOUR, form_widgets
-from techflow_provider.hooks.requests import RunOptions, raw_call
+from techflow_provider.hooks.requests import apply_options, raw_call
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseHook
@@ -229,9 +229,8 @@ class TechFlowHook(BaseHook):
         :raises InvalidParameterError: an option isn't supported
         :raises TechFlowError: the response isn't a 2xx, or there is none
         """
-        options = RunOptions.read(extra_options or {})
-        call = raw_call(self.method, endpoint or "/", data, headers, json, any_status=not options.check_response)
-        settings = options.change(self.connection.settings)
+        settings, check_response = apply_options(extra_options or {}, self.connection.settings)
+        call = raw_call(self.method, endpoint or "/", data, headers, json, any_status=not check_response)
         if settings == self.connection.settings:
             return self.get_conn().send(call)
         with Client(settings=settings, budget=self.get_conn().budget) as client:

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import Connection
 from techflow_provider.client import Client, InvalidParameterError, TechFlowError
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.form import EXTRA_FIELDS
-from techflow_provider.hooks.requests import RunOptions, raw_call
+from techflow_provider.hooks.requests import apply_options, raw_call
 from tests.fuzz import values
 from tests.fuzz.client_target import KEY, kind_of
 from tests.fuzz.driver import ViolationError
@@ -109,7 +109,7 @@ def _use(random: Random, read: TechFlowConnection) -> None:
         # It reads the certificates, which takes longer than everything else.
         Client(settings=read.settings).close()
     options = random.choice(({}, {"timeout": values.value(random)}, {values.text(random): values.value(random)}))
-    RunOptions.read(options).change(read.settings)
+    apply_options(options, read.settings)
     method = random.choice(("GET", "POST", values.text(random)))
     headers = {values.text(random): values.text(random)} if random.random() < 0.3 else None
     data = random.choice((None, values.value(random), {values.text(random): values.value(random)}))
