@@ -110,6 +110,7 @@ class Response:
             yield b" " * min(CHUNK_BYTES, self.padding_bytes - start)
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """A request that is rejected.
 
@@ -118,11 +119,9 @@ class ApiError(Exception):
     :param headers: additional header fields
     """
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-        self.headers: Mapping[str, str] = headers or {}
+    status: int
+    message: str
+    headers: Mapping[str, str] | None = None
 
     def response(self) -> Response:
         """Return the error as a JSON response."""

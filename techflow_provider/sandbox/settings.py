@@ -71,6 +71,7 @@ class ManualClock(Clock):
         self._elapsed += seconds
 
 
+@dataclass(eq=False)
 class SettingError(ValueError):
     """A setting has an invalid value.
 
@@ -79,11 +80,9 @@ class SettingError(ValueError):
     :param expected: a description of valid values
     """
 
-    def __init__(self, name: str, received: object, expected: str) -> None:
-        super().__init__(name, received, expected)
-        self.name = name
-        self.received = received
-        self.expected = expected
+    name: str
+    received: object
+    expected: str
 
     def __str__(self) -> str:
         return f"{self.name}: received {self.received!r}, expected {self.expected}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass
 
 import httpx
 
@@ -61,23 +62,21 @@ class SandboxTransport(httpx.MockTransport):
             raise httpx.ReadTimeout("The read operation timed out", request=request)
 
 
+@dataclass
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body that arrives as it would over a socket."""
 
-    def __init__(
-        self, response: Response, request: httpx.Request, wait: Callable[[httpx.Request, float], None]
-    ) -> None:
-        self._response = response
-        self._request = request
-        self._wait = wait
+    response: Response
+    request: httpx.Request
+    wait: Callable[[httpx.Request, float], None]
 
     def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._response.chunks():
-            self._wait(self._request, self._response.drip_interval_seconds)
+        for chunk in self.response.chunks():
+            self.wait(self.request, self.response.drip_interval_seconds)
             yield chunk
-        if self._response.missing_bytes:
-            message = f"peer closed connection without sending {self._response.missing_bytes} bytes of the message body"
-            raise httpx.RemoteProtocolError(message, request=self._request)
+        if self.response.missing_bytes:
+            message = f"peer closed connection without sending {self.response.missing_bytes} bytes of the message body"
+            raise httpx.RemoteProtocolError(message, request=self.request)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self:
