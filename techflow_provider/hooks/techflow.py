@@ -22,9 +22,8 @@ from techflow_provider.client import (
 )
 from techflow_provider.client.calls import Trigger
 from techflow_provider.client.flow import Method
-from techflow_provider.client.history import ExecutionSelector, History, HistoryFilter, select_workflows
+from techflow_provider.client.history import ExecutionSelector, select_workflows
 from techflow_provider.client.parsing import Json, counted
-from techflow_provider.client.reading import DEFAULT_POLL_INTERVAL_SECONDS, ReadTerms, read_history, sleep_until_woken
 from techflow_provider.client.values import Id, Payload, as_id
 from techflow_provider.compat import connection_and_extra
 from techflow_provider.hooks.budget import open_budget, open_resources
@@ -148,10 +147,6 @@ class TechFlowHook(BaseHook):
         """
         return self.get_conn().workflows.execute(workflow_id, payload, within_seconds)
 
-    def is_admitted(self, within_seconds: float) -> bool:
-        """Whether a task may reserve a slot in the rate budget now; tasks are admitted at the budget's rate."""
-        return self.get_conn().budget.admit(within_seconds).granted
-
     def list_executions(self, workflow_id: Id | None = None, status: str | None = None) -> list[Execution]:
         """Return the execution history, or the part with a given workflow or status (List Executions)."""
         return self.get_conn().executions.list(workflow_id, status)
@@ -183,32 +178,6 @@ class TechFlowHook(BaseHook):
             return await client.executions.wait(
                 ExecutionSelector(as_id("execution_id", execution_id)), poll_interval, timeout
             )
-
-    def poll_history(
-        self,
-        within_seconds: float,
-        history_filter: HistoryFilter | None = None,
-        *,
-        interval_seconds: float = DEFAULT_POLL_INTERVAL_SECONDS,
-        max_age_seconds: float = 0.0,
-        keep_seconds: float = 0.0,
-    ) -> History:
-        """Return what a poll of the execution history shows, this process's or another's (List Executions).
-
-        :param within_seconds: how long to wait for the poll
-        :param history_filter: which executions to return; None returns all
-        :param interval_seconds: time since the last poll before this process polls
-        :param max_age_seconds: how long before the call the poll may have begun
-        :param keep_seconds: how long others poll for these executions as well
-        """
-        client = self.get_conn()
-        terms = ReadTerms(within_seconds, interval_seconds, max_age_seconds, keep_seconds)
-        return client.run(read_history(client.context, history_filter or HistoryFilter(everything=True), terms))
-
-    def sleep_until_woken(self, seconds: float) -> bool:
-        """Sleep, and return at once with True when a webhook arrives."""
-        client = self.get_conn()
-        return client.run(sleep_until_woken(client.context, seconds))
 
     def run(
         self,

@@ -277,7 +277,7 @@ class TechFlowTriggerWorkflowOperator(Deferring, TechFlowOperator):
             return submission
         if not self.deferrable:
             return starter.send(*wanted)
-        if not is_admitted and not self.hook.is_admitted(ADMISSION_SECONDS):
+        if not is_admitted and not self.hook.get_conn().budget.admit(ADMISSION_SECONDS).granted:
             self._defer_admission("others are waiting")
         try:
             return starter.send(*wanted, ADMISSION_SECONDS, 0 if lost is None else lost.sent)

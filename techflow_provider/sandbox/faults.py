@@ -88,10 +88,6 @@ class Fault:
         """How long kind `hang` waits."""
         return math.inf if self.seconds is None else self.seconds
 
-    def matches(self, method: str, path: str) -> bool:
-        """Whether the fault is meant for a request."""
-        return matches(self.method, self.path, method, path)
-
     def apply(self, response: Response) -> Response:
         """Return what the client gets.
 
@@ -145,7 +141,7 @@ class Faults:
     def draw(self, method: str, path: str) -> Fault | None:
         """Return the fault that applies to a request, or None, and count it."""
         for fault, matched in self._faults:
-            usable = fault.matches(method, path) and not _is_used_up(fault, matched)
+            usable = matches(fault.method, fault.path, method, path) and not _is_used_up(fault, matched)
             if usable and self._random.random() < fault.probability:
                 matched[0] += 1
                 return fault

@@ -245,28 +245,33 @@ class TechFlowExecutionSensor(Deferring, UsesConnection, BaseSensorOperator):
             self._begin(first_reschedule_date(context) if self.mode == "reschedule" else None)
         max_age_seconds = MAX_AGE_SECONDS if self.mode == "reschedule" else 0.0
         # Others poll for the execution until the next poke.
-        keep_seconds = 60.0 + 2 * self.poke_interval
-        is_over = self._poll(POLL_SECONDS, max_age_seconds=max_age_seconds, keep_seconds=keep_seconds)
+        is_over = self._poll(POLL_SECONDS, max_age_seconds, keep_seconds=60.0 + 2 * self.poke_interval)
         return PokeReturnValue(is_done=True, xcom_value=self._finish()) if is_over else False
 
     def _get_next_poke_interval(self, *args: Any, **kwargs: Any) -> float:
         """Return how long Airflow sleeps before the next poke; a sensor that pokes sleeps until a webhook arrives."""
+        from techflow_provider.client.reading import sleep_until_woken
+
         seconds: float = super()._get_next_poke_interval(*args, **kwargs)
         if self.mode == "reschedule":
             return seconds
-        self.hook.sleep_until_woken(seconds)
+        client = self.hook.get_conn()
+        client.run(sleep_until_woken(client.context, seconds))
         return 0.0
 
-    def _poll(self, within_seconds: float = 0, **terms: float) -> bool:
-        """Poll once, and return whether the wait is over."""
+    def _poll(self, within_seconds: float = 0.0, max_age_seconds: float = 0.0, keep_seconds: float = 0.0) -> bool:
+        """Poll once, and return whether the wait is over; see `ReadTerms`."""
+        from techflow_provider.client.reading import ReadTerms, read_history
+
         if not self._trackers:
             return True
         left = [each for each in self._trackers if each.selector not in self._ended]
-        wanted = HistoryFilter()
+        client, wanted = self.hook.get_conn(), HistoryFilter()
         for tracker in left:
             tracker.add_to(wanted)
         try:
-            history = self.hook.poll_history(within_seconds, wanted, **terms)
+            terms = ReadTerms(within_seconds, max_age_seconds=max_age_seconds, keep_seconds=keep_seconds)
+            history = client.run(read_history(client.context, wanted, terms))
             for tracker in left:
                 execution = tracker.update(history, time.monotonic())
                 if execution is not None:

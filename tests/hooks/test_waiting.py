@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from techflow_provider.client import ExecutionTimeoutError
+from techflow_provider.client.history import HistoryFilter
+from techflow_provider.client.reading import ReadTerms, read_history
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.sandbox import Sandbox
 
@@ -56,7 +58,7 @@ def test_the_first_poll_of_a_budget_is_sent_whatever_its_rate(
         connection = {"conn_type": "techflow", "host": url, "password": techflow_sandbox.api_keys[0]}
         extra = {"requests_per_minute": limit, "burst": burst}
         monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps({**connection, "extra": extra}))
-        hook = TechFlowHook()
-        with hook.get_conn():
-            assert len(hook.poll_history(10.0)) == 0
+        with TechFlowHook().get_conn() as client:
+            wanted = HistoryFilter(everything=True)
+            assert len(client.run(read_history(client.context, wanted, ReadTerms(10.0)))) == 0
     assert techflow_sandbox.count() == 1

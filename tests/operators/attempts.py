@@ -20,11 +20,11 @@ KEY = "key-of-the-operator-tests"
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """A sandbox with one workflow, the default connection pointing to it, and an empty shared state."""
-    from techflow_provider.hooks.techflow import TechFlowHook
+    from techflow_provider.client.reading import ReadTerms
 
     # Each poke polls, however short the time since the last one is.
-    defaults: Any = TechFlowHook.poll_history.__kwdefaults__
-    monkeypatch.setitem(defaults, "interval_seconds", 0.1)
+    defaults: Any = ReadTerms.__init__.__defaults__
+    monkeypatch.setattr(ReadTerms.__init__, "__defaults__", (0.1, *defaults[1:]))
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("AIRFLOW__TECHFLOW__FIRST_EVENT_DELAY", "0")
     for module in ("client.reading", "polling.poller", "polling.shared"):

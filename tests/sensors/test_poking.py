@@ -78,7 +78,7 @@ def test_a_wait_without_a_slot_in_the_budget_continues_in_the_triggerer_and_says
     caplog.set_level(logging.INFO)
     hook.budget = LocalBudget(10, 1, hook.clock.monotonic)
     sensor = hook.sensor(execution_id=hook.sandbox.start("wf_1").id, deferrable=True)
-    sensor.hook.poll_history(0)
+    hook.sensor(execution_id="ex_1").poke({})
     with pytest.raises(TaskDeferred):
         sensor.execute({})
     assert "for up to 7 days; see" in caplog.text
