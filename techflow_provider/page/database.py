@@ -105,13 +105,9 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
 def _connection_ids(session: Session) -> set[str]:
     """Return the ids in the database and in the environment; other secrets backends can't list theirs."""
     named = (name.removeprefix(PREFIX).lower() for name in os.environ if name.startswith(PREFIX))
+    defined = filter(None, map(connection_in_environment, named))
     stored = session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONNECTION_TYPE))
-    return {*stored, *filter(_is_ours, named)}
-
-
-def _is_ours(conn_id: str) -> bool:
-    connection = connection_in_environment(conn_id)
-    return connection is not None and connection.conn_type == CONNECTION_TYPE
+    return {*stored, *(each.conn_id for each in defined if each.conn_type == CONNECTION_TYPE)}
 
 
 def _connection(conn_id: str) -> tuple[ConnectionView, TechFlowConnection | None]:

@@ -32,7 +32,8 @@ def respond(state: State, request: Request) -> Response:  # noqa: PLR0911  # one
     """
     match request.method, request.segments:
         case "GET", ("workflows",):
-            return _list_workflows(state)
+            listed = [{name: each[name] for name in LISTED_FIELDS} for each in state.workflows]
+            return json_response({"workflows": listed})
         case "POST", ("workflows",):
             return json_response(state.create_workflow(read_body(request) or {}))
         case "GET", ("workflows", workflow_id):
@@ -47,11 +48,6 @@ def respond(state: State, request: Request) -> Response:  # noqa: PLR0911  # one
         case "GET", ("executions",):
             return _history(state, request)
     raise ApiError(404, f"the API has no call {request.method} {request.path}")
-
-
-def _list_workflows(state: State) -> Response:
-    listed = [{name: each[name] for name in LISTED_FIELDS} for each in state.workflows]
-    return json_response({"workflows": listed})
 
 
 def _replace_workflow(state: State, request: Request, workflow_id: str) -> Response:
