@@ -30,9 +30,9 @@ else:
 log: logging.Logger = get_logger(__name__)
 
 DEFAULT_TIMEOUT = timedelta(days=7)
-# Every date that far ahead can be written.
+# Dates further ahead can't be represented.
 LONGEST = timedelta(days=366_000)
-# Of what TechFlow says about a failure, in characters.
+# How many characters are kept of what TechFlow says about a failure.
 LONGEST_REASON = 1000
 # The trigger keeps the deadline; Airflow's own bound of a deferral is only the safety net.
 DEFERRAL_GRACE = timedelta(minutes=2)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from techflow_provider.client.retry import RetryPolicy
     from techflow_provider.client.settings import DEFAULT_BASE_URL, Settings
 
-# The first that has a name is where it comes from.
+# Where a name is looked for, in this order.
 _MODULES = ("models", "settings", "retry", "client")
 
 __all__ = ["DEFAULT_BASE_URL", "AsyncClient", "Client", "Execution", "ExecutionState", "RetryPolicy", "Settings"]

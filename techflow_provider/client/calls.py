@@ -38,7 +38,7 @@ from techflow_provider.state.budget import RequestClass
 T = TypeVar("T")
 Trigger: TypeAlias = str | Mapping[str, Json]
 
-# More than any server or proxy.
+# More often than any server or proxy decodes a path.
 MAX_DECODINGS = 5
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")

@@ -249,7 +249,7 @@ def build_request(call: Call[T], settings: Settings) -> httpx.Request:
         url = url if call.params is None else url.copy_with(params=call.params)
     except (httpx.InvalidURL, TypeError, ValueError) as error:
         raise InvalidParameterError("endpoint", shorten(str(error)), "what a URL can contain") from error
-    # Set last, so that it replaces one in any case.
+    # Set last, so that it replaces one of the call's, however its name is written.
     headers["authorization"] = f"Bearer {settings.api_key}"
     return httpx.Request(call.method, url, headers=headers, content=call.content, extensions={"timeout": timeout})
 

@@ -14,13 +14,13 @@ from json import JSONDecodeError
 
 from techflow_provider.client.parsing import DecodeError, Json, check_depth, decode
 
-# A row is compared with so many of the last time.
+# With how many rows of the last time each row is compared.
 ROWS_AHEAD = 3
-# Reading so many rows takes seconds.
+# Reading more rows would take seconds.
 MAX_ITEMS = 500_000
 _decode = json.JSONDecoder().raw_decode
 _space = re.compile(r"[ \t\n\r]*")
-# What is before a member's name or value; whether it is right is checked with what surrounds the list.
+# What precedes a member's name or value. Its syntax is checked when the text around the list is decoded.
 _gap = re.compile(r"[ \t\n\r,:]*")
 _objects = re.compile(r"\[[ \t\n\r]*\{").match
 _separator = re.compile(r"[ \t\n\r]*(?:(\])|,[ \t\n\r]*)").match

@@ -20,7 +20,7 @@ LIMITS = ("timeout_seconds", "response_seconds", "max_response_bytes", "deadline
 NOT_VISIBLE_ASCII = re.compile(r"[^!-~]")
 # Reading more would take seconds, and no message needs to quote it.
 MAX_ESCAPES = 1_000_000
-# So much is searched for the key at once, and so many bytes may stand for one character of it.
+# How much is searched for the key at a time, and how many bytes may stand for one of its characters.
 SEARCHED_BYTES = 1024 * 1024
 ENCODED_BYTES = 32
 JSON_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)

@@ -43,7 +43,7 @@ EXPLANATIONS: tuple[tuple[type[Exception], str], ...] = (
     (httpx.RemoteProtocolError, "the server violated HTTP or closed the connection before it responded"),
     (zlib.error, "the response's content encoding is invalid"),
 )
-# So much is decompressed at once.
+# How much is decompressed at a time.
 PIECE_BYTES = 64 * 1024
 # Decompresses gzip and zlib, whichever it is.
 GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
@@ -65,7 +65,7 @@ SEND_ERRORS: tuple[type[Exception], ...] = (
     ResponseLimitError,
     ValueError,
     zlib.error,
-    # A SOCKS proxy that sends anything.
+    # What a proxy sends that does not speak SOCKS.
     AssertionError,
 )
 

@@ -54,7 +54,7 @@ STATE_REMEDY = (
 TTL_SECONDS = 60.0
 MAX_HOSTS = 1000
 MAX_STARTS = 10
-# Each as tasks read it; the state's are checked with the state.
+# Each setting, read as tasks read it. The state's own are checked with the state.
 SETTINGS: dict[str, Callable[[], object]] = {
     "poll_interval": default_poll_interval,
     "history_lag": history_lag,

@@ -37,7 +37,7 @@ STATUS_FIELDS = ("completed_statuses", "failed_statuses")
 SETTINGS = {name: name for name in ("verify", "proxy", "client_cert", "client_key", "client_key_password")}
 SETTINGS |= {"timeout": "timeout_seconds", "account": "account_name"}
 SETTINGS |= {"fields": "field_names", "history_query": "history_query"}
-# The user's names for what the settings call otherwise.
+# What users call the fields that have other names in the settings.
 USER_NAMES = {
     "api_key": "password (the API key)",
     "base_url": "host (the base URL)",
@@ -261,7 +261,7 @@ def _dashboard_url(name: str, value: Any) -> str:
     return text
 
 
-# What reads the fields of the extra that are more than the text which the settings check.
+# Reads the fields of the extra that aren't plain text; the settings check the others.
 READERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("requests_per_minute", "burst", "timeout"), _number),
     **dict.fromkeys(STATUS_FIELDS, _words),

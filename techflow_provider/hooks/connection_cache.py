@@ -21,7 +21,7 @@ log: logging.Logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-# As in Airflow.
+# What Airflow accepts as an id.
 CONNECTION_ID = re.compile(r"[\w#!()\-.:/\\]{1,250}")
 # A changed connection takes effect after this time.
 CACHE_SECONDS = 30.0

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 MAX_WAITS = 50
 MAX_EXECUTIONS = 50
-# An execution has one from each task that started or awaited it.
+# An execution has an XCom from each task that started or awaited it.
 MAX_XCOMS = 200
 # The names of submitters outside of tasks begin with this; that of a task has so many parts at least.
 DIRECT = "direct/"
@@ -61,7 +61,7 @@ NAME_PARTS = 4
 PREFIX = "AIRFLOW_CONN_"
 TRIGGER = "techflow_provider.triggers.techflow.TechFlowExecutionTrigger"
 SENSOR = "TechFlowExecutionSensor"
-# Of ids that a task waits for, in characters.
+# How many characters are shown of the ids that a task waits for.
 LONGEST_LIST = 200
 IN_WORKER: tuple[str, ...] = (TaskInstanceState.RUNNING, TaskInstanceState.UP_FOR_RESCHEDULE)
 

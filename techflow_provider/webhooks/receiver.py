@@ -29,7 +29,7 @@ from techflow_provider.state.store import StoreError
 
 log: logging.Logger = get_logger(__name__)
 
-# Many times what the six documented events need.
+# The six documented events need a fraction of this.
 MAX_BODY_BYTES = 64 * 1024
 # Bounds the time to receive a body, however steadily it arrives.
 BODY_TIMEOUT_SECONDS = 5.0
