@@ -46,12 +46,9 @@ class _SyncIO:
         exchanged = Exchange(self.settings, self.clock)
         request.extensions["trace"] = exchanged.events.__setitem__
         try:
-            response = self.http.get().send(request, stream=True)
-            try:
+            with contextlib.closing(self.http.get().send(request, stream=True)) as response:
                 for chunk in response.iter_raw() if exchanged.begin(response) else ():
                     exchanged.add(chunk)
-            finally:
-                response.close()
         except send_errors() as error:
             return exchanged.failed(str(call), error)
         return exchanged.complete()
@@ -86,13 +83,10 @@ class _AsyncIO:
         exchanged = Exchange(self.settings, self.clock)
         request.extensions["trace"] = exchanged.trace
         try:
-            response = await self.http.get().send(request, stream=True)
-            try:
+            async with contextlib.aclosing(await self.http.get().send(request, stream=True)) as response:
                 if exchanged.begin(response):
                     async for chunk in response.aiter_raw():
                         exchanged.add(chunk)
-            finally:
-                await response.aclose()
         except send_errors() as error:
             return exchanged.failed(str(call), error)
         return exchanged.complete()

@@ -7,7 +7,6 @@ Airflow 2 reads that XCom when the page is shown, and Airflow 3 reads it by its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, XCom, get_current_context
@@ -53,15 +52,8 @@ def links(task: BaseOperator) -> tuple[TechFlowLink, ...]:
     return (TechFlowLink(),) if task.do_xcom_push else ()
 
 
-def keep_link(
-    hook: TechFlowHook, execution_id: str, workflow_id: str | None = None, status: str | None = None
-) -> str | None:
-    """Write down the execution of the running task, for its link and the TechFlow page, and return its address."""
-    return keep_links(hook, [(execution_id, workflow_id, status)])
-
-
-def keep_links(hook: TechFlowHook, executions: Sequence[tuple[str, str | None, str | None]]) -> str | None:
-    """Write down the executions of the running task as `keep_link` does, and return the address of the first.
+def keep_links(hook: TechFlowHook, *executions: tuple[str, str | None, str | None]) -> str | None:
+    """Write down the running task's executions, for its link and the TechFlow page; return the address of the first.
 
     A link must not fail a task: outside of a task, or without a connection, nothing is written.
 

@@ -10,7 +10,6 @@ from functools import cached_property
 from inspect import signature
 from typing import Any
 
-import httpx
 from airflow.providers.http.operators.http import HttpOperator
 from requests import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
@@ -76,19 +75,15 @@ class _RequestsHook(TechFlowHook):
     """A hook with responses of `requests`, which the callables of `HttpOperator` expect."""
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        return requests_response(super().run(*args, **kwargs))
-
-
-def requests_response(source: httpx.Response) -> Response:
-    """Convert a response of httpx to one of `requests`; its request doesn't contain the key."""
-    response = Response()
-    response.status_code = source.status_code
-    response.reason = source.reason_phrase
-    response.headers = CaseInsensitiveDict(source.headers)
-    response.url = str(source.url)
-    response.encoding = source.charset_encoding or source.encoding
-    response.elapsed = source.elapsed
-    response.request = PreparedRequest()
-    response.request.prepare(method=source.request.method, url=str(source.url))
-    response._content = source.content  # noqa: SLF001  # as the HTTP provider does
-    return response
+        source, response = super().run(*args, **kwargs), Response()
+        response.status_code = source.status_code
+        response.reason = source.reason_phrase
+        response.headers = CaseInsensitiveDict(source.headers)
+        response.url = str(source.url)
+        response.encoding = source.charset_encoding or source.encoding
+        response.elapsed = source.elapsed
+        # Without the headers, which contain the key.
+        response.request = PreparedRequest()
+        response.request.prepare(method=source.request.method, url=str(source.url))
+        response._content = source.content  # noqa: SLF001  # as the HTTP provider does
+        return response

@@ -43,7 +43,7 @@ from techflow_provider.deferral import (
     log_wait,
     shorter,
 )
-from techflow_provider.links.techflow import TechFlowLink, keep_link, links, push
+from techflow_provider.links.techflow import TechFlowLink, keep_links, links, push
 from techflow_provider.operators.base import Checks, TechFlowOperator
 from techflow_provider.parameters import check_one_given, check_plain, read
 from techflow_provider.triggers.outcomes import ADMISSION_SECONDS, check_admitted, deadline_after
@@ -200,7 +200,7 @@ class TechFlowTriggerWorkflowOperator(Deferring, TechFlowOperator):
             raise
         execution = submission.execution
         push(context, starter.xcom_key, submission.to_dict())
-        url = keep_link(self.hook, execution.id, execution.workflow_id, execution.status)
+        url = keep_links(self.hook, (execution.id, execution.workflow_id, execution.status))
         if not self._waits:
             if url:
                 log.info("Execution %s in TechFlow: %s", execution.id, url)
@@ -311,7 +311,8 @@ class TechFlowTriggerWorkflowOperator(Deferring, TechFlowOperator):
 
     def _complete(self, context: Context, starter: ExecutionStarter, execution: Execution) -> str:
         self._execution = execution
-        keep_link(self.hook, execution.id, execution.workflow_id or read(self, "workflow_id"), execution.status)
+        workflow_id = execution.workflow_id or read(self, "workflow_id")
+        keep_links(self.hook, (execution.id, workflow_id, execution.status))
         push(context, EXECUTION_KEY, execution.to_dict())
         allowed, skipped = self._statuses.values()
         is_skipped = bool(skipped) and has_status(execution, skipped)

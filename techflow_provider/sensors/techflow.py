@@ -57,7 +57,7 @@ from techflow_provider.deferral import (
     ended_executions,
     log_wait,
 )
-from techflow_provider.links.techflow import TechFlowLink, keep_link, keep_links, links
+from techflow_provider.links.techflow import TechFlowLink, keep_links, links
 from techflow_provider.parameters import Check, UsesConnection, check_one_given, check_plain, is_template, read
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class TechFlowExecutionSensor(Deferring, UsesConnection, BaseSensorOperator):
         self._trackers = [ExecutionTracker(each, left_seconds) for each in selectors]
         url = None
         if read(self, "execution_id"):
-            url = keep_link(self.hook, selectors[0].execution_id or "")
+            url = keep_links(self.hook, (selectors[0].execution_id or "", None, None))
         if first is None:
             timeout = timedelta(seconds=self.timeout)
             log_wait(", ".join(map(str, selectors)), self._interval(), timeout, url, in_triggerer=self.deferrable)
@@ -329,7 +329,7 @@ class TechFlowExecutionSensor(Deferring, UsesConnection, BaseSensorOperator):
         if ids is not None:
             ended.sort(key=lambda each: ids.index(each.id))
         if ended:
-            keep_links(self.hook, [(each.id, each.workflow_id, each.status) for each in ended])
+            keep_links(self.hook, *((each.id, each.workflow_id, each.status) for each in ended))
         failures = []
         for execution in ended:
             try:

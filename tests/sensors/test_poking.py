@@ -57,8 +57,7 @@ class Hook:
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Hook:
     monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", '{"conn_type": "techflow", "password": "unused-key"}')
-    for name in ("keep_link", "keep_links"):
-        monkeypatch.setattr(f"techflow_provider.sensors.techflow.{name}", lambda *_: None)
+    monkeypatch.setattr("techflow_provider.sensors.techflow.keep_links", lambda *_: None)
     return Hook()
 
 
