@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from techflow_provider.client.client import Client
 from techflow_provider.client.errors import TechFlowError
@@ -97,7 +98,9 @@ class Outcome:
 def start_one_each(pods: int, url: str, base_url: str, folder: Path) -> Outcome:
     """Let as many tasks start one execution each; a pod that fails is followed by another one."""
     began, failed = time.monotonic(), 0
-    tries = dict.fromkeys((f"task-{number}" for number in range(pods)), 0)
+    # Of each run other tasks: the store still knows what those of the runs before have started.
+    run = uuid4().hex
+    tries = dict.fromkeys((f"{run}-{number}" for number in range(pods)), 0)
     waiting, running = list(reversed(tries)), dict[str, subprocess.Popen[bytes]]()
     while waiting or running:
         while waiting and len(running) < AT_ONCE:
