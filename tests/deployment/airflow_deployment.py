@@ -70,9 +70,12 @@ class Deployment:
     programs: dict[str, Program] = field(default_factory=dict)
     own_homes: bool = False
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Start a program of Airflow's, with a home of its own where the deployment is spread over hosts."""
-        environment = {**self.environment, **{port: str(free_port()) for port in LOG_PORTS}}
+    def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a program of Airflow's, with a home of its own where the deployment is spread over hosts.
+
+        :param environment: instead of the deployment's
+        """
+        environment = {**(environment or self.environment), **{port: str(free_port()) for port in LOG_PORTS}}
         command = [self.python, "-m", "airflow", *arguments]
         if self.own_homes:
             environment |= host_environment(self.home / "hosts" / name)

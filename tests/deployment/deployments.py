@@ -5,7 +5,7 @@ KubernetesExecutor. The metadata database is PostgreSQL, and TechFlow a sandbox 
 A deployment fails when a task has not exactly one execution, the server refused a request, a webhook woke nothing, or
 waits polled one by one.
 
-    python tests/deployment/deployments.py --executors local celery pods [--quick] [--rows FILE]
+    python tests/deployment/deployments.py --executors local celery pods edge [--quick] [--rows FILE]
     python tests/deployment/deployments.py --table FILE
 """
 
@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from techflow_provider.sandbox import Fault, Sandbox, Webhooks  # noqa: E402  # the checkout comes first
 from tests.deployment.airflow_deployment import GENEROUS_TIMEOUTS, Deployment, deployment  # noqa: E402
 from tests.deployment.celery_deployment import celery_deployment  # noqa: E402
+from tests.deployment.edge_deployment import edge_deployment  # noqa: E402
 from tests.deployment.hosts import PODS, namespaces  # noqa: E402
 from tests.deployment.webhook_deployment import SECRET, await_status, fired  # noqa: E402
 from tests.servers import until  # noqa: E402
@@ -46,7 +47,12 @@ POLLS_ALLOWED = 20.0
 # On a slow machine; without the webhook it would be ten minutes.
 WOKEN_ALLOWED_SECONDS = 120.0
 HANG_SECONDS = 600.0
-EXECUTORS = {"local": "LocalExecutor", "celery": "CeleryExecutor, 2 workers", "pods": "KubernetesExecutor (stand-in)"}
+EXECUTORS = {
+    "local": "LocalExecutor",
+    "celery": "CeleryExecutor, 2 workers",
+    "pods": "KubernetesExecutor (stand-in)",
+    "edge": "EdgeExecutor, 2 workers",
+}
 STARTS = ("killed_after_the_request", "killed_while_waiting", "two_tasks")
 DAG_IDS = (*STARTS[:2], "one_of_two", "other_of_two", "woken", "one_poll", "budget")
 HEADS = (
@@ -245,7 +251,7 @@ class Check:
 
     @contextmanager
     def _killed(self, dag_id: str) -> Iterator[None]:
-        """Kill a task with what it runs on; a Celery worker is back once another one has done the work."""
+        """Kill a task with what it runs on; a worker is back once another one has done the work."""
         worker = self._worker(dag_id)
         if worker is None:
             self.running.kill_task(dag_id, "start")
@@ -262,7 +268,7 @@ class Check:
             self.running.programs[worker].start()
 
     def _worker(self, dag_id: str) -> str | None:
-        if self.row.executor != "celery":
+        if self.row.executor not in ("celery", "edge"):
             return None
         where = f"SELECT hostname FROM task_instance WHERE dag_id = '{dag_id}'"
         host = self.running.query(where)[0][0]
@@ -319,6 +325,10 @@ def started(executor: str, folder: Path, sandbox: Sandbox, *, quick: bool) -> It
         with celery_deployment(
             sys.executable, DAGS, environment=environment, slots=8, triggerers=1, **settings
         ) as made:
+            yield made
+        return
+    if executor == "edge":
+        with edge_deployment(sys.executable, DAGS, environment=environment, workers=2, slots=8, **settings) as made:
             yield made
         return
     if executor == "pods":

@@ -32,9 +32,11 @@ def hold(context: Any) -> None:
         time.sleep(0.1)
 
 
-for name in ("killed_after_the_request", "killed_while_waiting"):
+for name, deferrable in {"killed_after_the_request": True, "killed_while_waiting": False}.items():
     with DAG(name, schedule=None, **OPTIONS):
-        TechFlowTriggerWorkflowOperator(task_id="start", workflow_id=name, wait_for_completion=True, deferrable=False)
+        TechFlowTriggerWorkflowOperator(
+            task_id="start", workflow_id=name, wait_for_completion=True, deferrable=deferrable
+        )
 
 for name in ("one_of_two", "other_of_two"):
     with DAG(name, schedule=None, **OPTIONS):
