@@ -5,7 +5,8 @@ for each scenario, all at once; a few scenarios that concern the whole deploymen
 holds when its task ends in the expected state, its log says what it should, and TechFlow has the expected number of
 executions and of requests to start one.
 
-    python tests/deployment/scenarios.py [--quick] [--only NAME...]
+    python tests/deployment/scenarios.py [--quick] [--only NAME...] [--rows FILE]
+    python tests/deployment/scenarios.py --table FILE
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -45,7 +46,7 @@ DAGS = ROOT / "tests" / "deployment" / "dags" / "scenarios.py"
 FIRST_RELEASE = "0da7eb4"
 MARKS = ("cleared", "success", "failed")
 KEY, CHANGED_KEYS = "key-of-the-scenarios", ("key-before-the-change", "key-after-the-change")
-KEYS = (KEY, *CHANGED_KEYS, *(f"key-of-{way}" for way in MARKS))
+KEYS = (KEY, *CHANGED_KEYS, *(f"key-of-{way}" for way in (*MARKS, "pace")))
 DATES = 10
 Act = Callable[[World, str], None]
 
@@ -315,10 +316,11 @@ def log_json(world: World, name: str) -> None:
 
 
 def sends_metrics(world: World, name: str) -> None:
-    """Send metrics of requests and of waits for the budget."""
-    finish(world, name)
-    wanted = {"techflow.requests", "techflow.budget.wait"}
-    world.until(lambda: wanted <= world.metrics.names, f"{wanted} among the metrics")
+    """Send metrics of requests and of waits for the budget, which the polls of this connection have."""
+    world.await_deferred(name)
+    for wanted in ("techflow.requests", "techflow.budget.wait"):
+        world.until(partial(world.metrics.names.__contains__, wanted), f"{wanted} among the metrics")
+    world.finish(name)
 
 
 def emit_lineage(world: World, name: str) -> None:
@@ -398,6 +400,7 @@ class Row:
     """What came of a scenario."""
 
     name: str
+    airflow: str = field(default_factory=partial(version, "apache-airflow"))
     state: str = ""
     executions: int = 0
     requests: int = 0
@@ -458,6 +461,8 @@ def world_of(names: Sequence[str], folder: Path) -> Iterator[World]:
     sandbox.plan("tasks_test", seconds=1.0)
     slow = {"requests_per_minute": 2, "burst": 1}
     others = {f"techflow_slow_{way}": {"password": f"key-of-{way}", "extra": slow} for way in MARKS}
+    # It polls more often than that.
+    others["techflow_paced"] = {"password": "key-of-pace", "extra": {"requests_per_minute": 60, "burst": 1}}
     environment = {
         **GENEROUS_TIMEOUTS,
         "SCENARIOS_FOLDER": str(folder),
@@ -533,15 +538,32 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def is_possible(name: str) -> bool:
-    """Whether this Airflow has what a scenario is about, and the environment what it needs."""
-    if name == "openlineage":
-        return find_spec("openlineage") is not None
-    if name in ("sigterm", "poking_cleared") and version("apache-airflow").startswith("3.0."):
+def grid(rows: Sequence[Row]) -> str:
+    """Return rows of several versions as a Markdown table, of each the last one: seconds, or what is wrong."""
+    latest = {(row.name, row.airflow): row for row in rows}
+    versions = sorted({row.airflow for row in rows}, key=lambda each: [int(part) for part in each.split(".")])
+    lines = [("scenario", *versions), ("---", *("--:" for _ in versions))]
+    for name in ALL:
+        cells = [_cell(latest.get((name, airflow)), name, airflow) for airflow in versions]
+        lines.append((name.replace("_", " "), *cells))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(row: Row | None, name: str, airflow: str) -> str:
+    if not is_possible(name, airflow):
+        return "n/a"
+    if row is None:
+        return ""
+    return f"**{'; '.join(row.faults)}**" if row.faults else f"{row.seconds:.0f}"
+
+
+def is_possible(name: str, airflow: str) -> bool:
+    """Whether an Airflow has what a scenario is about."""
+    if name in ("sigterm", "poking_cleared"):
         # That Airflow retries no task whose process was killed, and leaves a running one that is cleared `restarting`.
-        return False
+        return not airflow.startswith("3.0.")
     # Before, only the files of tasks are JSON, from 3.0 on.
-    return name != "json_logs" or not version("apache-airflow").startswith("2.")
+    return name != "json_logs" or not airflow.startswith("2.")
 
 
 def main() -> int:
@@ -549,16 +571,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the quick part")
     parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help=", ".join(ALL))
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="where results are added, a line each")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of such a file, by version")
     asked = parser.parse_args()
+    if asked.table:
+        sys.stdout.write(grid([Row(**json.loads(line)) for line in asked.table.read_text().splitlines()]) + "\n")
+        return 0
     # Everything that runs is ended then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # An Airflow sends its metrics to one place, so StatsD's are in the quick part alone.
     names = asked.only or [name for name, each in ALL.items() if (each.quick if asked.quick else name != "statsd")]
-    names = [name for name in names if is_possible(name)]
+    airflow = version("apache-airflow")
+    names = [name for name in names if is_possible(name, airflow)]
+    if find_spec("openlineage") is None:
+        names = [name for name in names if name != "openlineage"]
     space = " " if "home_with_spaces" in names else "-"
     folder = Path(tempfile.mkdtemp(prefix=f"airflow{space}scenarios{space}"))
     rows = check(names, folder)
-    sys.stdout.write(f"Airflow {version('apache-airflow')}\n\n{table(rows)}\n")
+    if asked.rows:
+        with asked.rows.open("a") as file:
+            file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+    sys.stdout.write(f"Airflow {airflow}\n\n{table(rows)}\n")
     if any(row.faults for row in rows):
         say(f"logs are kept in {folder}")
         return 1
