@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Check the guarantees of deployments, two at a time because they mostly wait, and print one table of them:
 # deployments.sh [AIRFLOW/EXECUTOR...]
-# Executors are local, celery, pods and edge; without a word all of them, with each Airflow of matrix.txt, but edge with
-# the latest one only. QUICK=1 is quick.
+# Executors are local, celery, pods and edge; without a word all but edge, with each Airflow of matrix.txt. QUICK=1 is quick.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rows=.cache/deployments.jsonl
 mkdir -p .cache && rm -f "$rows"
-[ $# -gt 0 ] || set -- $(awk '!seen[$1]++ { print $1 "/local", $1 "/celery", $1 "/pods"; last = $1 } END { print last "/edge" }' .ci/matrix.txt)
+[ $# -gt 0 ] || set -- $(awk '!seen[$1]++ { print $1 "/local", $1 "/celery", $1 "/pods" }' .ci/matrix.txt)
 for deployment in "$@"; do
   case $deployment in
     */edge) environment=$(.ci/airflow_environment.sh "${deployment%/*}" edge apache-airflow-providers-edge3) ;;
