@@ -52,16 +52,26 @@ class Area:
     left_out: frozenset[str] = field(default=frozenset())
 
 
+MATCHING = ("submission/test_matching.py", "submission/test_start.py", "submission/test_machine.py")
+STARTS = (
+    *("submission/test_start.py", "submission/test_attempts.py", "submission/test_machine.py"),
+    *("submission/test_explorer.py", "submission/test_steps.py"),
+)
 WEBHOOKS = ("webhooks/test_receiver.py", "integration/webhooks/test_attacks.py")
 AREAS = {
     "state/gcra.py": Area(("state/test_gcra.py", "state/test_budget_state.py", "state/test_budget.py")),
     "state/budget_state.py": Area(("state/test_budget_state.py", "state/test_gcra.py", "state/test_budget.py")),
     "state/budget.py": Area(("state/test_budget.py", "state/test_budget_state.py", "hooks/test_budget.py")),
     "submission/airflow.py": Area(("submission/test_submission.py", "integration/test_notifier.py")),
-    "submission/matching.py": Area(
-        ("submission/test_matching.py", "submission/test_start.py", "submission/test_machine.py"),
-        left_out=frozenset({"_ids", "Window.__str__"}),
-    ),
+    "submission/matching.py": Area((*MATCHING, "submission/test_explorer.py"), left_out=frozenset({"_ids"})),
+    "submission/times.py": Area((*MATCHING, "submission/test_explorer.py")),
+    "submission/recovery.py": Area((*MATCHING, "submission/test_explorer.py", "operators/test_trigger_workflow.py")),
+    "submission/start.py": Area(STARTS),
+    "submission/attempts.py": Area(("submission/test_attempts.py", *STARTS, "commands/test_starts.py")),
+    "submission/records.py": Area(("submission/test_attempts.py", *MATCHING, "commands/test_starts.py")),
+    "submission/model.py": Area((*MATCHING, "submission/test_submission.py")),
+    "submission/legacy.py": Area(("submission/test_attempts.py",)),
+    "submission/direct.py": Area(("submission/test_submission.py",)),
     "polling/poller.py": Area(("polling/test_polls.py", "polling/test_poller.py", "polling/test_registry.py")),
     "webhooks/receiver.py": Area(WEBHOOKS),
     "client/webhooks.py": Area(("client/test_webhooks.py", *WEBHOOKS)),

@@ -93,6 +93,25 @@ def matched(*arguments, **more) -> str:
     return found.execution.id
 
 
+def test_a_claimed_execution_is_the_submissions_own_and_an_adopted_one_is_not():
+    own, adopted = result([execution("ex_1")], claims={"ex_1": Claim(SUBMISSION_ID)}), result([execution("ex_1")])
+    assert isinstance(own, Match)
+    assert isinstance(adopted, Match)
+    assert (own.is_own, adopted.is_own) == (True, False)
+
+
+def test_executions_that_may_fit_are_named_from_the_nearest_on():
+    found = result([row(execution("ex_1", -20), widest=300), row(execution("ex_2", 12), widest=300)])
+    assert isinstance(found, Ambiguous)
+    assert "ex_2, ex_1" in found.reason
+
+
+def test_a_task_with_another_payload_takes_no_execution_away_where_the_history_shows_payloads():
+    two = [row(execution("ex_1", 3), "a"), row(execution("ex_2", 8), "a")]
+    for other, own in (("b", "ex_1"), ("a", "ex_2")):
+        assert matched(two, [competitor(-3, 5, other)], payload="a", shows_payloads=True) == own
+
+
 def test_a_claimed_execution_matches_whatever_else_there_is():
     history = [execution("ex_1"), execution("ex_2", -900, "wf_9"), execution("ex_3")]
     claims = {"ex_2": Claim(SUBMISSION_ID), "ex_3": Claim("other#1")}
