@@ -86,21 +86,22 @@ async def collect(call: Call[Page[T]], context: FlowContext) -> list[T]:
     """
     items: list[T] = []
     seen: set[str | int] = set()
-    following: Call[Page[T]] | None = call
     for _ in range(MAX_PAGES):
-        page, following = await read_page(following or call, context)
+        page = await read_page(call, context)
         if page.marks & seen:
             return items
         seen |= page.marks
         items += page.items
+        following = next_page(call, page, context.settings)
         if following is None:
             return items
+        call = following
     detail = f"expected at most {MAX_PAGES} pages, got a link to a further one after {len(items)} items"
     raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)
 
 
-async def read_page(call: Call[Page[T]], context: FlowContext) -> tuple[Page[T], Call[Page[T]] | None]:
-    """Read one page of a list, and return it with the call for the next one, or None when it is the last.
+async def read_page(call: Call[Page[T]], context: FlowContext) -> Page[T]:
+    """Read one page of a list.
 
     :raises TechFlowError: every way in which it can fail
     """
@@ -108,30 +109,26 @@ async def read_page(call: Call[Page[T]], context: FlowContext) -> tuple[Page[T],
     if page.reason is not None:
         hidden = context.settings.holds_key(page.reason.encode(errors="replace"))
         _report_unreadable(str(call), "one that contains the API key" if hidden else page.reason)
-    try:
-        return page, next_page(call, page, url_of(call, context.settings))
-    except DecodeError as error:
-        source = (page.next_url or "").encode(errors="replace")
-        detail = context.settings.without_key(str(error), error.received, source)
-        # Not chained: the cause quotes the response as it was received.
-        raise UnexpectedResponseError(str(call), httpx.codes.OK, detail) from None
+    return page
 
 
-def next_page(call: Call[Page[T]], page: Page[T], current_url: str) -> Call[Page[T]] | None:
+def next_page(call: Call[Page[T]], page: Page[T], settings: Settings) -> Call[Page[T]] | None:
     """Return the call for the page after this one, or None when this is the last.
 
-    :param current_url: the URL of this page, against which the next one's is resolved
-    :raises DecodeError: it isn't a URL, or is on another origin, where the key must not go
+    :raises UnexpectedResponseError: it isn't a URL, or is on another origin, where the key must not go
     """
     if page.next_url is None:
         return None
-    current = httpx.URL(current_url)
+    current = httpx.URL(url_of(call, settings))
     try:
         following = current.join(page.next_url)
         # The host is decoded only when it is read.
         same_origin = (following.scheme, following.host, following.port) == (current.scheme, current.host, current.port)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise DecodeError("the URL of a next page", quote(page.next_url)) from error
-    if not same_origin:
-        raise DecodeError("a next page on the same origin", quote(page.next_url))
-    return replace(call, url=str(following), params=None)
+        expected = None if same_origin else "a next page on the same origin"
+    except (httpx.InvalidURL, ValueError):
+        expected = "the URL of a next page"
+    if expected is None:
+        return replace(call, url=str(following), params=None)
+    error = DecodeError(expected, quote(page.next_url))
+    detail = settings.without_key(str(error), error.received, page.next_url.encode(errors="replace"))
+    raise UnexpectedResponseError(str(call), httpx.codes.OK, detail)

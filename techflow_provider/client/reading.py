@@ -14,7 +14,7 @@ from techflow_provider.client.flow import Call, FlowContext, url_of
 from techflow_provider.client.history import History, HistoryFilter
 from techflow_provider.client.json_stream import RowMemory
 from techflow_provider.client.models import Execution
-from techflow_provider.client.paging import Page, read_page
+from techflow_provider.client.paging import Page, next_page, read_page
 from techflow_provider.state.budget import RequestClass
 
 PageCall: TypeAlias = Call[Page[Execution]]
@@ -173,18 +173,18 @@ async def _read_pages(
         if pages and _has_all(history_filter, memory, pages):
             break
         try:
-            page, after = await _read(following, context, deadline, history_filter, memory)
+            page = await _read(following, context, deadline, history_filter, memory)
+            if page.marks & seen:
+                return pages, None, None
+            seen |= page.marks
+            pages.append(page)
+            following = next_page(following, page, context.settings)
         except TechFlowError as error:
             if not pages:
                 raise
             return (pages, following, None) if isinstance(error, BudgetTimeoutError) else (pages, None, error)
-        if page.marks & seen:
-            return pages, None, None
-        if not pages and after is not None and memory.following is not None:
-            after = replace(call, url=memory.following, params=None)
-        seen |= page.marks
-        pages.append(page)
-        following = after
+        if len(pages) == 1 and following is not None and memory.following is not None:
+            following = replace(call, url=memory.following, params=None)
     return pages, following, None
 
 
@@ -205,21 +205,21 @@ def _query(query: tuple[tuple[str, str], ...], history_filter: HistoryFilter) ->
 
 async def _read(
     call: PageCall, context: FlowContext, deadline: float, history_filter: HistoryFilter, memory: PollMemory
-) -> tuple[Page[Execution], PageCall | None]:
+) -> Page[Execution]:
     left = max(deadline - context.clock(), 0.001)
     context = replace(context, settings=replace(context.settings, deadline_seconds=left))
     url = url_of(call, context.settings)
     rows = memory.rows_of(url)
     rows.select = partial(history_filter.select, names=context.settings.names["execution"])
     try:
-        page, following = await read_page(replace(call, read=list_executions(memory=rows).read), context)
+        page = await read_page(replace(call, read=list_executions(memory=rows).read), context)
     except TechFlowError:
         # It may have been read in part.
         memory.pages.pop(url)
         raise
     memory.is_log |= rows.has_repeats
     memory.listed |= page.subjects
-    return page, following
+    return page
 
 
 def _has_all(history_filter: HistoryFilter, memory: PollMemory, pages: list[Page[Execution]]) -> bool:

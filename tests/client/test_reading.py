@@ -136,6 +136,14 @@ def test_a_page_that_cannot_be_read_hides_no_other_and_ends_no_wait(
     assert "A part of the execution history can't be read" in caplog.text
 
 
+@pytest.mark.parametrize("url", ["https://elsewhere.example/executions?page=1", "http://["])
+def test_a_link_that_is_not_followed_hides_no_row_of_its_page(connect: Connect, url: str) -> None:
+    pages = Pages([[row("ex_1", "completed"), row("ex_2", "running")], []], url_of=lambda _: url)
+    history = connect(respond=pages)(poll_once())
+    assert [each.id for each in history] == ["ex_1", "ex_2"]
+    assert "a next page" in str(history.failure)
+
+
 LINES = [row("ex_1", "completed", finished_at="2026-01-01T00:10:00Z"), row("ex_1", "running"), row("ex_1", "queued")]
 
 
