@@ -194,11 +194,17 @@ class Deployment:
         pattern = "attempt=*.log*" if tries is None else f"attempt={tries}.log*"
         return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob(pattern)))
 
-    def kill_task(self, dag_id: str, task_id: str, run_id: str = "run") -> int:
-        """Kill a task's process with SIGKILL, or all that runs in its pod, and return its process id."""
+    def kill_task(self, dag_id: str, task_id: str, run_id: str = "run", *, alone: bool = True) -> int:
+        """Kill a task's process with SIGKILL, or all that runs in its pod, and return its process id.
+
+        :param alone: whether the process that supervises it stays
+        """
         if PODS in self.environment:
             return kill_pod(Path(self.environment[PODS]), dag_id, task_id)
         pid = until(lambda: self.task(dag_id, task_id, run_id).pid, 30, f"a process of {dag_id}.{task_id}")
+        if not alone:
+            parent = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], check=True, capture_output=True, text=True)
+            os.kill(int(parent.stdout), signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
         return pid
 

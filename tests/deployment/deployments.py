@@ -254,11 +254,9 @@ class Check:
         """Kill a task with what it runs on; a worker is back once another one has done the work."""
         worker = self._worker(dag_id)
         if worker is None:
-            self.running.kill_task(dag_id, "start")
-            if self.row.executor == "local" and self.row.airflow.startswith("3.0."):
-                # That Airflow fails a killed task without a retry, unless its supervisor is lost, too.
-                self.running.await_task(dag_id, "start", "failed")
-                self.running.clear(dag_id, "start")
+            # Airflow 3.0 fails a killed task without a retry, unless its supervisor is lost, too.
+            alone = not (self.row.executor == "local" and self.row.airflow.startswith("3.0."))
+            self.running.kill_task(dag_id, "start", alone=alone)
             yield
             return
         self.running.programs[worker].kill()
