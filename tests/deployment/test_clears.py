@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 OTHER_KEY = "the-key-after-the-rotation"
 LONG = (
     *("running_without_waiting", "deferred", "payload_corrected", "list_reordered", "key_rotated", "marked_failed"),
+    "run_deleted_early",
 )
 SHORT = ("failed", "run_deleted", "two_operators")
 SECONDS = 240.0
@@ -65,6 +66,14 @@ class Clears:
             if each.status == "running":
                 self.running.sandbox.finish(each.id)
         self.await_state(dag_id, "success")
+
+    def clear_and_join(self, dag_id: str) -> None:
+        """Clear a task whose execution runs, and show that the next attempt waits for the same one."""
+        self.actions.clear(dag_id)
+        self.await_log(dag_id, " was re-attached: ")
+        self.finish(dag_id)
+        assert len(self.executions(dag_id)) == 1
+        self.show(dag_id)
 
     def show(self, dag_id: str) -> None:
         """Print what became of a DAG's task."""
@@ -115,11 +124,7 @@ def test_a_failed_task_that_is_cleared_starts_another(clears: Clears) -> None:
 def test_a_deferred_task_that_is_cleared_joins_its_execution(clears: Clears) -> None:
     clears.await_log("deferred", " was started: ")
     clears.await_state("deferred", "deferred")
-    clears.actions.clear("deferred")
-    clears.await_log("deferred", " was re-attached: ")
-    clears.finish("deferred")
-    assert len(clears.executions("deferred")) == 1
-    clears.show("deferred")
+    clears.clear_and_join("deferred")
 
 
 def test_a_task_that_did_not_wait_and_is_cleared_starts_another(clears: Clears) -> None:
@@ -171,11 +176,7 @@ def test_a_task_that_is_cleared_after_the_key_was_rotated_joins_its_execution(cl
     clears.await_log("key_rotated", " was started: ")
     clears.await_state("key_rotated", "deferred")
     clears.give("key_rotated", "techflow_rotated")
-    clears.actions.clear("key_rotated")
-    clears.await_log("key_rotated", " was re-attached: ")
-    clears.finish("key_rotated")
-    assert len(clears.executions("key_rotated")) == 1
-    clears.show("key_rotated")
+    clears.clear_and_join("key_rotated")
 
 
 def test_a_task_that_is_marked_failed_and_cleared_joins_its_execution(clears: Clears) -> None:
@@ -185,11 +186,7 @@ def test_a_task_that_is_marked_failed_and_cleared_joins_its_execution(clears: Cl
     # The scheduler could write the run's end over what a clear has just written.
     ended = "SELECT state FROM dag_run WHERE dag_id = 'marked_failed'"
     until(lambda: clears.running.query(ended) == [["failed"]], SECONDS, "the end of the run")
-    clears.actions.clear("marked_failed")
-    clears.await_log("marked_failed", " was re-attached: ")
-    clears.finish("marked_failed")
-    assert len(clears.executions("marked_failed")) == 1
-    clears.show("marked_failed")
+    clears.clear_and_join("marked_failed")
 
 
 def test_a_run_that_is_deleted_and_run_again_starts_another(clears: Clears) -> None:
@@ -201,6 +198,22 @@ def test_a_run_that_is_deleted_and_run_again_starts_another(clears: Clears) -> N
     clears.finish("run_deleted")
     assert len(clears.executions("run_deleted")) == 2
     clears.show("run_deleted")
+
+
+def test_a_run_that_is_deleted_while_its_execution_runs_joins_it(clears: Clears) -> None:
+    dag_id = "run_deleted_early"
+    clears.await_log(dag_id, " was started: ")
+    clears.await_state(dag_id, "deferred")
+    if clears.running.version >= (3, 1):
+        with pytest.raises(RuntimeError, match="409"):
+            clears.actions.delete_run(dag_id)
+    else:
+        clears.actions.delete_run(dag_id)
+        clears.running.trigger(dag_id)
+        clears.await_log(dag_id, " was re-attached: ")
+    clears.finish(dag_id)
+    assert len(clears.executions(dag_id)) == 1
+    clears.show(dag_id)
 
 
 def test_two_operators_in_one_task_start_one_execution_each_and_a_retry_starts_none(clears: Clears) -> None:

@@ -36,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "key_rotated": {**DEFER, "techflow_conn_id": "{{ given('key_rotated') }}"},
     "marked_failed": WAIT,
     "run_deleted": WAIT,
+    "run_deleted_early": DEFER,
 }
 
 for name, way in WAYS.items():
