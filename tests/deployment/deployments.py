@@ -260,6 +260,9 @@ class Check:
             yield
             return
         self.running.programs[worker].kill()
+        if self.row.executor == "edge":
+            # The tasks of an edge worker have process groups of their own, which outlive it.
+            self.running.kill_task(dag_id, "start", alone=False)
         try:
             yield
         finally:
