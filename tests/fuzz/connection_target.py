@@ -101,7 +101,7 @@ def _connection(random: Random) -> tuple[Any, Any]:
         "password": random.choice((KEY, KEY, KEY, values.text(random), None)),
         "extra": None,
     }
-    return SimpleNamespace(**fields), extra
+    return SimpleNamespace(**fields, extra_dejson=extra), extra
 
 
 def _use(random: Random, read: TechFlowConnection) -> None:
