@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     from techflow_provider.sandbox.state import Event, Execution, Plan
     from techflow_provider.sandbox.webhooks import WebhookDelivery, Webhooks
 
-__all__ = ["Clock", "Event", "Execution", "Fault", "Faults", "ManualClock", "Plan", "Record", "Sandbox"]
-__all__ += ["SettingError", "WebhookDelivery", "Webhooks"]
+__all__ = [
+    "Clock",
+    "Event",
+    "Execution",
+    "Fault",
+    "Faults",
+    "ManualClock",
+    "Plan",
+    "Record",
+    "Sandbox",
+    "SettingError",
+    "WebhookDelivery",
+    "Webhooks",
+]
 
 
 def __getattr__(name: str) -> Any:
