@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -36,7 +36,7 @@ from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, diagnose, uses_proxy
 from techflow_provider.hooks.state import FILE, choice, open_state, served_store
-from techflow_provider.state.components import reported
+from techflow_provider.state.components import Component, reported
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.store import Store, StoreError, Write
 from techflow_provider.submission.airflow import history_lag
@@ -182,7 +182,7 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     try:
         store = served_store() if connection is None else open_state(connection)[0]
         _try(store, f"{key}/{NAMESPACE}")
-        found = list(guarantees(store, key))
+        found = list(guarantees(store, [component for component, _ in reported(store, key)]))
     except (InvalidParameterError, AirflowConfigException) as error:
         reason = _unreadable("state_url") or str(error)
         yield Finding("state", Severity.PROBLEM, reason, "Correct it: until then, no request is sent.")
@@ -194,12 +194,12 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     yield from found
 
 
-def guarantees(store: Store, key: str) -> Iterator[Finding]:
-    """Judge which guarantees hold, by what is observed of a key's part of a store and of Airflow.
+def guarantees(store: Store, components: Sequence[Component]) -> Iterator[Finding]:
+    """Judge which guarantees hold, by what is observed of a store and of Airflow.
 
+    :param components: those that have used the store in the last day
     :raises StoreError: the store can't be read
     """
-    components = [component for component, _ in reported(store, key)]
     risks = store.warnings() if isinstance(store, OptimisticStore) else ()
     here = this_component()
     stored = checks.shared_store(store.location, here, components)

@@ -124,7 +124,8 @@ def _connection(conn_id: str) -> tuple[ConnectionView, TechFlowConnection | None
         view = replace(view, state=f"{store.location}: {choice().reason}")
         users = [(each, entry.age_seconds) for each, entry in reported(store, content.settings.account)]
         view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())), users=tuple(users))
-        found = [each for each in guarantees(store, content.settings.account) if each.severity is Severity.WARNING]
+        judged = guarantees(store, [component for component, _ in users])
+        found = [each for each in judged if each.severity is Severity.WARNING]
         endangered = {each.message: [other.check for other in found if other.message == each.message] for each in found}
         view = replace(view, warnings=tuple((", ".join(names), text) for text, names in endangered.items()))
     except StoreError as error:
