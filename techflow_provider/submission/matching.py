@@ -40,7 +40,7 @@ class Intent:
 
     record: AttemptRecord
     window: Span
-    sent_at: float = 0.0
+    sent_at: float
 
     @classmethod
     def of(
@@ -99,18 +99,18 @@ class MatchInput:
 
     :param own: the submission
     :param rows: the history, read before the competing intents and the claims
+    :param clock: how the times of the history are read
     :param competing: the other tasks that search for an execution of the workflow or wait for a response
     :param claims: the claims of executions, by execution
-    :param clock: how the times of the history are read
     :param is_complete: whether the history certainly lists all that began in the window
     :param shows_payloads: whether the history shows the payloads as they were sent
     """
 
     own: Intent
     rows: Sequence[Row]
+    clock: ServerClock
     competing: Sequence[Intent] = ()
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    clock: ServerClock = field(default_factory=ServerClock)
     is_complete: bool = True
     shows_payloads: bool = False
 

@@ -254,7 +254,7 @@ class _Search:
         intent = Intent.of(replace(listed.record, is_clock_kept=own.is_clock_kept), *snapshot.when)
         rows = [each for each in snapshot.rows if each.execution.workflow_id in (None, own.workflow_id)]
         shows_payloads = snapshot.shows_payloads or (own.payload_digest is None and snapshot.shows_none)
-        given = MatchInput(intent, rows, clock=snapshot.clock, shows_payloads=shows_payloads)
+        given = MatchInput(intent, rows, snapshot.clock, shows_payloads=shows_payloads)
         await self._read_claims(row.execution for row in rows if given.fit(row))
         held = {name: claim for (workflow_id, name), claim in self.claims.items() if workflow_id == own.workflow_id}
         settled = {own.submission_id, *(claim.submission_id for claim in held.values())}

@@ -17,7 +17,8 @@ from techflow_provider.client.parsing import get_first, read_time
 # When an execution was requested; `started_at` may be the time at which it left a queue.
 CREATED_NAMES = EXECUTION_NAMES["created_at"]
 PRECISIONS = (86400.0, 60.0, 1.0)
-WITH_ZONE = re.compile(r"(z|utc|gmt|[+-]\d\d(:?\d\d)?)$", re.IGNORECASE)
+# Seconds since 1970 have one, too; the end of 2026-01-01 is none.
+WITH_ZONE = re.compile(r"(^\d{9,}|z|utc|gmt|(?<!\d-\d\d)[+-]\d\d(:?\d\d)?)$", re.IGNORECASE)
 # How far the clocks of a server may be apart that nothing is known about, and how far local times are from UTC.
 UNKNOWN_OFFSET_SECONDS = 300.0
 LOCAL_OFFSET_SECONDS = 26 * 3600.0
@@ -61,14 +62,14 @@ class ServerClock:
     """How the times in a history relate to the `Date` of responses.
 
     :param precision: the unit that the times are multiples of, in seconds
-    :param offset: how far they are ahead of `Date`, as far as is known
-    :param widest: how far they may be ahead of it
+    :param widest: how far they may be ahead of `Date`
+    :param offset: how far they are ahead of it, as far as is known
     :param is_measured: whether an execution shows that
     """
 
-    precision: float = 0.0
+    precision: float
+    widest: Span
     offset: Span = Span(-USUAL_OFFSET_SECONDS, USUAL_OFFSET_SECONDS)
-    widest: Span = Span(-UNKNOWN_OFFSET_SECONDS, UNKNOWN_OFFSET_SECONDS)
     is_measured: bool = False
 
     @classmethod
@@ -83,7 +84,7 @@ class ServerClock:
         zone_seconds = 0.0 if all(map(_has_zone, executions)) else LOCAL_OFFSET_SECONDS
         spans = [_written(at, precision).minus(span) for each, span in started if (at := began_at(each)) is not None]
         if not spans:
-            return cls(precision, widest=Span(0, 0).widened(zone_seconds or UNKNOWN_OFFSET_SECONDS))
+            return cls(precision, Span(0, 0).widened(zone_seconds or UNKNOWN_OFFSET_SECONDS))
         offset = Span(max(span.low for span in spans), min(span.high for span in spans))
         # A queue delays each start by another time, so that `started_at` proves little until several of them agree.
         is_sure = len(spans) >= SURE_STARTS or any(_names_creation(each) for each in executions)
@@ -92,7 +93,7 @@ class ServerClock:
             offset = Span(min(span.low for span in spans), max(span.high for span in spans))
         offset = offset.widened(USUAL_OFFSET_SECONDS / 2)
         widest = offset.widened(DRIFT_SECONDS + (CLOCK_CHANGE_SECONDS if zone_seconds else 0.0))
-        return cls(precision, offset, Span(widest.low - UNKNOWN_OFFSET_SECONDS * may_queue, widest.high), True)
+        return cls(precision, Span(widest.low - UNKNOWN_OFFSET_SECONDS * may_queue, widest.high), offset, True)
 
     def began(self, execution: Execution, offset: Span) -> Span | None:
         """Return when an execution began by `Date`, None when the history doesn't show it.
@@ -119,4 +120,4 @@ def _names_creation(execution: Execution) -> bool:
 
 def _has_zone(execution: Execution) -> bool:
     text = get_first(execution.raw, *CREATED_NAMES, *EXECUTION_NAMES["started_at"])
-    return not isinstance(text, str) or bool(WITH_ZONE.search(text.strip())) or text.strip().isdigit()
+    return not isinstance(text, str) or bool(WITH_ZONE.search(text.strip()))

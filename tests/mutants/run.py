@@ -64,7 +64,7 @@ AREAS = {
     "state/budget.py": Area(("state/test_budget.py", "state/test_budget_state.py", "hooks/test_budget.py")),
     "submission/airflow.py": Area(("submission/test_submission.py", "integration/test_notifier.py")),
     "submission/matching.py": Area((*MATCHING, "submission/test_explorer.py"), left_out=frozenset({"_ids"})),
-    "submission/times.py": Area((*MATCHING, "submission/test_explorer.py")),
+    "submission/times.py": Area(("submission/test_times.py", *MATCHING, "submission/test_explorer.py")),
     "submission/recovery.py": Area((*MATCHING, "submission/test_explorer.py", "operators/test_trigger_workflow.py")),
     "submission/start.py": Area(STARTS),
     "submission/attempts.py": Area(("submission/test_attempts.py", *STARTS, "commands/test_starts.py")),

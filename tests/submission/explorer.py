@@ -58,6 +58,7 @@ class World:
     :param date_offset: how far `Date` is ahead of the clock that writes the times of executions, at most
     :param precision: the unit of these times in seconds
     :param zone_hours: how far naive local times are ahead of UTC; None for UTC with its Z
+    :param only_dates: whether these times are dates alone
     :param queue: how long an execution is queued at most
     :param queued: what the history shows of a queued one: `listed`, `unlisted` or `untimed`
     :param ids_per_workflow: whether ids are unique within a workflow only
@@ -75,6 +76,7 @@ class World:
     date_offset: float = 0.0
     precision: float = 0.0
     zone_hours: float | None = None
+    only_dates: bool = False
     queue: float = 0.0
     queued: str = "listed"
     ids_per_workflow: bool = False
@@ -93,6 +95,7 @@ WORLDS: dict[str, World] = {
     "Date off by 30 s": World(date_offset=30.0, crashes=0.01),
     "times to the minute": World(precision=60.0, crashes=0.01),
     "naive local times": World(zone_hours=2.0, crashes=0.01),
+    "local dates": World(zone_hours=-13.0, only_dates=True, crashes=0.01),
     "queued ones unlisted": World(queue=100.0, queued="unlisted"),
     "queued ones without a time": World(queue=100.0, queued="untimed"),
     "ids per workflow": World(OUTCOMES, ids_per_workflow=True, crashes=CRASHES),
@@ -298,7 +301,8 @@ class Simulation:
         moment = NOON.replace(second=0) + timedelta(seconds=seconds + (7 if not self.world.precision else 0))
         if self.world.zone_hours is None:
             return moment.isoformat().replace("+00:00", "Z")
-        return (moment + timedelta(hours=self.world.zone_hours)).replace(tzinfo=None).isoformat()
+        text = (moment + timedelta(hours=self.world.zone_hours)).replace(tzinfo=None).isoformat()
+        return text[: len("2026-01-01")] if self.world.only_dates else text
 
     # Tasks.
 

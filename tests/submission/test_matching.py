@@ -80,7 +80,8 @@ def search(
 ) -> MatchInput:
     rows = tuple(each if isinstance(each, Row) else row(each) for each in executions)
     own = more.pop("record", record(payload=payload))
-    return MatchInput(Intent(own, window(), window().low), rows, tuple(competing), claims or {}, **more)
+    clock = ServerClock(1.0, Span(-300.0, 300.0), is_measured=more.pop("is_measured", False))
+    return MatchInput(Intent(own, window(), window().low), rows, clock, tuple(competing), claims or {}, **more)
 
 
 def result(*arguments: Any, early: bool = False, **more: Any) -> MatchResult:
@@ -176,7 +177,7 @@ def test_an_execution_that_began_elsewhen_by_a_clock_that_is_not_known_well_is_n
 
 def test_such_an_execution_is_ignored_where_another_task_explains_it_and_the_clock_is_known():
     before, other = row(execution("ex_1", -4), widest=300), competitor(-5, -3)
-    assert isinstance(result([before], [other], clock=ServerClock(is_measured=True)), NoMatch)
+    assert isinstance(result([before], [other], is_measured=True), NoMatch)
     waiting = result([before], [other])
     assert isinstance(waiting, Undecided)
     assert waiting.timeout_seconds == 900.0
