@@ -295,7 +295,7 @@ class TechFlowTriggerWorkflowOperator(Deferring, TechFlowOperator):
     def _defer_search(self, starter: ExecutionStarter, lost: LostStartError) -> None:
         from techflow_provider.triggers.search import TechFlowSearchTrigger
 
-        log.warning("%s: the triggerer searches the history for the execution", lost)
+        log.warning("%s: the triggerer searches the history for the execution", lost.start.reason)
         lag = starter.policy.history_lag_seconds
         self._defer(TechFlowSearchTrigger, "execute_searched", start=lost.start.to_dict(), history_lag=lag)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -51,7 +52,7 @@ class DirectStarts:
 
     def withdraw(self, intent: AttemptRecord, *, had_effect: bool = False) -> None:
         """Let the tasks know that nothing was started, or that nobody waits for the response any more."""
-        lost = intent.taken_over("") if had_effect else None
+        lost = replace(intent, lost=True) if had_effect else None
         self._try(partial(self._of(intent).update, lambda present: present and lost))
 
     def _of(self, intent: AttemptRecord) -> AttemptStore:

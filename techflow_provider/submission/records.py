@@ -78,8 +78,8 @@ class AttemptRecord:
 
     def longest_since_sent(self, now: datetime) -> float:
         """Return the seconds since the request was sent; by the host's clock, too, where the store's had a break."""
-        by_host = 0.0 if self.is_clock_kept else (now - self.sent_at).total_seconds()
-        return max(self.since_sent, by_host)
+        by_host = (now - self.sent_at).total_seconds()
+        return self.since_sent if self.is_clock_kept else max(self.since_sent, by_host)
 
     def taken_over(self, attempt_id: str, *, accepted: bool = False) -> AttemptRecord:
         """Return the record of an attempt that expects no response and searches the history for the execution."""

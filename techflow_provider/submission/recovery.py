@@ -54,15 +54,14 @@ SMALLEST_LIMIT = 20
 ECHO_NAMES = EXECUTION_NAMES["payload"]
 
 
+@dataclass(eq=False)
 class OtherAttemptError(Exception):
     """Another attempt of the submitter has a record where this one expected its own, or none.
 
     :param record: the other attempt's record
     """
 
-    def __init__(self, record: AttemptRecord) -> None:
-        super().__init__(record)
-        self.record = record
+    record: AttemptRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +100,14 @@ class LostStart:
         return AmbiguousExecutionError(self.record.workflow_id, f"{self.reason}, and {reason}")
 
 
+@dataclass(eq=False)
 class LostStartError(Exception):
     """The execution of a start has to be searched for, elsewhere.
 
     :param start: the start, taken over
     """
 
-    def __init__(self, start: LostStart) -> None:
-        super().__init__(start.reason)
-        self.start = start
+    start: LostStart
 
 
 async def take_over(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:

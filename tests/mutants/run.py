@@ -65,13 +65,18 @@ AREAS = {
     "submission/airflow.py": Area(("submission/test_submission.py", "integration/test_notifier.py")),
     "submission/matching.py": Area((*MATCHING, "submission/test_explorer.py"), left_out=frozenset({"_ids"})),
     "submission/times.py": Area(("submission/test_times.py", *MATCHING, "submission/test_explorer.py")),
-    "submission/recovery.py": Area((*MATCHING, "submission/test_explorer.py", "operators/test_trigger_workflow.py")),
+    "submission/recovery.py": Area(
+        (
+            *("submission/test_recovery.py", *MATCHING, "submission/test_explorer.py"),
+            *("triggers/test_search.py", "operators/test_trigger_workflow.py"),
+        )
+    ),
     "submission/start.py": Area(STARTS),
     "submission/attempts.py": Area(("submission/test_attempts.py", *STARTS, "commands/test_starts.py")),
     "submission/records.py": Area(("submission/test_attempts.py", *MATCHING, "commands/test_starts.py")),
     "submission/model.py": Area((*MATCHING, "submission/test_submission.py")),
     "submission/legacy.py": Area(("submission/test_attempts.py",)),
-    "submission/direct.py": Area(("submission/test_submission.py",)),
+    "submission/direct.py": Area(("submission/test_direct.py", "submission/test_submission.py")),
     "polling/poller.py": Area(("polling/test_polls.py", "polling/test_poller.py", "polling/test_registry.py")),
     "webhooks/receiver.py": Area(WEBHOOKS),
     "client/webhooks.py": Area(("client/test_webhooks.py", *WEBHOOKS)),

@@ -62,6 +62,30 @@ def test_a_record_that_was_taken_over_is_not_in_flight_and_knows_when_the_reques
     clock.advance(5)
     present = attempts.read()
     assert (present.in_flight, present.attempt_id, present.since_sent) == (False, "attempt-2", 15)
+    assert not present.accepted
+
+
+def test_a_record_that_the_shared_state_has_lost_may_have_lost_claims_and_its_time_with_it():
+    read = AttemptRecord.read(replace(RECORD, sent_clock=5.0, since_sent=2.0).to_dict(7.0))
+    assert read == replace(RECORD, lost=True, is_restored=True, is_clock_kept=False)
+
+
+@pytest.mark.parametrize(("seconds", "is_kept"), [(-5.5, False), (-5.0, True), (5.0, True), (5.5, False)])
+def test_the_stores_clock_has_had_a_break_when_it_differs_by_more_than_five_seconds(seconds, is_kept):
+    assert AttemptRecord.read(RECORD.to_dict(100.0), 10.0, 110.0 + seconds).is_clock_kept is is_kept
+
+
+@pytest.mark.parametrize(("sent_seconds", "since_sent"), [({}, 10.0), ({"sent_seconds": 2.5}, 12.5)])
+@pytest.mark.parametrize("left_out", ["written_clock", "sent_clock"])
+def test_a_record_of_an_earlier_version_lacks_what_was_added_since(sent_seconds, since_sent, left_out):
+    names = ("workflow_id", "submission_id", "generation", "attempt_id", "response_seconds", "payload_digest")
+    kept = {name: getattr(RECORD, name) for name in names} | {"sent_at": NOW.isoformat(), "written_clock": 1.0}
+    value = {**kept, "sent_clock": 1.0, **sent_seconds}
+    del value[left_out]
+    read = AttemptRecord.read(json.dumps(value), 10.0, 100.0)
+    expected = replace(RECORD, sent_clock=100.0 - since_sent, is_clock_kept=False, since_sent=since_sent)
+    assert read == expected
+    assert (read.sequence, read.clears, read.lost, read.accepted, read.done, read.failed) == (1, 0, *(False,) * 4)
 
 
 def test_the_hosts_clock_counts_only_where_the_stores_clock_has_had_a_break(attempts, clock):
