@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import IntEnum, auto
 
 from techflow_provider.client.models import Execution
 from techflow_provider.submission.records import AttemptRecord, Claim
@@ -72,9 +72,9 @@ class Fit(IntEnum):
     """How well an execution fits a submission."""
 
     NONE = 0
-    POSSIBLE = 1
-    LIKELY = 2
-    CERTAIN = 3
+    POSSIBLE = auto()
+    LIKELY = auto()
+    CERTAIN = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ class Row:
     began: Span | None
     widest: Span | None
     echo: str | None = None
+
+    @property
+    def at(self) -> float:
+        """The best estimate of when it began, after all others where that is unknown."""
+        return math.inf if self.began is None else self.began.middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +136,10 @@ class MatchInput:
     def candidates(self) -> dict[Fit, list[Row]]:
         """Return the executions that nobody claims by how well they fit the submission, the nearest to it first."""
         found: dict[Fit, list[Row]] = {fit: [] for fit in Fit}
-        for row in sorted(self.rows, key=lambda each: (self._distance(each), each.execution.id)):
+        for row in sorted(self.rows, key=lambda each: (abs(each.at - self.own.sent_at), each.execution.id)):
             if row.execution.id not in self.claims:
                 found[self.fit(row)].append(row)
         return found
-
-    def _distance(self, row: Row) -> float:
-        return LONGEST_SECONDS if row.began is None else abs(row.began.middle - self.own.sent_at)
 
     @property
     def was_exchanged(self) -> bool:
@@ -266,36 +268,35 @@ def _match_any(candidates: list[Row], search: MatchInput) -> MatchResult:
         return Undecided(f"the response to another task may name {_ids(candidates)}")
     if not free:
         return Ambiguous(f"{_ids(candidates)} may belong to another task with another payload")
-    chosen = _in_order(free, search) or free[0]
+    chosen = _in_order(free, search)
     reason = f"nobody claims this execution, and it began in the time {describe(search.own.window)}"
     return Match(chosen.execution, reason if search.shows_payloads else f"{reason}; {DOUBT}")
 
 
-def _in_order(rows: list[Row], search: MatchInput) -> Row | None:
+def _in_order(rows: list[Row], search: MatchInput) -> Row:
     """Return the execution that a submission gets when all are distributed among the requests in the order of time.
 
-    As many requests as possible get one that began in their window, the submission among them. No request is left to
-    one that is nearer: tasks estimate times in ways that differ, and could wait for each other.
+    As many requests as possible get one that began in their window, the submission among them, since any of them will
+    do for it. No request is left to one that is nearer: tasks estimate times in ways that differ, and could wait for
+    each other.
     """
-    began = sorted(((row.began.middle if row.began else 0.0, row) for row in rows), key=lambda each: each[0])
+    rows = sorted(rows, key=lambda each: each.at)
     digest = search.own.record.payload_digest
     others = [each for each in search.competing if not search.shows_payloads or each.record.payload_digest == digest]
-    # By how many of the executions have been considered: requests served, whether the submission is, its distance, and
-    # its execution.
-    best: list[tuple[int, int, float, Row | None]] = [(0, 0, 0.0, None)] * (len(began) + 1)
+    # By how many of the executions have been considered: requests that get none, less all, then how far the submission
+    # is from its execution, and which one that is.
+    best = [(0, math.inf, 0)] * (len(rows) + 1)
     for intent in sorted((search.own, *others), key=lambda each: each.sent_at):
         following = [best[0]]
-        for index, (start, row) in enumerate(began):
-            found = min(best[index + 1], following[index], key=lambda each: each[:3])
-            if row.began is not None and row.began.meets(intent.window):
-                served, own, distance, mine = best[index]
-                taken = (served - 1, own, distance, mine)
-                if intent is search.own:
-                    taken = (served - 1, -1, abs(start - intent.sent_at), row)
-                found = min(found, taken, key=lambda each: each[:3])
+        for index, row in enumerate(rows):
+            found = min(best[index + 1], following[index])
+            if intent.covers(row):
+                unserved, distance, mine = best[index]
+                own = (abs(row.at - intent.sent_at), index) if intent is search.own else (distance, mine)
+                found = min(found, (unserved - 1, *own))
             following.append(found)
         best = following
-    return best[-1][3]
+    return rows[best[-1][-1]]
 
 
 def _match_only(candidates: list[Row], search: MatchInput) -> MatchResult:

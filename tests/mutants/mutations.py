@@ -263,6 +263,10 @@ class _Reader(ast.NodeVisitor):
                 )
         self.generic_visit(node)
 
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if not (isinstance(node.value, ast.Name) and node.value.id == "Literal"):
+            self.generic_visit(node)
+
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """Leave it: it is for people, or read by nobody."""
 

@@ -64,7 +64,15 @@ def test_each_effect_is_left_out_once(mutants_of, before, after):
 
 @pytest.mark.parametrize(
     "line",
-    ['"""Say 1 > 0."""', "log.info('a', 1)", "a: int | None", "x = f'{a} 1'", "x = 'for people'", "T = TypeVar('T')"],
+    [
+        '"""Say 1 > 0."""',
+        "log.info('a', 1)",
+        "a: int | None",
+        "x = f'{a} 1'",
+        "x = 'for people'",
+        "T = TypeVar('T')",
+        "T = Literal['a']",
+    ],
 )
 def test_what_people_alone_read_stays_as_it_is(mutants_of, line):
     assert not mutants_of(f"def f():\n    {line}\n".encode())

@@ -233,6 +233,21 @@ def legacy(store: Any) -> list[str]:
     return [entry.name for kind in ("notes", "intents") for entry in store.entries(f"{ACCOUNT}/{kind}")]
 
 
+def test_a_note_of_version_0_1_0_is_a_record_whose_response_nobody_awaits(store):
+    put(store, "notes", {**NOTE, "execution_id": "ex_1", "told": {"a": 1}, "ended": True})
+    read = LegacyState(store, ACCOUNT, TASK).read(None)
+    expected = AttemptRecord("wf_1", f"{TASK}#abc", "1", "of version 0.1.0", NOW, 0.0, lost=True, execution_id="ex_1")
+    assert read == replace(expected, report={"a": 1}, done=True, is_clock_kept=False, sent_clock=0.0)
+
+
+@pytest.mark.parametrize(("note", "intent"), [("not json", INTENT), ("[]", INTENT), (NOTE, "not json"), (NOTE, {})])
+def test_a_note_of_version_0_1_0_that_cannot_be_read_is_an_error(store, note, intent):
+    put(store, "notes", note)
+    put(store, "intents", intent)
+    with pytest.raises(StoreError, match=f"the note of {TASK} written by version 0.1.0"):
+        LegacyState(store, ACCOUNT, TASK).read(None)
+
+
 def test_a_retry_joins_what_version_0_1_0_has_started(starter, sandbox, store):
     execution = sandbox.start("wf_1")
     put(store, "notes", {**NOTE, "execution_id": execution.id, "told": {"decision": "started"}})

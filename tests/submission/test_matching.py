@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import combinations, product
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from techflow_provider.client.models import Execution
 from techflow_provider.submission.matching import (
@@ -159,6 +162,11 @@ def test_of_interchangeable_executions_the_nearest_matches_then_the_one_with_the
     assert matched([execution("ex_2", 3), execution("ex_1", 3)]) == "ex_1"
 
 
+def test_an_execution_without_a_time_is_ruled_out_only_if_it_had_certainly_finished_before_the_request():
+    for finished, kind in ((-300.5, NoMatch), (-300.0, Ambiguous)):
+        assert isinstance(result([execution("ex_1", None, finished=finished)]), kind)
+
+
 @pytest.mark.parametrize("hidden", [execution("ex_2", None), execution("ex_2", workflow_id=None)])
 @pytest.mark.parametrize("payload", [None, "a"])
 def test_an_execution_without_a_time_or_a_workflow_proves_nothing(hidden, payload):
@@ -277,6 +285,32 @@ def test_executions_are_distributed_in_the_order_of_the_requests():
     assert matched(two, [competitor(-3, 5)]) == "ex_2"
     assert matched(two, [competitor(7, 9)]) == "ex_1"
     assert matched([execution("ex_1", 3), execution("ex_2", 4)], [competitor(2, 9)]) == "ex_1"
+
+
+def in_order(own: Intent, others: Sequence[Intent], rows: Sequence[Row]) -> set[str]:
+    """The executions that a submission may get, by trying all ways to distribute them in the order of time."""
+    requests = sorted((own, *others), key=lambda each: each.sent_at)
+    ways: dict[tuple[int, float], set[str]] = {}
+    for count in range(1, len(rows) + 1):
+        for takers, taken in product(combinations(requests, count), combinations(rows, count)):
+            pairs = list(zip(takers, taken, strict=True))
+            if own in takers and all(intent.covers(each) for intent, each in pairs):
+                mine = taken[takers.index(own)]
+                ways.setdefault((-count, abs(mine.at - own.sent_at)), set()).add(mine.execution.id)
+    return ways[min(ways)]
+
+
+TIMES = st.integers(0, 10)
+
+
+@given(st.sets(TIMES, min_size=1, max_size=4), st.lists(st.tuples(st.integers(-4, 12), st.integers(0, 12)), max_size=3))
+def test_as_many_requests_as_possible_get_an_execution_and_the_submission_the_nearest_that_leaves_as_many(
+    began, others
+):
+    rows = [row(execution(f"ex_{at}", at)) for at in sorted(began)]
+    competing = [competitor(since, since + seconds) for since, seconds in others]
+    own = search(rows).own
+    assert matched(rows, competing) in in_order(own, competing, rows)
 
 
 def test_an_execution_is_taken_although_another_task_is_nearer_to_it():

@@ -53,6 +53,10 @@ def test_after_a_lost_response_the_execution_is_found_in_the_history(starter, sa
     assert "can't be distinguished from it" in started.reason
 
 
+def test_an_xcom_says_in_one_of_four_ways_how_a_task_got_its_execution():
+    assert [str(each) for each in Origin] == ["started", "adopted after a lost answer", "re-attached", "joined"]
+
+
 def test_a_lagging_history_is_awaited(starter, sandbox, clock):
     sandbox.history_lag_seconds = 100
     sandbox.faults.add(LOST[0])
