@@ -206,12 +206,12 @@ class AttemptStore:
             self._legacy.drop()
         return self.read_shared()
 
-    def pending(self, workflow_id: str | None = None) -> list[AttemptRecord]:
-        """Return the records that name no execution yet, of all submitters and of one workflow when it is given."""
+    def pending(self) -> list[AttemptRecord]:
+        """Return the records that name no execution yet, of all submitters."""
         found = [self._readable(entry, str) for entry in self._store.entries(f"{self.site}/{PENDING}")]
         if self._legacy is not None:
             found += [self._readable(entry, read_intent) for entry in self._legacy.intents()]
-        return [each for each in found if each is not None and workflow_id in (None, each.workflow_id)]
+        return [each for each in found if each is not None]
 
     def known(self) -> list[AttemptRecord]:
         """Return the records that name an execution, of all submitters."""

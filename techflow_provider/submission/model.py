@@ -14,7 +14,6 @@ from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, History
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import Json
-from techflow_provider.client.values import as_id, as_payload
 from techflow_provider.submission.attempts import AttemptStore, use_state
 from techflow_provider.submission.records import AttemptRecord, payload_digest
 
@@ -78,7 +77,7 @@ class Submitter:
     is_retry: bool = True
     clears: int = 0
     began: datetime | None = None
-    attempt_id: str = field(default_factory=lambda: uuid4().hex[:12])
+    attempt_id: str = field(default_factory=lambda: uuid4().hex)
 
 
 class SharedPolls(Protocol):
@@ -104,24 +103,19 @@ class Attempt:
     :param attempts: the records
     :param policy: what the submitter wants
     :param workflow_id: the workflow
-    :param payload: what is sent as JSON (see `as_payload`), nothing when it is None
+    :param payload: what is sent as JSON, nothing when it is None
     :param polls: what searches share; without it, one polls for itself alone
     :param on_known: called as soon as the execution is known, before that is recorded
-    :raises InvalidParameterError: the workflow's id or the payload can't be used
     """
 
     context: FlowContext
     submitter: Submitter
-    attempts: AttemptStore = field(repr=False)
+    attempts: AttemptStore
     policy: SubmissionPolicy
     workflow_id: str
     payload: Mapping[str, Json] | None = None
     polls: SharedPolls | None = None
     on_known: Callable[[Execution], None] = lambda _: None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "workflow_id", as_id("workflow_id", self.workflow_id))
-        object.__setattr__(self, "payload", as_payload("payload", self.payload))
 
     async def use(self, act: Callable[..., T], *arguments: Any) -> T:
         """Run an operation on the records, and retry it when it fails.
@@ -169,7 +163,7 @@ class Submission:
     execution: Execution
     origin: Origin
     reason: str
-    times: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the log and the XCom show."""

@@ -174,5 +174,4 @@ def payload_digest(payload: Any) -> str | None:
     """Return what distinguishes a payload from others, None without one."""
     if payload is None:
         return None
-    text = json.dumps(payload, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]

@@ -310,7 +310,7 @@ async def _join_running(attempt: Attempt) -> Submission | None:
         return None
     reason = f"it was running already, as the history shows it: {execution.status!r}"
     record = attempt.new_record(context.now(), 0.0)
-    return await _keep(attempt, record, Submission(execution, Origin.JOINED, reason))
+    return await _keep(attempt, record, Submission(execution, Origin.JOINED, reason, {}))
 
 
 async def _after_response(attempt: Attempt, io: _RecordingIO, start: calls.Start) -> Submission | None:

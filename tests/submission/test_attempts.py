@@ -137,20 +137,15 @@ def test_what_another_attempt_or_a_later_request_has_recorded_is_kept(attempts):
         assert replace(attempts.read_kind(KNOWN), sent_clock=None) == other
 
 
-def test_pending_submissions_are_listed_by_workflow_until_they_name_an_execution(store):
-    records = {
-        "a": RECORD,
-        "b": replace(RECORD, lost=True),
-        "c": replace(RECORD, workflow_id="wf_10"),
-    }
+def test_pending_submissions_are_listed_until_they_name_an_execution(store):
+    records = {"a": RECORD, "b": replace(RECORD, lost=True)}
     for task, record in records.items():
         put(store, PENDING, replace(record, submission_id=task).to_dict(1.0), task, SITE)
     attempts = AttemptStore(store, SITE, "a")
-    assert [each.submission_id for each in attempts.pending("wf_1")] == ["a", "b"]
-    assert {each.workflow_id for each in attempts.pending()} == {"wf_1", "wf_10"}
+    assert [each.submission_id for each in attempts.pending()] == ["a", "b"]
     requested = replace(RECORD, submission_id="a")
     attempts.keep(requested, replace(requested, execution_id="ex_1"))
-    assert [each.submission_id for each in attempts.pending("wf_1")] == ["b"]
+    assert [each.submission_id for each in attempts.pending()] == ["b"]
 
 
 def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
@@ -160,6 +155,20 @@ def test_an_execution_belongs_to_the_first_submission_that_claims_it(attempts):
         ("wf_1", "1"): Claim("a"),
         ("wf_2", "1"): Claim("b"),
     }
+
+
+def test_claims_are_listed_with_their_submitter_and_age(attempts, clock):
+    attempts.claim("a/b", "c/1", Claim(f"{TASK}#1"))
+    clock.advance(7)
+    attempts.claim("wf_1", "2", Claim("without a number"))
+    assert set(attempts.claimed()) == {("a/b", "c/1", TASK, 7.0), ("wf_1", "2", "without a number", 0.0)}
+
+
+def test_what_is_known_of_all_submitters_is_listed(store):
+    records = {"a": replace(RECORD, execution_id="ex_1"), "b": replace(RECORD, failed=True), "c": {"new": "format"}}
+    for task, record in records.items():
+        put(store, KNOWN, record.to_dict(1.0) if isinstance(record, AttemptRecord) else record, task, SITE)
+    assert [each.execution_id for each in AttemptStore(store, SITE, "a").known()] == ["ex_1"]
 
 
 def test_a_claim_is_read_as_it_was_written_and_one_of_an_earlier_version_as_a_submission(attempts, store):
@@ -185,7 +194,7 @@ def test_an_unreadable_record_of_another_task_is_skipped_with_one_warning(store,
     put(store, PENDING, value, "other", SITE)
     attempts.update(lambda _: RECORD)
     with caplog.at_level(logging.WARNING):
-        assert [len(attempts.pending("wf_1")) for _ in range(2)] == [1, 1]
+        assert [len(attempts.pending()) for _ in range(2)] == [1, 1]
     assert [record.getMessage()[:28] for record in caplog.records] == ["The record of other is ignor"]
 
 
@@ -333,6 +342,5 @@ def test_an_execution_that_a_task_of_version_0_1_0_may_get_is_left_to_it(starter
     sandbox.start("wf_1")
     put(store, "intents", {**INTENT, "ticket": "other#1"}, "other")
     attempt = starter.attempt()
-    assert [each.submission_id for each in attempt.attempts.pending("wf_1")] == ["other#1"]
-    assert attempt.attempts.pending("wf_2") == []
+    assert [each.submission_id for each in attempt.attempts.pending()] == ["other#1"]
     assert starter.run(send(attempt)).origin is Origin.STARTED

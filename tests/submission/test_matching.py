@@ -360,3 +360,7 @@ def test_a_clock_that_is_wrong_by_millennia_breaks_nothing():
 def test_a_payload_has_the_same_digest_however_its_keys_are_ordered_and_none_has_none():
     assert payload_digest({"a": 1, "b": [2]}) == payload_digest({"b": (2,), "a": 1}) != payload_digest({})
     assert payload_digest(None) is None
+
+
+def test_all_versions_of_this_package_have_the_same_digest_of_a_payload():
+    assert payload_digest({"b": 2, "a": [1, None, "é", 1.5]}) == "32f5f5751f3137fc"

@@ -53,6 +53,18 @@ def test_after_a_lost_response_the_execution_is_found_in_the_history(starter, sa
     assert "can't be distinguished from it" in started.reason
 
 
+def test_what_a_task_shows_about_its_start_names_the_execution_the_evidence_and_the_times(starter, sandbox):
+    started, (execution,) = starter.start(), sandbox.executions
+    assert started.to_dict() == {
+        "decision": "started",
+        "execution_id": execution.id,
+        "workflow_id": "wf_1",
+        "facts": "the response named it",
+        "started_at": execution.started_at.isoformat(),
+        "sent_at": started.times["sent_at"],
+    }
+
+
 def test_an_xcom_says_in_one_of_four_ways_how_a_task_got_its_execution():
     assert [str(each) for each in Origin] == ["started", "adopted after a lost answer", "re-attached", "joined"]
 
@@ -143,6 +155,7 @@ def test_after_its_execution_was_discarded_a_task_starts_another(starter, sandbo
     starter.run(discard(starter.client.context, starter.attempt().attempts, first.execution.id))
     starter.start(policy=WAITS)
     assert len(sandbox.executions) == 2
+    assert starter.attempt().attempts.read().sequence == 2
 
 
 def test_a_success_that_was_not_noticed_starts_no_other_execution(starter, sandbox):
