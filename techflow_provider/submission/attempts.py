@@ -289,15 +289,15 @@ async def use_state(context: FlowContext, act: Callable[[], T]) -> T:
 
     :raises StoreError: it still fails
     """
-    waited = 0.0
-    for delay in chain(STATE_RETRY_DELAYS, repeat(STATE_RETRY_DELAYS[-1])):
+    waited, delays = 0.0, chain(STATE_RETRY_DELAYS, repeat(STATE_RETRY_DELAYS[-1]))
+    while True:
         try:
             return await context.io.use_state(act)
         except StoreError as error:
+            delay = next(delays)
             # A server may be restarting; a file that can't be used now most likely can't be soon.
             longest = UNREACHABLE_SECONDS if isinstance(error, UnreachableError) else sum(STATE_RETRY_DELAYS)
             if waited + delay > min(longest, context.settings.deadline_seconds):
                 raise
         waited += delay
         await context.io.sleep(delay * (0.5 + context.random()))
-    raise AssertionError

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from techflow_provider.client import StateUnavailableError
+from techflow_provider.state.identity import store_entry
+from techflow_provider.state.optimistic import UnreachableError
 from techflow_provider.state.store import StoreError, Write
-from techflow_provider.submission.attempts import CLAIMS, KNOWN, PENDING, AttemptStore
+from techflow_provider.submission.attempts import CLAIMS, KNOWN, PENDING, AttemptStore, use_state
 from techflow_provider.submission.legacy import LegacyState
 from techflow_provider.submission.model import Origin, SubmissionPolicy
 from techflow_provider.submission.records import AttemptRecord, Claim
 from techflow_provider.submission.start import discard, mark_done, resolve, send
-from tests.submission.conftest import ACCOUNT, SITE, TASK, TaskState
+from tests.submission.conftest import ACCOUNT, SITE, TASK, FailingStore, TaskState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RECORD = AttemptRecord("wf_1", f"{TASK}#1", "1", "attempt-1", NOW, 60.0, "abc")
@@ -98,14 +100,126 @@ def test_the_hosts_clock_counts_only_where_the_stores_clock_has_had_a_break(atte
     assert broken.longest_since_sent(NOW + timedelta(hours=1)) == 3600
 
 
-def test_a_record_is_kept_for_a_month_and_once_it_is_done_for_two_days(attempts, clock):
-    attempts.update(lambda _: RECORD)
-    clock.advance(29 * DAY_SECONDS)
-    attempts.keep(RECORD, replace(RECORD, execution_id="ex_1", done=True))
-    clock.advance(1.9 * DAY_SECONDS)
+@pytest.mark.parametrize(
+    ("changes", "days"), [({}, 30), ({"execution_id": "ex_1"}, 30), ({"done": True}, 2), ({"failed": True}, 2)]
+)
+def test_a_record_is_kept_for_a_month_and_once_nothing_is_wanted_from_it_for_two_days(attempts, clock, changes, days):
+    attempts.update(lambda _: replace(RECORD, **changes), KNOWN)
+    clock.advance(days * DAY_SECONDS - 1.0)
     assert attempts.read() is not None
-    clock.advance(0.2 * DAY_SECONDS)
+    clock.advance(2.0)
     assert attempts.read() is None
+
+
+def test_a_claim_is_kept_for_a_month(attempts, clock):
+    attempts.claim("wf_1", "1", Claim("a"))
+    clock.advance(30 * DAY_SECONDS - 1.0)
+    assert attempts.claims([("wf_1", "1")])
+    clock.advance(2.0)
+    assert not attempts.claims([("wf_1", "1")])
+
+
+def test_other_versions_of_this_package_find_records_and_claims_under_the_same_names(attempts, store):
+    attempts.update(lambda _: RECORD)
+    attempts.update(lambda _: RECORD, KNOWN)
+    attempts.claim("wf/1", "1", Claim("a"))
+    for kind, name in (("pending", TASK), ("attempts", TASK), ("claims", "wf%2F1/1")):
+        assert [each.name for each in store.entries(f"{SITE}/{kind}")] == [name]
+
+
+@pytest.mark.parametrize("kind", [PENDING, KNOWN])
+def test_a_record_under_a_former_name_of_the_submitter_is_moved(store, clock, kind):
+    record = RECORD if kind == PENDING else replace(RECORD, execution_id="ex_1")
+    former = AttemptStore(store, SITE, "former")
+    former.update(lambda _: record, kind)
+    attempts = AttemptStore(store, SITE, TASK, former=("former", "older"))
+    clock.advance(7)
+    for _ in range(2):
+        assert attempts.read() == replace(record, sent_clock=0.0, since_sent=7.0)
+        assert former.read() is None
+
+
+@pytest.mark.parametrize(
+    ("own", "shared"),
+    [
+        ({"sequence": 2}, {"sequence": 1, "execution_id": "ex_1", "done": True}),
+        ({"execution_id": "ex_1"}, {}),
+        ({"execution_id": "ex_1", "done": True}, {"execution_id": "ex_1"}),
+        ({"execution_id": "ex_1", "failed": True}, {"execution_id": "ex_1"}),
+    ],
+)
+def test_of_the_tasks_own_state_and_the_shared_one_the_one_that_knows_more_counts(store, own, shared):
+    task_state = TaskState()
+    attempts = AttemptStore(store, SITE, TASK, task_state)
+    for first, second in ((own, shared), (shared, own)):
+        task_state.value = replace(RECORD, **first).to_dict()
+        put(store, KNOWN, replace(RECORD, **second).to_dict(0.0), site=SITE)
+        read = attempts.read()
+        assert read is not None
+        assert {name: getattr(read, name) for name in own} == own
+        assert read.is_restored is (first is own)
+    # Of two that know the same, the shared one has its time.
+    task_state.value = replace(RECORD, **own).to_dict()
+    read = attempts.read()
+    assert read is not None
+    assert not read.is_restored
+
+
+def test_the_shared_state_is_as_old_as_the_oldest_that_it_has_kept(attempts, store, clock):
+    assert attempts.oldest_seconds() == 0.0
+    attempts.claim("wf_1", "1", Claim("a"))
+    clock.advance(5)
+    attempts.update(lambda _: RECORD, KNOWN)
+    clock.advance(2)
+    assert attempts.oldest_seconds() == 7.0
+    # The state's own name is written first of all.
+    fresh = FailingStore(clock.monotonic)
+    store_entry(fresh)
+    clock.advance(3)
+    assert AttemptStore(fresh, SITE, TASK).oldest_seconds() == 3.0
+
+
+class Failing:
+    """An operation that fails some times first.
+
+    :param times: how often
+    :param error: how
+    """
+
+    def __init__(self, times: int, error: StoreError) -> None:
+        self.tries, self._times, self._error = 0, times, error
+
+    def __call__(self) -> str:
+        self.tries += 1
+        if self.tries <= self._times:
+            raise self._error
+        return "done"
+
+
+@pytest.mark.parametrize(("random", "seconds"), [(0.0, 3.0), (0.5, 6.0), (1.0, 9.0)])
+def test_an_operation_on_the_state_is_retried_four_times_within_seconds(starter, clock, random, seconds):
+    context = replace(starter.client.context, random=lambda: random)
+    assert starter.run(use_state(context, Failing(4, StoreError("locked")))) == "done"
+    assert clock.monotonic() == pytest.approx(seconds)
+    with pytest.raises(StoreError, match="locked"):
+        starter.run(use_state(context, Failing(5, StoreError("locked"))))
+    assert clock.monotonic() == pytest.approx(2 * seconds)
+
+
+def test_a_state_that_restarts_is_awaited_for_one_and_a_half_minutes(starter, clock):
+    context, operation = replace(starter.client.context, random=lambda: 0.5), Failing(1000, UnreachableError("redis"))
+    with pytest.raises(UnreachableError):
+        starter.run(use_state(context, operation))
+    assert clock.monotonic() == pytest.approx(90.0)
+    assert operation.tries == 26
+
+
+def test_no_state_is_awaited_for_longer_than_a_request(starter, clock):
+    context = replace(starter.client.context, random=lambda: 0.5)
+    context = replace(context, settings=replace(context.settings, deadline_seconds=3.0))
+    with pytest.raises(UnreachableError):
+        starter.run(use_state(context, Failing(1000, UnreachableError("redis"))))
+    assert clock.monotonic() == pytest.approx(2.0)
 
 
 def test_an_intent_is_deleted_by_its_attempt_or_whoever_knows_what_came_of_it(attempts):
