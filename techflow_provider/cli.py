@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "techflow") -> i
     """
     from argcomplete import autocomplete
 
+    from techflow_provider.compat import import_airflow
+
+    import_airflow()
     parser = build_parser(program)
     autocomplete(parser)
     args = parser.parse_args(arguments)

@@ -6,12 +6,38 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+from contextlib import redirect_stdout
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+
+DATABASE_VARIABLE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+# What Airflow 3 sets in processes that run DAG authors' code, and in what they start: tasks, triggers and callbacks.
+BLOCKED_DATABASE = "airflow-db-not-allowed:"
+
+
+def is_database_blocked() -> bool:
+    """Whether Airflow keeps this process away from its database, as Airflow 3 does with tasks."""
+    return os.environ.get(DATABASE_VARIABLE, "").startswith(BLOCKED_DATABASE)
+
+
+def import_airflow() -> None:
+    """Import Airflow for a command, whose standard output it would log to, and in the shell of a task, too."""
+    blocked = os.environ[DATABASE_VARIABLE] if is_database_blocked() else ""
+    if blocked:
+        # Airflow 3 can't parse the URL that it has set itself. This is a database in memory, without a table.
+        os.environ[DATABASE_VARIABLE] = "sqlite://"
+    try:
+        with redirect_stdout(sys.stderr):
+            import airflow.settings  # noqa: F401
+    finally:
+        if blocked:
+            os.environ[DATABASE_VARIABLE] = blocked
 
 
 def has_api_server() -> bool:

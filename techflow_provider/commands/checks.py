@@ -153,14 +153,18 @@ def shared_file(here: str, hosts: frozenset[str] | None) -> Finding:
     return Finding("shared", Severity.OK, f"the state is a file, and Airflow runs on {here} alone")
 
 
-def triggerers(location: str, waiting: int, components: Sequence[Component]) -> Finding | None:
+def triggerers(location: str, waiting: int | None, components: Sequence[Component]) -> Finding | None:
     """Report waits in a triggerer where none has used the store.
 
-    :param waiting: how many waits of this package Airflow has handed to its triggerers
+    :param waiting: how many waits of this package Airflow has handed to its triggerers; None where its database can't
+        be read
     """
-    if not waiting or any("triggerer" in each.program for each in components):
+    if waiting == 0 or any("triggerer" in each.program for each in components):
         return None
-    message = f"a triggerer has {counted(waiting, 'wait')}, and none has used {location} in the last day"
+    if waiting is None:
+        message = f"no triggerer has used {location} in the last day, and whether one has waits can't be read from here"
+        return Finding("wake-ups", Severity.UNCLEAR, message, UNCLEAR_REMEDY)
+    message = f"a triggerer has {counted(waiting, 'wait')}, and no triggerer has used {location} in the last day"
     remedy = "Set [techflow] state_url to the same value in all components, and install this package in all of them."
     return Finding("wake-ups", Severity.WARNING, message, remedy)
 
@@ -174,19 +178,23 @@ def other_versions(here: Component, components: Sequence[Component]) -> Finding 
     return Finding("components", Severity.WARNING, message, "Install the same version in all components.")
 
 
-def guarantees(shared: Finding, risks: Sequence[str]) -> list[Finding]:
+def guarantees(shared: Finding, risks: Sequence[str], waits: Finding | None = None) -> list[Finding]:
     """Judge each guarantee that needs a shared state, or say once that it is unclear whether the state is shared.
 
     :param shared: whether it is shared
     :param risks: what endangers what the store holds
+    :param waits: what is wrong with the triggerers (see `triggerers`)
     """
     if shared.severity is Severity.UNCLEAR:
-        return [shared]
+        unclear = replace(shared, message=f"{shared.message}: one budget, exactly once and wake-ups can't be judged")
+        return [unclear, waits] if waits and waits.severity is Severity.WARNING else [unclear]
     once = replace(shared, check="exactly once")
     if risks and shared.severity is Severity.OK:
-        remedy = "Change that in the store's configuration."
+        remedy = "Set Redis's maxmemory-policy to noeviction and appendonly to yes."
         once = Finding("exactly once", Severity.WARNING, "; ".join(risks), remedy)
-    return [replace(shared, check="one budget"), once, replace(shared, check="wake-ups")]
+    # A triggerer polls and is woken, and starts nothing.
+    others = waits if waits and shared.severity is Severity.OK else shared
+    return [replace(others, check="one budget"), once, replace(others, check="wake-ups")]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -230,8 +238,9 @@ def triggerer(*, alive: bool | None) -> Finding:
     :param alive: whether one sends heartbeats; None when Airflow's database can't be read
     """
     if alive is None:
-        message = "Airflow's database can't be read, so it is unknown whether a triggerer is running"
-        return Finding("triggerer", Severity.WARNING, message, "For a new Airflow: airflow db migrate.")
+        message = "Airflow's database can't be read from here, so it is unknown whether a triggerer is running"
+        remedy = "Run doctor where the triggerer runs. For a new Airflow: airflow db migrate."
+        return Finding("triggerer", Severity.UNCLEAR, message, remedy)
     if alive:
         return Finding("triggerer", Severity.OK, "a triggerer is running")
     message = "no triggerer is running: deferrable tasks stay deferred until one starts"

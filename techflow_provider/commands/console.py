@@ -14,6 +14,7 @@ from airflow.secrets.environment_variables import EnvironmentVariablesBackend
 from techflow_provider.client import Client, InvalidParameterError
 from techflow_provider.client.parsing import Json, shorten
 from techflow_provider.client.text import printable
+from techflow_provider.compat import is_database_blocked
 from techflow_provider.hooks.budget import open_resources
 from techflow_provider.hooks.connection import CONNECTION_TYPE, TechFlowConnection
 
@@ -39,7 +40,10 @@ def find_connection(conn_id: str) -> Connection:
     except AirflowNotFoundException as error:
         command = f"airflow connections add {conn_id} --conn-type {CONNECTION_TYPE} …"
         expected = f"an existing connection (to create it: {command})"
-        raise InvalidParameterError("--conn-id", f"{conn_id!r}, which is not defined", expected) from error
+        received = f"{conn_id!r}, which is not defined"
+        if is_database_blocked():
+            received += " in the environment or a secrets backend; a shell in a task can't read Airflow's database"
+        raise InvalidParameterError("--conn-id", received, expected) from error
     if connection.conn_type != CONNECTION_TYPE:
         received = f"{conn_id!r} of the type {connection.conn_type!r}"
         raise InvalidParameterError("--conn-id", received, f"a connection of the type {CONNECTION_TYPE!r}")

@@ -30,12 +30,13 @@ from techflow_provider.client.parsing import DecodeError, counted, http_date, js
 from techflow_provider.commands import checks, console
 from techflow_provider.commands.checks import Finding, Severity
 from techflow_provider.commands.console import Report, connection_in_environment, find_connection, read_connection
+from techflow_provider.compat import has_api_server
 from techflow_provider.deferral import default_poll_interval
-from techflow_provider.hooks.api_server import this_component
+from techflow_provider.hooks.api_server import api_server_state_url, http_store, this_component
 from techflow_provider.hooks.budget import MeteredBudget, open_budget
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.hooks.diagnosis import Cause, diagnose, uses_proxy
-from techflow_provider.hooks.state import FILE, choice, open_state, served_store
+from techflow_provider.hooks.state import FILE, METADATA, choice, open_state, served_store
 from techflow_provider.state.components import Component, reported
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.store import Store, StoreError, Write
@@ -48,9 +49,16 @@ from techflow_provider.triggers.outcomes import first_event_delay
 DEADLINE_SECONDS = 15.0
 NAMESPACE = "doctor"
 STATE_REMEDY = (
-    "Correct [techflow] state_url, or give Airflow's user write access; until then this host uses a quarter of the "
-    "limit, and one budget, exactly once and wake-ups aren't guaranteed."
+    "Correct what the message names, or [techflow] state_url; until then this host uses a quarter of the limit, and "
+    "one budget, exactly once and wake-ups aren't guaranteed."
 )
+TASKS_REMEDY = (
+    "Correct it, or set [techflow] state_url, and run doctor in a task. A task that can't reach the state starts nothing, "
+    "and one budget and wake-ups aren't guaranteed then."
+)
+# Airflow 3 refuses a task its database with a RuntimeError.
+UNREADABLE = (SQLAlchemyError, RuntimeError)
+CONNECTION_REMEDY = "Correct the connection; the remaining checks need it."
 TTL_SECONDS = 60.0
 MAX_HOSTS = 1000
 MAX_STARTS = 10
@@ -122,8 +130,7 @@ def _findings(conn_id: str) -> Iterator[Finding]:
         instead = f" and uses {origin}" if origin else ""
         yield Finding("connection", Severity.WARNING, f"{message}{instead}", "Correct the variable, or remove it.")
     if connection is None:
-        remedy = "Correct the connection; the remaining checks need it."
-        yield Finding("connection", Severity.PROBLEM, unusable, remedy)
+        yield Finding("connection", Severity.PROBLEM, unusable, CONNECTION_REMEDY)
         return
     settings = connection.settings
     message = f"{conn_id} from {origin}: {settings.base_url}, {connection.requests_per_minute} requests a minute"
@@ -158,11 +165,13 @@ def _variable(conn_id: str) -> str:
 
 def _origin(found: Connection) -> str:
     """Return where Airflow has found a connection."""
-    if found.id is not None:
+    # In a task of Airflow 3, it has no id.
+    if getattr(found, "id", None) is not None:
         return "Airflow's database"
     variable = connection_in_environment(found.conn_id)
-    is_variable = variable is not None and variable.get_uri() == found.get_uri()
-    return f"the variable {_variable(found.conn_id)}" if is_variable else "a secrets backend"
+    if variable is not None and variable.get_uri() == found.get_uri():
+        return f"the variable {_variable(found.conn_id)}"
+    return "a secrets backend" if isinstance(found, Connection) else "Airflow's database or a secrets backend"
 
 
 def _seconds_ahead(connection: TechFlowConnection) -> list[float]:
@@ -188,10 +197,23 @@ def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
         yield Finding("state", Severity.PROBLEM, reason, "Correct it: until then, no request is sent.")
         return
     except StoreError as error:
-        yield Finding("state", Severity.PROBLEM, str(error), STATE_REMEDY)
+        yield Finding("state", Severity.PROBLEM, str(error), STATE_REMEDY if connection else CONNECTION_REMEDY)
         return
     yield Finding("state", Severity.OK, f"{store.location} can be written and read ({choice().reason})")
+    if connection and choice().kind == METADATA and has_api_server():
+        yield _tasks(connection, f"{key}/{NAMESPACE}")
     yield from found
+
+
+def _tasks(connection: TechFlowConnection, namespace: str) -> Finding:
+    """Try the state at the API server, as processes do that have no access to Airflow's database."""
+    place = api_server_state_url()
+    try:
+        _try(http_store(place, connection), namespace)
+    except (StoreError, InvalidParameterError) as error:
+        message = f"tasks and triggers reach the state at the API server, and this process can't: {error}"
+        return Finding("tasks", Severity.WARNING, message, TASKS_REMEDY)
+    return Finding("tasks", Severity.OK, f"tasks and triggers reach the state at {place}, and so does this process")
 
 
 def guarantees(store: Store, components: Sequence[Component]) -> Iterator[Finding]:
@@ -204,11 +226,7 @@ def guarantees(store: Store, components: Sequence[Component]) -> Iterator[Findin
     here = this_component()
     stored = checks.shared_store(store.location, here, components)
     shared = checks.shared_file(here.host, _hosts()) if choice().kind == FILE else stored
-    elsewhere = checks.triggerers(store.location, _waits(), components)
-    for finding in checks.guarantees(shared, risks):
-        yield elsewhere or finding if finding.check == "wake-ups" else finding
-    if elsewhere and shared.severity is Severity.UNCLEAR:
-        yield elsewhere
+    yield from checks.guarantees(shared, risks, checks.triggerers(store.location, _waits(), components))
     if other := checks.other_versions(here, components):
         yield other
 
@@ -234,26 +252,26 @@ def _hosts() -> frozenset[str] | None:
     try:
         with create_session() as session:
             rows = session.scalars(jobs.union(tasks).limit(MAX_HOSTS)).all()
-    except SQLAlchemyError:
+    except UNREADABLE:
         return None
     return frozenset(filter(None, rows))
 
 
-def _waits() -> int:
-    """Return how many waits of this package triggerers have; 0 where Airflow's database can't be read."""
+def _waits() -> int | None:
+    """Return how many waits of this package triggerers have; None where Airflow's database can't be read."""
     ours = Trigger.classpath.startswith("techflow_provider."), Trigger.triggerer_id.is_not(None)
     try:
         with create_session() as session:
             return session.scalar(select(func.count()).select_from(Trigger).where(*ours)) or 0
-    except SQLAlchemyError:
-        return 0
+    except UNREADABLE:
+        return None
 
 
 def _is_triggerer_alive() -> bool | None:
     """Whether a triggerer has sent a heartbeat lately; None when Airflow's database can't be read."""
     try:
         job = most_recent_job("TriggererJob")
-    except SQLAlchemyError:
+    except UNREADABLE:
         return None
     return job is not None and job.is_alive()
 

@@ -42,6 +42,7 @@ class Cause(StrEnum):
     PROXY = "the proxy"
     TLS = "TLS"
     LIMIT = "the rate limit"
+    BUDGET = "the rate budget"
     SERVER = "TechFlow itself"
 
 
@@ -74,13 +75,15 @@ REMEDIES = {
     "name its certificate file in the connection's extra verify.",
     Cause.LIMIT: "The API key seems to be valid. Wait a minute; if it happens again, find out what else uses the key, "
     "and lower requests_per_minute.",
+    Cause.BUDGET: "Nothing was sent, so nothing is known of the API key. Correct the shared state if it can't be used; "
+    "otherwise, wait a minute and find out what else uses the key.",
     Cause.SERVER: "Try again later; if it persists, contact TechFlow's support.",
 }
 CAUSES: dict[type, Cause] = {
     InvalidParameterError: Cause.SETTINGS,
     UnauthorizedError: Cause.KEY,
     RateLimitError: Cause.LIMIT,
-    BudgetTimeoutError: Cause.LIMIT,
+    BudgetTimeoutError: Cause.BUDGET,
     NotFoundError: Cause.HOST,
     BadRequestError: Cause.HOST,
     UnexpectedResponseError: Cause.HOST,

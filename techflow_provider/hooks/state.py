@@ -21,6 +21,7 @@ from airflow.providers.common.compat.sdk import conf
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.parsing import quote
 from techflow_provider.client.text import get_logger
+from techflow_provider.compat import is_database_blocked
 from techflow_provider.hooks.api_server import api_server_state_url, http_store
 from techflow_provider.hooks.connection import TechFlowConnection
 from techflow_provider.state.migration import migrate
@@ -32,8 +33,6 @@ log: logging.Logger = get_logger(__name__)
 
 SETTING = "[techflow] state_url"
 FILE, METADATA, BROKER, API_SERVER, URL = "file", "metadata", "broker", "api-server", "url"
-# What Airflow 3 sets in processes that run DAG authors' code: tasks, triggers and callbacks.
-BLOCKED_DATABASE = "airflow-db-not-allowed:"
 # The executors whose tasks all run on the scheduler's host.
 ONE_HOST_EXECUTORS = frozenset({"LocalExecutor", "SequentialExecutor", "DebugExecutor", "InProcessExecutor"})
 # The options of Celery's broker that name a part of a URL for Redis.
@@ -82,7 +81,7 @@ def observe() -> Observation:
     from airflow.configuration import conf as core
 
     api_server = core.get("core", "execution_api_server_url", fallback="")
-    if os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "").startswith(BLOCKED_DATABASE):
+    if is_database_blocked():
         return Observation("", api_server=api_server)
     kind, _, path = core.get("database", "sql_alchemy_conn").partition("://")
     return Observation(
@@ -135,10 +134,13 @@ def served_store() -> Store:
     """Return the store that an API server offers to other processes.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
+    :raises StoreError: this process itself needs an API server
     """
     url = state_url()
     kind = _choice(url, os.getpid()).kind
-    return _open(choose(observe()).kind if kind == API_SERVER else kind, url, default_state_file(), os.getpid())
+    if kind == API_SERVER and (kind := choose(observe()).kind) == API_SERVER:
+        raise StoreError(f"the state is at {api_server_state_url()}, which can be reached only with a connection")
+    return _open(kind, url, default_state_file(), os.getpid())
 
 
 @functools.lru_cache(maxsize=16)

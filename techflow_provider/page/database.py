@@ -25,7 +25,6 @@ from sqlalchemy.orm import Session
 from techflow_provider.client.errors import InvalidParameterError
 from techflow_provider.client.models import ExecutionState, StatusWords
 from techflow_provider.client.parsing import shorten
-from techflow_provider.commands.checks import Severity
 from techflow_provider.commands.console import connection_in_environment, read_connection
 from techflow_provider.commands.doctor import guarantees
 from techflow_provider.hooks.budget import open_budget, open_records
@@ -124,10 +123,10 @@ def _connection(conn_id: str) -> tuple[ConnectionView, TechFlowConnection | None
         view = replace(view, state=f"{store.location}: {choice().reason}")
         users = [(each, entry.age_seconds) for each, entry in reported(store, content.settings.account)]
         view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())), users=tuple(users))
-        judged = guarantees(store, [component for component, _ in users])
-        found = [each for each in judged if each.severity is Severity.WARNING]
-        endangered = {each.message: [other.check for other in found if other.message == each.message] for each in found}
-        view = replace(view, warnings=tuple((", ".join(names), text) for text, names in endangered.items()))
+        names: dict[tuple[str, str], list[str]] = {}
+        for each in guarantees(store, [component for component, _ in users]):
+            names.setdefault((each.severity, each.message), []).append(each.check)
+        view = replace(view, guarantees=tuple((result, ", ".join(names[result, why]), why) for result, why in names))
     except StoreError as error:
         view = replace(view, problem=str(error))
     return view, content

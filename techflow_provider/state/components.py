@@ -43,7 +43,8 @@ class Component:
     def present(cls, host: str, home: str, version: str) -> Component:
         """Return this process."""
         command = [argument for argument in sys.argv[1:2] if not argument.startswith("-")]
-        program = " ".join([Path(sys.argv[0]).stem, *command])
+        path = Path(sys.argv[0])
+        program = " ".join([path.parent.name if path.stem == "__main__" else path.stem, *command])
         return cls(program[:60], host, home, boot_id()[:8], version)
 
     @classmethod

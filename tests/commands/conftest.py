@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from techflow_provider.cli import main
+from techflow_provider.hooks import state
 from techflow_provider.sandbox import Sandbox
 
 KEY = "key-of-the-command-tests"
@@ -33,10 +34,12 @@ class Result:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test its own state."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give each test its own state, and let it choose where."""
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    return tmp_path
+    state._choice.cache_clear()
+    yield tmp_path
+    state._choice.cache_clear()
 
 
 @pytest.fixture

@@ -185,6 +185,18 @@ def test_airflows_command_line_loads_only_the_definitions():
     assert (lines[0], lines[-1]) == ("techflow_provider techflow_provider.cli", "set()")
 
 
+def test_a_command_runs_in_the_shell_of_a_task_where_airflow_blocks_its_database(served):
+    # Airflow warns of so short a secret where it logs.
+    shell = {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "airflow-db-not-allowed:///",
+        "AIRFLOW__TECHFLOW__STATE_URL": "file",
+    }
+    command = [sys.executable, "-m", "techflow_provider", "state", "show", "-o", "json"]
+    root = techflow_provider.__path__[0] + "/.."
+    done = subprocess.run(command, cwd=root, env={**os.environ, **shell}, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["kind"]) == (0, "file"), done.stderr
+
+
 def test_airflow_gets_the_same_commands(served, capsys):
     from airflow.cli.cli_config import GroupCommand
 

@@ -11,6 +11,7 @@ import pytest
 from airflow.plugins_manager import AirflowPlugin
 
 from techflow_provider.client.models import ExecutionState
+from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.state import open_state
 from techflow_provider.hooks.techflow import TechFlowHook
 from techflow_provider.page.content import (
@@ -251,21 +252,29 @@ def test_what_endangers_a_guarantee_is_shown_with_the_connection(open_page, serv
     from airflow.models.trigger import Trigger
     from airflow.utils.session import create_session
 
-    assert "Warning (" not in open_page("admin").text
+    assert "Unclear: the state is a file, and nothing of this Airflow has run yet" in open_page("admin").text
     wait = Trigger("techflow_provider.triggers.techflow.TechFlowEventTrigger", {})
     job = Job()  # type: ignore[no-untyped-call]  # Airflow's
-    job.hostname, job.job_type, wait.triggerer_id = "another-host", "SchedulerJob", 5
+    job.hostname, job.job_type, wait.triggerer_id = this_component().host, "SchedulerJob", 5
     with create_session() as session:
-        session.add_all([job, wait])
+        session.add(job)
     try:
-        html = open_page("admin").text
+        sound = open_page("admin").text
+        with create_session() as session:
+            session.add(wait)
+        unused = open_page("admin").text
+        with create_session() as session:
+            session.merge(job).hostname = "another-host"
+        spread = open_page("admin").text
     finally:
         with create_session() as session:
-            session.delete(session.merge(job))
             session.delete(session.merge(wait))
-    assert "Warning (one budget, exactly once):</strong> the state is a file on" in html
-    assert "and Airflow also runs on another-host" in html
-    assert "Warning (wake-ups):</strong> a triggerer has 1 wait, and none has used" in html
+            session.delete(session.merge(job))
+    assert "One budget, exactly once, wake-ups: ok" in sound
+    assert "Exactly once: ok" in unused
+    assert "Warning (one budget, wake-ups):</strong> a triggerer has 1 wait, and no triggerer has used" in unused
+    assert "Warning (one budget, exactly once, wake-ups):</strong> the state is a file on" in spread
+    assert "and Airflow also runs on another-host" in spread
 
 
 def test_an_airflow_without_external_views_gets_no_page(monkeypatch):
