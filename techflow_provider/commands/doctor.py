@@ -53,8 +53,8 @@ STATE_REMEDY = (
     "one budget, exactly once and wake-ups aren't guaranteed."
 )
 TASKS_REMEDY = (
-    "Correct it, or set [techflow] state_url, and run doctor in a task. A task that can't reach the state starts nothing, "
-    "and one budget and wake-ups aren't guaranteed then."
+    "Correct it, or set [techflow] state_url, and run doctor in a task. A task that can't reach the state starts "
+    "nothing, and one budget and wake-ups aren't guaranteed then."
 )
 # Airflow 3 refuses a task its database with a RuntimeError.
 UNREADABLE = (SQLAlchemyError, RuntimeError)
