@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,19 +12,22 @@ import pytest
 from techflow_provider.client import (
     AmbiguousExecutionError,
     AmbiguousWorkflowError,
+    BadRequestError,
     BudgetTimeoutError,
     ServerError,
     SharedExecutionError,
     StateUnavailableError,
     SupersededError,
+    TechFlowError,
     TransportError,
 )
-from techflow_provider.sandbox import Fault
+from techflow_provider.sandbox import Fault, ManualClock, Sandbox
 from techflow_provider.state.store import Write
-from techflow_provider.submission.model import Origin, SubmissionPolicy
-from techflow_provider.submission.records import Claim
+from techflow_provider.submission.matching import Match, NoMatch
+from techflow_provider.submission.model import Attempt, Origin, SubmissionPolicy
+from techflow_provider.submission.records import Claim, payload_digest
 from techflow_provider.submission.recovery import LostStartError, OtherAttemptError, take_over
-from techflow_provider.submission.start import discard, mark_done, resolve, send
+from techflow_provider.submission.start import discard, finish_search, mark_done, resolve, send
 from tests.submission.conftest import SITE, Starter, TaskState
 
 START: dict[str, Any] = {"method": "POST", "path": "/workflows/*/execute"}
@@ -67,6 +71,106 @@ def test_what_a_task_shows_about_its_start_names_the_execution_the_evidence_and_
 
 def test_an_xcom_says_in_one_of_four_ways_how_a_task_got_its_execution():
     assert [str(each) for each in Origin] == ["started", "adopted after a lost answer", "re-attached", "joined"]
+
+
+def in_time(starter: Starter, clock: ManualClock, **options: Any) -> Attempt:
+    """Return an attempt for which a host's clock shows the sandbox's time."""
+    attempt = starter.attempt(**options)
+    return replace(attempt, context=replace(attempt.context, now=clock.now))
+
+
+def test_a_request_is_recorded_as_sent_when_it_is_and_for_as_long_as_a_response_may_come(starter, clock):
+    task_state = TaskState()
+    attempt = in_time(starter, clock, task_state=task_state)
+    starter.client.budget.cool_down(60.0, starter.client.budget.reserve("command", 0.0))
+    seen: list[Any] = []
+    interrupt(starter, lambda: seen.extend((attempt.attempts.read_shared(), task_state.value)))
+    began = clock.now()
+    starter.run(send(attempt))
+    record, kept = seen
+    assert (record.sent_at - began).total_seconds() >= 60.0
+    settings = attempt.context.settings
+    assert record.response_seconds == settings.response_seconds + 2 * settings.timeout_seconds
+    assert kept["submission_id"] == record.submission_id
+
+
+def test_a_claim_by_response_says_between_which_times_its_execution_was_requested(starter, sandbox, clock):
+    started = starter.start()
+    (claim,) = starter.attempt().attempts.claims([("wf_1", started.execution.id)]).values()
+    now = clock.now().timestamp()
+    assert (claim.by_response, claim.requested) == (True, (now, now + 1.0))
+
+
+def test_an_execution_is_known_before_it_is_claimed(starter):
+    attempt, claims = starter.attempt(), []
+    known = replace(attempt, on_known=lambda each: claims.append(dict(attempt.attempts.claims([("wf_1", each.id)]))))
+    starter.run(send(known))
+    assert claims[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"), [("id", "the response named it"), ("empty", "The response to the start named no execution")]
+)
+def test_a_response_may_name_only_the_execution_or_nothing(starter, sandbox, response, reason):
+    sandbox.execute_response = response
+    started = starter.start(payload={"day": 1})
+    assert (started.origin, started.execution.id) == (Origin.STARTED, sandbox.executions[0].id)
+    assert started.execution.workflow_id == "wf_1"
+    assert started.reason.startswith(reason)
+    (claim,) = starter.attempt().attempts.claims([("wf_1", started.execution.id)]).values()
+    assert claim.payload_digest == payload_digest({"day": 1})
+
+
+def test_a_task_whose_execution_another_one_has_adopted_takes_the_one_that_was_started_for_that(starter, sandbox):
+    other = sandbox.start("wf_1")
+    attempt = starter.attempt()
+
+    def adopt() -> None:
+        assert attempt.attempts.claim("wf_1", sandbox.executions[1].id, Claim("other#1")) == Claim("other#1")
+
+    interrupt(starter, adopt)
+    started = starter.run(send(attempt))
+    assert (started.origin, started.execution.id) == (Origin.STARTED, other.id)
+    assert "was adopted by other#1" in started.reason
+
+
+def test_an_execution_that_was_claimed_before_the_attempt_was_lost_is_its_own(starter, sandbox):
+    sandbox.faults.add(LOST[0])
+    with pytest.raises(AmbiguousExecutionError):
+        starter.start(policy=FAILS)
+    attempts = starter.attempt().attempts
+    attempts.claim("wf_1", sandbox.executions[0].id, Claim(attempts.read().submission_id))
+    assert starter.start().origin is Origin.REATTACHED
+
+
+def test_what_a_search_elsewhere_has_found_is_claimed_unless_another_task_was_faster(starter, sandbox):
+    elsewhere = SubmissionPolicy(defers_search=True)
+    for is_late in (False, True):
+        name = f"late {is_late}"
+        sandbox.faults.add(LOST[0])
+        with pytest.raises(LostStartError) as lost:
+            starter.start(name, policy=elsewhere)
+        assert (lost.value.start.sent, lost.value.start.error) != (0, None)
+        attempt, execution = starter.attempt(name), sandbox.executions[-1]
+        found = Match(starter.client.executions.get(execution.id), "it was found", times={"looked_at": "then"})
+        if is_late:
+            attempt.attempts.claim("wf_1", execution.id, Claim("other#1", by_response=True))
+            sandbox.start("wf_1")
+        submission = starter.run(finish_search(attempt, lost.value.start, found))
+        assert (submission.execution.id == execution.id) is not is_late
+        assert submission.execution.id == sandbox.executions[-1].id
+        assert submission.origin is Origin.ADOPTED
+
+
+@pytest.mark.parametrize(("sent", "is_final"), [(2, False), (3, True)])
+def test_after_the_third_request_without_effect_a_search_elsewhere_ends_in_its_error(starter, sandbox, sent, is_final):
+    sandbox.faults.add(Fault(status=503, when="before", times=1, **START))
+    with pytest.raises(LostStartError) as lost:
+        starter.start(policy=SubmissionPolicy(defers_search=True))
+    start = replace(lost.value.start, sent=sent)
+    with pytest.raises(ServerError) if is_final else nullcontext():
+        assert starter.run(finish_search(starter.attempt(), start, NoMatch())) is None
+    assert starter.attempt().attempts.read().failed
 
 
 def test_a_lagging_history_is_awaited(starter, sandbox, clock):
@@ -141,6 +245,7 @@ def test_a_later_attempt_joins_the_execution(starter, sandbox):
     first = starter.start(policy=WAITS)
     again = starter.start(policy=WAITS)
     assert (again.origin, again.execution.id) == (Origin.REATTACHED, first.execution.id)
+    assert list(again.times) == ["sent_at"]
     assert len(sandbox.executions) == 1
 
 
@@ -243,6 +348,34 @@ def test_an_attempt_that_wakes_up_after_its_task_is_done_starts_nothing(starter,
     clock.advance(600)
     assert starter.run(send(zombie)).execution.id == started.execution.id
     assert len(sandbox.executions) == 1
+    assert zombie.attempts.pending() == []
+
+
+def end_in_failure(starter: Starter, sandbox: Sandbox) -> None:
+    found = starter.start(policy=WAITS)
+    starter.run(discard(starter.client.context, starter.attempt().attempts, found.execution.id))
+
+
+def be_refused(starter: Starter, sandbox: Sandbox) -> None:
+    sandbox.faults.add(Fault(status=400, when="before", times=1, **START))
+    with pytest.raises(BadRequestError):
+        starter.start(policy=WAITS)
+
+
+@pytest.mark.parametrize("earlier", [end_in_failure, be_refused])
+def test_an_attempt_that_comes_second_starts_its_own_when_the_first_one_has_none_of_use(starter, sandbox, earlier):
+    second = starter.attempt(policy=WAITS)
+    assert starter.run(resolve(second)) is None
+    earlier(starter, sandbox)
+    started = starter.run(send(second))
+    assert (started.origin, started.execution.id) == (Origin.STARTED, sandbox.executions[-1].id)
+
+
+def test_a_record_of_another_workflow_is_of_no_use(starter, sandbox):
+    sandbox.add_workflow("Another", id="wf_2")
+    starter.start(policy=WAITS)
+    assert starter.start(policy=WAITS, workflow_id="wf_2").execution.workflow_id == "wf_2"
+    assert len(sandbox.executions) == 2
 
 
 def interrupt(starter: Starter, act: Any) -> None:
@@ -458,6 +591,7 @@ def test_a_server_that_responds_with_a_running_execution_gets_one_request_of_the
     first = starter.start("a")
     with pytest.raises(SharedExecutionError, match=f"execution {first.execution.id}, which it had started for a"):
         starter.start("b")
+    assert starter.attempt("b").attempts.pending() == []
     joined = starter.start("c", policy=SubmissionPolicy(on_shared="join"))
     assert (joined.origin, joined.execution.id) == (Origin.JOINED, first.execution.id)
     assert len(sandbox.executions) == 1
@@ -514,6 +648,108 @@ def test_the_two_of_a_lost_and_emptied_state_and_a_first_attempt_long_ago_are_am
     attempt = replace(attempt, context=replace(attempt.context, now=clock.now))
     with pytest.raises(AmbiguousExecutionError, match="may have lost a claim"):
         starter.run(resolve(attempt))
+    assert sandbox.count(**START) == 0
+
+
+@pytest.mark.parametrize("kept_since", [0.0, 20.0])
+def test_a_state_that_is_younger_than_the_first_attempt_may_have_lost_what_that_has_started(
+    starter, sandbox, clock, kept_since
+):
+    began = clock.now()
+    clock.advance(kept_since)
+    starter.start("another task")
+    clock.advance(30)
+    sandbox.start("wf_1")
+    clock.advance(600)
+    attempt = in_time(starter, clock)
+    attempt = replace(attempt, submitter=replace(attempt.submitter, began=began))
+    if not kept_since:
+        assert starter.run(resolve(attempt)) is None
+        return
+    with pytest.raises(AmbiguousExecutionError, match="may have lost a claim"):
+        starter.run(resolve(attempt))
+
+
+# What the history shows of an earlier attempt's execution.
+
+
+def start_more(sandbox: Sandbox) -> None:
+    """Start executions of another workflow, so that the history has several pages."""
+    sandbox.add_workflow("Another", id="wf_2")
+    for _ in range(3):
+        sandbox.start("wf_2")
+    sandbox.page_size = 1
+
+
+def lose_later_pages(starter: Starter) -> None:
+    """Let the server show the first page of its history alone."""
+    http: Any = starter.client._http.get()
+    original = http.send
+
+    def sending(request: Any, **options: Any) -> Any:
+        return httpx.Response(403, request=request) if request.url.query else original(request, **options)
+
+    http.send = sending
+
+
+@pytest.mark.parametrize(
+    ("generation", "seconds", "is_whole", "is_joined"),
+    [(1, 200.0, True, True), (2, 100.0, True, True), (2, 200.0, False, True), (2, 200.0, True, False)],
+    ids=["a retry", "it may lag", "a page is missing", "cleared"],
+)
+def test_only_a_cleared_task_starts_another_execution_when_the_whole_history_does_not_show_its_own(
+    starter, sandbox, clock, *, generation, seconds, is_whole, is_joined
+):
+    started = starter.run(send(in_time(starter, clock, policy=WAITS)))
+    clock.advance(seconds)
+    sandbox.history_lag_seconds = 10_000
+    if not is_whole:
+        sandbox.history_lag_seconds = 0
+        start_more(sandbox)
+        lose_later_pages(starter)
+    found = starter.run(resolve(in_time(starter, clock, policy=WAITS, generation=generation)))
+    assert (found is not None and found.execution.id == started.execution.id) is is_joined
+
+
+def test_an_execution_on_a_later_page_of_the_history_is_found(starter, sandbox):
+    started = starter.start(policy=WAITS)
+    sandbox.finish(started.execution.id, outcome="failed")
+    start_more(sandbox)
+    assert starter.run(resolve(starter.attempt(policy=WAITS))) is None
+
+
+def test_a_task_that_has_joined_its_execution_after_a_clear_joins_it_in_retries_with_another_payload(starter):
+    def attempt(day: int, clears: int) -> Attempt:
+        made: Attempt = starter.attempt(policy=WAITS, payload={"day": day})
+        return replace(made, submitter=replace(made.submitter, clears=clears))
+
+    first = starter.run(send(attempt(1, clears=0)))
+    for day in (1, 2):
+        assert starter.run(resolve(attempt(day, clears=1))).execution.id == first.execution.id
+
+
+# Executions that are running already.
+
+
+RUNNING = SubmissionPolicy(reuse_running=True)
+
+
+def test_the_latest_execution_of_the_workflow_that_is_running_is_joined_on_whichever_page_it_is(starter, sandbox):
+    running = sandbox.start("wf_1")
+    start_more(sandbox)
+    joined = starter.start(policy=RUNNING)
+    assert (joined.origin, joined.execution.id) == (Origin.JOINED, running.id)
+    assert starter.attempt().attempts.read().execution_id == running.id
+    sandbox.finish(running.id)
+    assert starter.start("another task", policy=RUNNING).origin is Origin.STARTED
+
+
+def test_nothing_is_started_while_the_history_may_have_a_running_execution_that_cannot_be_read(starter, sandbox):
+    sandbox.start("wf_1")
+    start_more(sandbox)
+    lose_later_pages(starter)
+    with pytest.raises(TechFlowError, match="403"):
+        starter.start(policy=RUNNING)
     assert sandbox.count(**START) == 0
 
 
