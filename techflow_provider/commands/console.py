@@ -42,7 +42,7 @@ def find_connection(conn_id: str) -> Connection:
         expected = f"an existing connection (to create it: {command})"
         received = f"{conn_id!r}, which is not defined"
         if is_database_blocked():
-            received += " in the environment or a secrets backend; a shell in a task can't read Airflow's database"
+            received += " where a task's shell can read it: Airflow's database is for Python tasks"
         raise InvalidParameterError("--conn-id", received, expected) from error
     if connection.conn_type != CONNECTION_TYPE:
         received = f"{conn_id!r} of the type {connection.conn_type!r}"

@@ -41,7 +41,7 @@ class ConnectionView:
     :param deliveries: ages of the distinct webhooks of the last day in seconds, newest first
     :param state: where its state is kept, and why
     :param users: the components that used the state in the last day, and how many seconds ago, the latest first
-    :param guarantees: the result for each group of guarantees, their names, and the reason
+    :param guarantees: the result for each group of guarantees, their names, and the reason with the remedy
     """
 
     conn_id: str

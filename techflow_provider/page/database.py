@@ -125,7 +125,7 @@ def _connection(conn_id: str) -> tuple[ConnectionView, TechFlowConnection | None
         view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())), users=tuple(users))
         names: dict[tuple[str, str], list[str]] = {}
         for each in guarantees(store, [component for component, _ in users]):
-            names.setdefault((each.severity, each.message), []).append(each.check)
+            names.setdefault((each.severity, f"{each.message}. {each.remedy}"), []).append(each.check)
         view = replace(view, guarantees=tuple((result, ", ".join(names[result, why]), why) for result, why in names))
     except StoreError as error:
         view = replace(view, problem=str(error))

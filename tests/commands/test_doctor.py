@@ -289,7 +289,7 @@ def test_a_process_with_airflows_database_tries_the_state_as_tasks_reach_it(serv
 def test_a_shell_in_a_task_of_airflow_3_says_what_it_can_not_read(techflow, monkeypatch):
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "airflow-db-not-allowed:///")
     done = techflow("doctor", "-o", "json")
-    assert finding(done, "connection")["message"].endswith("a shell in a task can't read Airflow's database")
+    assert finding(done, "connection")["message"].endswith("Airflow's database is for Python tasks")
     assert "/techflow/state, which can be reached only with a connection" in finding(done, "state")["message"]
 
 

@@ -274,7 +274,7 @@ def test_what_endangers_a_guarantee_is_shown_with_the_connection(open_page, serv
     assert "Exactly once: ok" in unused
     assert "Warning (one budget, wake-ups):</strong> a triggerer has 1 wait, and no triggerer has used" in unused
     assert "Warning (one budget, exactly once, wake-ups):</strong> the state is a file on" in spread
-    assert "and Airflow also runs on another-host" in spread
+    assert "and Airflow also runs on another-host. Leave [techflow] state_url empty, or" in spread
 
 
 def test_an_airflow_without_external_views_gets_no_page(monkeypatch):
