@@ -23,7 +23,6 @@ from techflow_provider.client.models import USUAL_WORDS, StatusWords
 from techflow_provider.commands import checks
 from techflow_provider.commands.checks import infer, shared_file, shared_store
 from techflow_provider.commands.console import read_connection
-from techflow_provider.commands.doctor import _origin
 from techflow_provider.compat import has_api_server
 from techflow_provider.hooks.diagnosis import diagnose
 from techflow_provider.hooks.state import open_state
@@ -294,6 +293,8 @@ def test_a_shell_in_a_task_of_airflow_3_says_what_it_can_not_read(techflow, monk
 
 
 def test_it_runs_in_the_process_of_a_task_of_airflow_3(served, techflow, monkeypatch):
+    from techflow_provider.commands.doctor import _origin
+
     supervisor = pytest.importorskip("airflow.sdk.execution_time.supervisor", reason="Airflow 2 has none")
     monkeypatch.setattr(settings, "Session", supervisor.BlockedDBSession)
     done = techflow("doctor", "-o", "json")
