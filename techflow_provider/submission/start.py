@@ -198,18 +198,15 @@ async def _earlier(attempt: Attempt, record: AttemptRecord) -> Submission | None
     """Return the execution of an earlier attempt, as far as it is known; None when there is none."""
     if record.done:
         return _from_record(record, "an earlier attempt had completed, but its success was not noticed")
-    is_cleared = attempt.is_cleared_since(record)
     if record.execution_id is None:
         try:
             reason = "An earlier attempt was lost before it knew the outcome of its request"
             return await _recover(attempt, LostStart(record, reason))
         except AmbiguousExecutionError as error:
-            if not is_cleared:
+            if not attempt.is_cleared_since(record):
                 raise
             log.warning("The task was cleared, so that it starts a new execution, although %s", error)
             return None
-    if not is_cleared and not attempt.policy.wait_for_completion:
-        return _from_record(record, "an earlier attempt had started it")
     return await _read_execution(attempt, record, record.execution_id)
 
 

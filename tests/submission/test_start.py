@@ -360,6 +360,7 @@ def be_refused(starter: Starter, sandbox: Sandbox) -> None:
     sandbox.faults.add(Fault(status=400, when="before", times=1, **START))
     with pytest.raises(BadRequestError):
         starter.start(policy=WAITS)
+    assert starter.attempt().attempts.pending() == []
 
 
 @pytest.mark.parametrize("earlier", [end_in_failure, be_refused])

@@ -257,6 +257,32 @@ def test_a_deployments_name_survives_the_rotation_of_its_fernet_key(served, star
     assert len(started) == 1
 
 
+@pytest.mark.parametrize(
+    ("keys", "names"), [("a", ["36ac10f14f09"]), ("b, a", ["9e47eb5a9b7a", "36ac10f14f09"]), (None, ["06af5ea00631"])]
+)
+def test_all_versions_of_this_package_give_a_deployment_the_same_name(monkeypatch, tmp_path, keys, names):
+    from techflow_provider.submission.airflow import deployments
+
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", str(tmp_path / "shared.db"))
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "http://production:8080/execution/")
+    if keys is None:
+        monkeypatch.delenv("AIRFLOW__CORE__FERNET_KEY", raising=False)
+    else:
+        monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", keys)
+    assert deployments() == names
+
+
+@pytest.mark.parametrize("name", ["", "_CMD", "_SECRET"])
+def test_a_fernet_key_counts_wherever_the_environment_says_that_it_is(monkeypatch, tmp_path, name):
+    from techflow_provider.submission.airflow import deployments
+
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", str(tmp_path / "shared.db"))
+    monkeypatch.delenv("AIRFLOW__CORE__FERNET_KEY", raising=False)
+    without = deployments()
+    monkeypatch.setenv(f"AIRFLOW__CORE__FERNET_KEY{name}", "echo key")
+    assert deployments() != without
+
+
 def test_a_state_that_belongs_to_one_deployment_needs_no_name(monkeypatch):
     from techflow_provider.submission.airflow import deployments
 
