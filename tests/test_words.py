@@ -39,7 +39,7 @@ NAMES = {
     "Pace pace announced": "PollSchedule, webhook_streak",
     "attend": "heartbeat",
     "Account take cool strikes": "state, GcraState, reserve, cool_down, consecutive_429",
-    "Wish wish wishes drain arrival": "ReservationRequest, assume_spent, tat",
+    "Wish wish wishes drain arrival": "ReservationRequest, assumed_share, tat",
     "Ledger ledger": "BudgetState",
     "door": "file lock",
     "Lookout Journal Mailbox Telling": "EventCursor, CursorStore, EventBuffer, EventEmitter",

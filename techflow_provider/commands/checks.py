@@ -207,7 +207,7 @@ def budget(snapshot: Snapshot) -> Finding:
     used = sum(snapshot.used.values())
     message = f"{used} of {snapshot.requests_per_minute} requests in the last minute, {snapshot.outlook}"
     if not snapshot.shared:
-        remedy = "See the state above: until it can be used, this host uses a quarter of the limit."
+        remedy = "See the state above: until it can be used, this host uses at most a quarter of the limit."
         return Finding("budget", Severity.PROBLEM, f"{message}; not shared", remedy)
     if snapshot.cooldown_seconds:
         message = f"{message}; cool-down after a 429 response, {snapshot.cooldown_seconds:.0f} s left"

@@ -49,8 +49,8 @@ from techflow_provider.triggers.outcomes import first_event_delay
 DEADLINE_SECONDS = 15.0
 NAMESPACE = "doctor"
 STATE_REMEDY = (
-    "Correct what the message names, or [techflow] state_url; until then this host uses a quarter of the limit, and "
-    "one budget, exactly once and wake-ups aren't guaranteed."
+    "Correct what the message names, or [techflow] state_url; until then this host uses at most a quarter of the "
+    "limit, and one budget, exactly once and wake-ups aren't guaranteed."
 )
 TASKS_REMEDY = (
     "Correct it, or set [techflow] state_url, and run doctor in a task. A task that can't reach the state starts "

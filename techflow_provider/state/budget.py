@@ -11,13 +11,22 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from techflow_provider.state.budget_state import BUDGET_TTL_SECONDS, Adjust, Adjustment, BudgetState, Reserve
-from techflow_provider.state.gcra import GcraState, Policy, Reason, RequestClass, Reservation, ReservationRequest
-from techflow_provider.state.learning import Quota, Rejection
+from techflow_provider.state.gcra import (
+    RETURN_SECONDS,
+    GcraState,
+    Policy,
+    Reason,
+    RequestClass,
+    Reservation,
+    ReservationRequest,
+)
+from techflow_provider.state.learning import MINUTE_SECONDS, Quota, Rejection
 from techflow_provider.state.memory import MemoryStore
 from techflow_provider.state.optimistic import OptimisticStore
 from techflow_provider.state.snapshot import Snapshot, snapshot_of
@@ -33,13 +42,14 @@ DEFAULT_REQUESTS_PER_MINUTE = 100
 DEFAULT_BURST = 6
 # The part of the limit that is used when the store can't be: as many hosts may do so without exceeding the limit.
 FALLBACK_SHARE = 0.25
+# The least part of that with which a process begins, since it doesn't know how many others do the same.
+LEAST_SHARE = 0.12
 # A reservation without a wait would be one that may be used at once.
 SHORTEST_WAIT_SECONDS = 0.001
 # Refusals for so long mean that a server is gone; until then it is asked again after one of these times.
 GRACE_SECONDS = 30.0
 RETRY_SECONDS = 0.5, 2.0
 FIRST_RETRY_SECONDS = 1.0
-LONGEST_RETRY_SECONDS = 30.0
 
 
 @dataclass(slots=True)
@@ -94,6 +104,8 @@ class Budget:
         self._active = tiers[0]
         # The tier that was used last, its clock then, and the caller's own.
         self._last: tuple[_Tier, float, float] | None = None
+        # When the last requests were sent that the first tier has counted, on the budget's clock.
+        self._sent: deque[float] = deque(maxlen=tiers[-1].policy.limit)
 
     def reserve(
         self, request_class: RequestClass, within_seconds: float, earlier: Reservation | None = None
@@ -104,12 +116,15 @@ class Budget:
         """
         asked_at = self._clock()
 
-        def act(tier: _Tier, is_new: bool) -> Reservation:
-            expected = self._expected(tier, asked_at)
+        def act(tier: _Tier) -> Reservation:
             # What was sent while another tier kept the budget is not known in this one.
-            request = ReservationRequest(request_class, within_seconds, earlier, assume_spent=is_new, expected=expected)
+            share = None if tier is self._active else self._own_share(tier)
+            expected = self._expected(tier, asked_at)
+            request = ReservationRequest(request_class, within_seconds, earlier, share, expected)
             reservation: Reservation = tier.update(self._key, Reserve(tier.policy, request))
-            self._last = (tier, reservation.at, asked_at)
+            self._active, self._last = tier, (tier, reservation.at, asked_at)
+            if reservation.may_send and tier is self._tiers[0]:
+                self._sent.append(asked_at)
             return reservation
 
         reservation = self._on_store(act, lambda: _ask_again(within_seconds))
@@ -117,7 +132,18 @@ class Budget:
             return reservation
         # Asking again takes as long as asking did, and a slot is missed by a caller that comes late.
         remaining = reservation.wait_seconds - (self._clock() - asked_at)
+        if self._active is not self._tiers[0]:
+            # The first tier may work again sooner than that.
+            remaining = min(remaining, self._tiers[0].retry_at - self._clock())
         return replace(reservation, wait_seconds=max(SHORTEST_WAIT_SECONDS, remaining))
+
+    def _own_share(self, tier: _Tier) -> float:
+        """Return the part of a tier's limit that this process has used until the first tier failed."""
+        if tier is self._tiers[0]:
+            return 1.0
+        since = self._tiers[0].failing_since - MINUTE_SECONDS
+        sent = max(1, sum(at > since for at in self._sent))
+        return min(1.0, max(LEAST_SHARE, sent / tier.policy.limit))
 
     def _expected(self, tier: _Tier, asked_at: float) -> float | None:
         last = self._last
@@ -156,7 +182,7 @@ class Budget:
         self._adjust(accepted=reservation.epoch)
 
     def _adjust(self, **event: Any) -> Adjustment:
-        def act(tier: _Tier, _: bool) -> Adjustment:
+        def act(tier: _Tier) -> Adjustment:
             adjustment: Adjustment = tier.update(self._key, Adjust(tier.policy, **event))
             if adjustment.changed:
                 tier.log_adjustment(adjustment)
@@ -167,7 +193,7 @@ class Budget:
     def snapshot(self) -> Snapshot:
         """Return the state of the budget; changes nothing."""
 
-        def act(tier: _Tier, _: bool) -> Snapshot:
+        def act(tier: _Tier) -> Snapshot:
             entry, now = tier.store.update(self._key, BUDGET_NAME, read_only)
             state = None if entry is None else BudgetState.read(entry.value)
             state = state or BudgetState(GcraState.empty(tier.policy, now))
@@ -176,12 +202,12 @@ class Budget:
 
         return self._on_store(act)
 
-    def _on_store(self, act: Callable[[_Tier, bool], T], ask_again: Callable[[], T] | None = None) -> T:
+    def _on_store(self, act: Callable[[_Tier], T], ask_again: Callable[[], T] | None = None) -> T:
         for tier in self._tiers[:-1]:
             if self._clock() < tier.retry_at:
                 continue
             try:
-                result = act(tier, tier is not self._active)
+                result = act(tier)
             except StoreError as error:
                 if self._is_slow(tier, error):
                     if ask_again is not None:
@@ -191,9 +217,7 @@ class Budget:
             else:
                 self._succeeded(tier)
                 return result
-        result = act(self._tiers[-1], self._tiers[-1] is not self._active)
-        self._active = self._tiers[-1]
-        return result
+        return act(self._tiers[-1])
 
     def _is_slow(self, tier: _Tier, error: StoreError) -> bool:
         """Whether a tier may still fail before another one is used."""
@@ -207,7 +231,7 @@ class Budget:
     def _failed(self, tier: _Tier, error: StoreError) -> None:
         tier.failures += 1
         delay = FIRST_RETRY_SECONDS * 2.0 ** min(tier.failures - 1, 16)
-        tier.retry_at = self._clock() + min(delay, LONGEST_RETRY_SECONDS)
+        tier.retry_at = self._clock() + min(delay, RETURN_SECONDS)
         if tier.failures == 1:
             following = self._tiers[self._tiers.index(tier) + 1]
             log.warning(
@@ -222,7 +246,6 @@ class Budget:
         if tier.failing_since < math.inf:
             log.info("The rate budget's state in %s is used again", tier.store.location)
             tier.failures, tier.failing_since = 0, math.inf
-        self._active = tier
 
 
 def _ask_again(within_seconds: float) -> Reservation:

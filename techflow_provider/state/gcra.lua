@@ -3,15 +3,15 @@
 -- clock counts), the entry's time to live, and the change as a JSON object. Returns the result as a JSON object.
 -- Numbers are written with 17 digits, which keeps them exact.
 
-local FIELDS = {'updated_at', 'tat', 'tokens', 'tokens_at', 'admission_tat', 'pushback_seconds', 'pushed_at',
-  'polled_at', 'cool_until', 'probe_until', 'consecutive_429', 'epoch'}
+local FIELDS = {'updated_at', 'tat', 'tokens', 'tokens_at', 'admission_tat', 'admission_pushback_seconds', 'admitted',
+  'pushback_seconds', 'pushed_at', 'polled_at', 'cool_until', 'probe_until', 'consecutive_429', 'epoch'}
 local LEARNED_FIELDS = {'burst', 'burst_until', 'plateau', 'plateau_at', 'reduced_at', 'reductions', 'quota_interval',
   'quota_until', 'stated'}
 local MOVING_FIELDS = {'tat', 'tokens_at', 'admission_tat', 'pushed_at', 'polled_at', 'cool_until', 'probe_until'}
 local LEARNED_TIMES = {'burst_until', 'plateau_at', 'reduced_at', 'quota_until'}
 local MINUTE_SECONDS, HISTORY_SECONDS, SLICE_SECONDS, SHORTEST_WAIT_SECONDS, JUMPS = 60, 600, 10, 0.001, 3
 local WINDOW_SECONDS, LATE_SECONDS, SHORTEST_COOL_DOWN_SECONDS, PROBE_SECONDS, POLL_SHARE = 61.501, 1, 1, 30, 0.2
-local LONGEST_SECONDS, ROUNDING, GROWTH, LOWEST_SHARE = 30 * 24 * 3600, 1e-6, 0.01, 0.002
+local LONGEST_SECONDS, ROUNDING, GROWTH, LOWEST_SHARE, RETURN_SECONDS = 30 * 24 * 3600, 1e-6, 0.01, 0.002, 10
 
 local name, clock, ttl_seconds = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local change = cjson.decode(ARGV[4])
@@ -73,7 +73,7 @@ local function is_state(value)
     and are_near(learned, LEARNED_TIMES, value.updated_at)
     and 0 <= value.tokens and value.tokens <= learned.burst and learned.burst >= 1
     and 0 < learned.plateau and learned.plateau <= 1
-    and math.min(value.consecutive_429, learned.reductions, learned.quota_interval, learned.stated) >= 0
+    and math.min(value.admitted, value.consecutive_429, learned.reductions, learned.quota_interval, learned.stated) >= 0
 end
 
 -- Returns the present state, and whether one that can't be read was found.
@@ -144,8 +144,8 @@ end
 local function empty()
   local interval = interval_of(1, 1)
   return {updated_at = clock, tat = clock + interval, tokens = 0, tokens_at = clock, admission_tat = clock,
-    pushback_seconds = 0, pushed_at = clock, polled_at = clock - interval / POLL_SHARE, cool_until = clock,
-    probe_until = clock, consecutive_429 = 0, epoch = clock, released = {}, grants = '',
+    admission_pushback_seconds = 0, admitted = 0, pushback_seconds = 0, pushed_at = clock,
+    polled_at = clock - interval / POLL_SHARE, cool_until = clock, probe_until = clock, consecutive_429 = 0, epoch = clock, released = {}, grants = '',
     learned = {burst = 1, burst_until = clock, plateau = 1, plateau_at = clock, reduced_at = clock, reductions = 0,
       quota_interval = 0, quota_until = clock, stated = 0, cause = 'nothing'}}
 end
@@ -192,6 +192,7 @@ local function move_to(now, expected)
   void()
 end
 
+local used_at = state.updated_at
 move_to(clock, given(request.expected))
 local now = state.updated_at
 local class, earlier, within = request.request_class, given(request.earlier), request.within_seconds
@@ -206,6 +207,10 @@ local function usage(sent)
     interval_seconds = interval_after(now), sent = sent, stated = learned.stated, others = others}
 end
 
+local function pushback()
+  return class == 'admission' and state.admission_pushback_seconds or state.pushback_seconds
+end
+
 local function reservation(due, reason, is_held, is_probe, in_burst)
   local wait = due - now
   if wait <= 0 then
@@ -214,9 +219,11 @@ local function reservation(due, reason, is_held, is_probe, in_burst)
     wait = math.max(wait, SHORTEST_WAIT_SECONDS)
   end
   local result = {wait_seconds = wait, granted = wait <= within, due = due, held = is_held, probe = is_probe,
-    reason = reason, at = now, pushback_seconds = state.pushback_seconds, epoch = state.epoch, in_burst = in_burst or false,
+    reason = reason, at = now, pushback_seconds = pushback(), epoch = state.epoch, in_burst = in_burst or false,
     discarded = discarded}
-  if result.granted and wait == 0 and class ~= 'admission' then
+  if result.granted and wait == 0 and class == 'admission' then
+    state.admitted = state.admitted + 1
+  elseif result.granted and wait == 0 then
     local sent
     state.grants, sent = count(state.grants, now, class)
     if learned.stated ~= 0 then result.usage = usage(sent) end
@@ -227,9 +234,10 @@ end
 
 local function held_slot()
   if not (earlier and earlier.held and earlier.granted) or earlier.epoch ~= state.epoch then return nil end
-  local due, pushed = earlier.due, 0
-  if class == 'command' then pushed = state.pushback_seconds - earlier.pushback_seconds end
-  if pushed > 0 then
+  local due, pushed = earlier.due, pushback() - earlier.pushback_seconds
+  if class == 'admission' then
+    due = due + math.min(pushed, (due - earlier.at) / 2)
+  elseif class == 'command' and pushed > 0 then
     due = due + pushed
     local interval = present_interval()
     if state.pushed_at >= due - interval then due = due - interval end
@@ -279,9 +287,14 @@ local function take()
   return due
 end
 
-local function admit()
+local function put_off()
   local interval = with_after(present_interval)
   after.admission_tat = math.max(now, state.admission_tat) + interval
+  after.admission_pushback_seconds = state.admission_pushback_seconds + interval
+end
+
+local function came()
+  if state.admitted > 0 then after.admitted = state.admitted - 1 else put_off() end
 end
 
 local function take_released()
@@ -299,11 +312,17 @@ end
 local function place()
   if class == 'admission' then
     local interval = present_interval()
-    admit()
+    after.admission_tat = math.max(now, state.admission_tat) + interval
     return math.max(now, state.admission_tat - (policy.burst - 1) * interval), true
   end
   refill()
-  if class == 'command' then return take_released() or take(), true end
+  if class == 'command' then
+    local released = take_released()
+    if released then return released, true end
+    local due = take()
+    came()
+    return due, true
+  end
   local interval, burst = with_after(function() return interval_after(now) end), after.burst or learned.burst
   local reserved = math.floor(math.min(policy.burst, burst + (now >= learned.burst_until and 1 or 0)) / 2)
   local free, turn = now, state.polled_at + interval / POLL_SHARE
@@ -317,17 +336,19 @@ local function place()
   end
   after.polled_at = due
   if free > now then after.polled_at = math.max(turn, due - interval) end
-  admit()
+  put_off()
   return due, true
 end
 
-if request.assume_spent then
-  local interval = present_interval()
-  state.tat, state.tokens, state.tokens_at = math.max(state.tat, now + interval), 0, now
+-- Only what takes the place of Redis is given a share of less than 1.
+if given(request.assumed_share) then
+  state.tokens, state.tokens_at = 0, now
+  local wait = now - used_at >= RETURN_SECONDS and RETURN_SECONDS or 0
+  state.tat = math.max(state.tat, now + math.max(wait, present_interval()))
 end
 local slot = held_slot()
 if slot then
-  within = math.huge
+  if class ~= 'admission' then within = math.huge end
   return reservation(slot, LIMIT, true, false)
 end
 if now < state.cool_until then return reservation(state.cool_until, COOL_DOWN, false, false) end
@@ -339,7 +360,12 @@ local due, has_slot = place()
 local probe = probing and class ~= 'admission'
 if not has_slot then return reservation(due, COMMANDS, false, false) end
 if probe and due > now then return reservation(due, LIMIT, false, false) end
-if due - now > within then return reservation(due, LIMIT, true, false) end
+if due - now > within then
+  after = {}
+  if class == 'command' then came() end
+  for field, changed in pairs(after) do state[field] = changed end
+  return reservation(due, LIMIT, true, false)
+end
 local in_burst = value('tokens') < state.tokens
 for field, changed in pairs(after) do
   if field == 'burst' then learned.burst = changed else state[field] = changed end

@@ -5,6 +5,7 @@ once, and an idle time brings them back. Callers that ask all the time have no u
 window ago, the rate is as fast as a burst of one allows. Commands queue for slots in the order in which they ask. Polls
 don't queue: they take a slot that is free now and leave half of the burst to commands, or learn when to ask again. Once
 the polls' last slot is a share's interval ago, the next poll goes first and pushes back the slots that commands hold.
+Tasks that wait elsewhere are admitted at the same rate, less the requests of others, but at half of it at least.
 After a 429 nothing is sent until the cool-down is over, and every slot that is held is void. Then a single request goes
 as a probe; the others follow one by one once the server accepts it.
 
@@ -33,6 +34,8 @@ from techflow_provider.state.learning import (
 JITTER_SECONDS = 1.5
 # A caller that wakes up later than this after its slot has missed it; the rest of the jitter is left to the network.
 LATE_SECONDS = 1.0
+# Callers that could not use the state return to it within this time once it can be used again.
+RETURN_SECONDS = 10.0
 # The part of the rate that polls get even when commands want it all; all pollers of a key share it.
 POLL_SHARE = 0.2
 # Without a Retry-After: the first cool-down, which each rejected probe doubles, and the longest one; and the least that
@@ -123,6 +126,8 @@ class GcraState:
     :param tokens: requests that may be sent before that
     :param tokens_at: when there last were any
     :param admission_tat: theoretical arrival time of admissions
+    :param admission_pushback_seconds: by how much requests without an admission have put off those that are waited for
+    :param admitted: tasks that were admitted, and whose commands have not come yet
     :param pushback_seconds: by how much polls that went first have pushed back the slots of commands, in total
     :param pushed_at: when the last of them did
     :param polled_at: the polls' last slot
@@ -139,6 +144,8 @@ class GcraState:
     tokens: float
     tokens_at: float
     admission_tat: float
+    admission_pushback_seconds: float
+    admitted: float
     pushback_seconds: float
     pushed_at: float
     polled_at: float
@@ -154,7 +161,7 @@ class GcraState:
         """Return an exhausted bucket: what was sent before is unknown."""
         interval = policy.interval(1)
         polled_at, learned = now - interval / POLL_SHARE, Learned.nothing(now, 1.0)
-        return cls(now, now + interval, 0.0, now, now, 0.0, now, polled_at, now, now, 0.0, now, learned)
+        return cls(now, now + interval, 0.0, now, now, 0.0, 0.0, 0.0, now, polled_at, now, now, 0.0, now, learned)
 
     @classmethod
     def full(cls, policy: Policy, now: float) -> GcraState:
@@ -169,7 +176,8 @@ class GcraState:
             max(times) - LONGEST_SECONDS <= self.updated_at <= min(times) + LONGEST_SECONDS
             and 0 <= self.tokens <= learned.burst
             and 0 < learned.plateau <= 1 <= learned.burst
-            and min(self.consecutive_429, learned.reductions, learned.quota_interval, learned.stated) >= 0
+            and min(self.admitted, self.consecutive_429) >= 0
+            and min(learned.reductions, learned.quota_interval, learned.stated) >= 0
         )
 
     @property
@@ -251,28 +259,48 @@ class ReservationRequest:
     :param request_class: what asks
     :param within_seconds: how long the caller can wait
     :param earlier: the last reservation for the same request
-    :param assume_spent: whether requests may have been sent that the state doesn't know of, so that no burst is left
+    :param assumed_share: the part of the limit that the caller may assume to be its own, where requests may have been
+        sent that the state doesn't know of, so that no burst is left; None where it knows all of them
     :param expected: the store's clock as extrapolated from the caller's own, which reveals a clock that was set ahead
     """
 
     request_class: RequestClass
     within_seconds: float = math.inf
     earlier: Reservation | None = None
-    assume_spent: bool = False
+    assumed_share: float | None = None
     expected: float | None = None
 
 
 def reserve(state: GcraState, policy: Policy, request: ReservationRequest, now: float) -> tuple[GcraState, Reservation]:
     """Return the slot that the caller holds already, or else take the next one if it lies within the caller's time."""
+    used_at = state.updated_at
     state = _at_time(state, policy, now, request.expected)
-    if request.assume_spent:
-        tat = max(state.tat, state.updated_at + state.interval(policy))
-        state = replace(state, tat=tat, tokens=0.0, tokens_at=state.updated_at)
-    due = _held_slot(state, policy, request)
+    if request.assumed_share is not None:
+        state = _joined(state, policy, request.assumed_share, state.updated_at - used_at)
+    due, is_admission = _held_slot(state, policy, request), request.request_class is RequestClass.ADMISSION
     if due is None:
-        return _next_slot(state, policy, request)
-    # A caller that polls have pushed back a little keeps its slot, which nobody else would get.
-    return state, replace(_reservation(state, request, due, Reason.LIMIT), granted=True)
+        state, reservation = _next_slot(state, policy, request)
+    else:
+        reservation = _reservation(state, request, due, Reason.LIMIT)
+        # A caller that polls have pushed back a little keeps its slot, which nobody else would get.
+        reservation = replace(reservation, granted=reservation.granted or not is_admission)
+    if is_admission and reservation.may_send:
+        state = replace(state, admitted=state.admitted + 1)
+    return state, reservation
+
+
+def _joined(state: GcraState, policy: Policy, share: float, idle_seconds: float) -> GcraState:
+    """Return the state for one more caller, after it or others have sent what the state doesn't know of."""
+    learned, now = state.learned, state.updated_at
+    if learned.cause is Cause.ALONE and idle_seconds < MINUTE_SECONDS:
+        share = min(1.0, share + state.share)
+        learned = learned.from_share(share, share, now)
+    elif share < state.share:
+        learned = replace(learned.from_share(share, share, now), cause=Cause.ALONE)
+    state = replace(state, tokens=0.0, tokens_at=now, learned=learned)
+    # The first one to return leaves the others the time to do so, too.
+    wait = RETURN_SECONDS if idle_seconds >= RETURN_SECONDS else 0.0
+    return replace(state, tat=max(state.tat, now + max(wait, state.interval(policy))))
 
 
 def release(state: GcraState, policy: Policy, reservation: Reservation) -> GcraState:
@@ -383,9 +411,11 @@ def _held_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
     earlier = request.earlier
     if earlier is None or not (earlier.held and earlier.granted) or earlier.epoch != state.epoch:
         return None
-    due = earlier.due
-    pushed = state.pushback_seconds - earlier.pushback_seconds if request.request_class is RequestClass.COMMAND else 0.0
-    if pushed > 0:
+    due, pushed = earlier.due, _pushback(state, request) - earlier.pushback_seconds
+    if request.request_class is RequestClass.ADMISSION:
+        # Again and again, so that in all it takes no more than twice as long as without the others.
+        due += min(pushed, (due - earlier.at) / 2)
+    elif request.request_class is RequestClass.COMMAND and pushed > 0:
         due += pushed
         # The last poll that went first came when this slot was due already, and did not push it.
         interval = state.interval(policy)
@@ -406,6 +436,9 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
         reason = Reason.COMMANDS if after is None else Reason.LIMIT
         return state, _reservation(state, request, due, reason, held=False)
     if due - now > request.within_seconds:
+        if request.request_class is RequestClass.COMMAND:
+            # It leaves a slot to those that were admitted after it, so that commands wait less.
+            state = _with_command(state, policy)
         return state, _reservation(state, request, due, Reason.LIMIT)
     if probe:
         after = replace(after, probe_until=now + PROBE_SECONDS)
@@ -416,9 +449,8 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
 def _place(state: GcraState, policy: Policy, request_class: RequestClass) -> tuple[float, GcraState | None]:
     """Return when the next slot is and the state once it is taken; or when to ask again, and None."""
     if request_class is RequestClass.ADMISSION:
-        ahead = (policy.burst - 1) * state.interval(policy)
-        due = max(state.updated_at, state.admission_tat - ahead)
-        return due, _admitted(state, policy)
+        ahead, admission_tat = (policy.burst - 1) * state.interval(policy), _later(state, policy)
+        return max(state.updated_at, state.admission_tat - ahead), replace(state, admission_tat=admission_tat)
     state = _refilled(state, policy)
     if request_class is RequestClass.POLL:
         return _place_poll(state, policy)
@@ -426,7 +458,8 @@ def _place(state: GcraState, policy: Policy, request_class: RequestClass) -> tup
         left = [each for each in state.released if each + state.pushback_seconds >= state.updated_at]
         if left:
             return left[0] + state.pushback_seconds, replace(state, released=tuple(left[1:]))
-    return _place_command(state, policy)
+    due, taken = _place_command(state, policy)
+    return due, _with_command(taken, policy)
 
 
 def _refilled(state: GcraState, policy: Policy) -> GcraState:
@@ -471,12 +504,27 @@ def _place_poll(state: GcraState, policy: Policy) -> tuple[float, GcraState | No
         taken = replace(taken, pushback_seconds=state.pushback_seconds + interval, pushed_at=now)
     # A poll that comes a little late for the polls' turn does not put off the next one.
     polled_at = due if free <= now else max(turn, due - interval)
-    return due, _admitted(replace(taken, polled_at=polled_at), policy)
+    return due, _put_off(replace(taken, polled_at=polled_at), policy)
 
 
-def _admitted(state: GcraState, policy: Policy) -> GcraState:
-    admission_tat = max(state.updated_at, state.admission_tat) + state.interval(policy)
-    return replace(state, admission_tat=admission_tat)
+def _with_command(state: GcraState, policy: Policy) -> GcraState:
+    """Return the state after a command, that of an admitted task if one is expected."""
+    return replace(state, admitted=state.admitted - 1) if state.admitted > 0 else _put_off(state, policy)
+
+
+def _put_off(state: GcraState, policy: Policy) -> GcraState:
+    """Return the state after a request without an admission, which takes the slot of a task that waits for one."""
+    pushback = state.admission_pushback_seconds + state.interval(policy)
+    return replace(state, admission_tat=_later(state, policy), admission_pushback_seconds=pushback)
+
+
+def _later(state: GcraState, policy: Policy) -> float:
+    return max(state.updated_at, state.admission_tat) + state.interval(policy)
+
+
+def _pushback(state: GcraState, request: ReservationRequest) -> float:
+    is_admission = request.request_class is RequestClass.ADMISSION
+    return state.admission_pushback_seconds if is_admission else state.pushback_seconds
 
 
 def _reservation(
@@ -499,7 +547,7 @@ def _reservation(
         probe=probe,
         reason=reason if wait > 0 else Reason.NONE,
         at=state.updated_at,
-        pushback_seconds=state.pushback_seconds,
+        pushback_seconds=_pushback(state, request),
         epoch=state.epoch,
         in_burst=in_burst,
     )

@@ -44,6 +44,7 @@ class Cause(StrEnum):
     RATE = "a 429 although requests were evenly paced"
     OTHERS = "responses show that somebody else uses the key"
     STATED = "responses state a lower limit"
+    ALONE = "it isn't known what others send, since the shared state can't be used"
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,8 +205,11 @@ def test_the_script_in_redis_does_the_same_as_the_arithmetic_here(redis_server, 
             change = Adjust(POLICY, quota=Quota(100.0, float(random.randrange(100)), 60 * random.random()))
         else:
             request_class, within = random.choice(list(RequestClass)), random.choice([0.0, 2.0, math.inf])
-            spent, expected = random.random() < 0.02, random.choice([None, None, clock.now, clock.now - 100])
-            change = Reserve(POLICY, ReservationRequest(request_class, within, earlier, spent, expected))
+            share, expected = (
+                random.choice([None] * 49 + [1.0]),
+                random.choice([None, None, clock.now, clock.now - 100]),
+            )
+            change = Reserve(POLICY, ReservationRequest(request_class, within, earlier, share, expected))
         results: list[Any] = [store.update(key, BUDGET_NAME, change) for store in stores]
         assert results[0] == results[1]
         if isinstance(change, Reserve):
@@ -230,7 +233,7 @@ class TestWire:
     @pytest.mark.parametrize(
         "change",
         [
-            Reserve(POLICY, ReservationRequest(POLL, math.inf, HELD, True, 3.5)),
+            Reserve(POLICY, ReservationRequest(POLL, math.inf, HELD, 0.5, 3.5)),
             Reserve(POLICY, ReservationRequest(COMMAND)),
             Adjust(POLICY, Rejection(None, 4.0)),
             Adjust(POLICY, quota=Quota(100.0, 5.0, 3.0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from random import Random
 
 import pytest
@@ -224,6 +225,54 @@ def test_admissions_come_at_the_rate_of_the_budget():
         state, reservation = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
         dues.append(reservation.due)
     assert worst_window(dues) <= 100
+
+
+def test_a_request_without_an_admission_puts_off_the_tasks_that_wait_for_one():
+    policy = Policy(100, 6)
+    state, waiting = GcraState.empty(policy, 0.0), []
+    for _ in range(20):
+        state, reservation = reserve(state, policy, ReservationRequest(ADMISSION), 0.0)
+        waiting.append(reservation)
+    admitted, later = sum(each.may_send for each in waiting), waiting[-1]
+    for commands, request in ((admitted, COMMAND), (1, COMMAND), (1, POLL)):
+        for _ in range(commands):
+            state, _reservation = reserve(state, policy, ReservationRequest(request, 9.0), 4.0)
+        state, again = reserve(state, policy, ReservationRequest(ADMISSION, earlier=later), 4.0)
+        moved = 0.0 if commands == admitted else policy.interval(1)
+        assert again.due == pytest.approx(later.due + moved, abs=0.05)
+        later = again
+    assert not reserve(state, policy, ReservationRequest(ADMISSION, 1.0, later), 4.0)[1].granted
+
+
+@pytest.mark.parametrize(("others", "least"), [(0, 460), (1, 200), (2, 100)])
+def test_most_tasks_that_are_admitted_find_a_slot_within_two_seconds_beside_other_requests(others, least):
+    policy = Policy(100, 6)
+    state, refused, sent, started = GcraState.empty(policy, 0.0), 0, 0, 0
+    events: list[tuple[float, int, RequestClass, Reservation | None]] = []
+    events += [(0.0, number, ADMISSION, None) for number in range(500)]
+    events += [(6.0 * number, 1000 + number, COMMAND, None) for number in range(60)]
+    events += [(10.0 * number, 2000 + number, POLL, None) for number in range(36)]
+    # Each of them sends one request after another, all it may.
+    events += [(0.0, 3000 + number, COMMAND, None) for number in range(others)]
+    heapq.heapify(events)
+    while events and events[0][0] < 360.0:
+        now, number, request_class, earlier = heapq.heappop(events)
+        within = 2.0 if request_class is COMMAND and number < 1000 else math.inf
+        state, reservation = reserve(state, policy, ReservationRequest(request_class, within, earlier), now)
+        if not reservation.granted:
+            refused += 1
+        elif not reservation.may_send:
+            heapq.heappush(events, (now + reservation.wait_seconds, number, request_class, reservation))
+        elif request_class is ADMISSION:
+            heapq.heappush(events, (now + 1.5, number, COMMAND, None))
+        else:
+            sent, started = sent + 1, started + (number < 1000)
+            if number >= 3000:
+                heapq.heappush(events, (now, number, COMMAND, None))
+    assert sent >= 360.0 / policy.interval(1) - 20
+    assert started >= least
+    # If others put nobody off, 84, 269 and 447 are refused.
+    assert refused <= (15, 75, 225)[others]
 
 
 class TestAfterA429:

@@ -180,8 +180,9 @@ class TestNoRoom:
     def uses_a_share(self, store: SqliteStore, clock) -> None:
         budget = SharedBudget(store, "key", clock=clock)
         held = budget.reserve(COMMAND, 1e9)
-        clock.advance(held.wait_seconds)
-        assert budget.reserve(COMMAND, 0.0, held).may_send
+        while not held.may_send:
+            clock.advance(held.wait_seconds)
+            held = budget.reserve(COMMAND, 1e9, held)
         assert budget.snapshot().requests_per_minute == 25
 
     def test_a_path_below_a_file_can_not_be_created(self, tmp_path, clock):
