@@ -101,6 +101,13 @@ def test_a_claim_by_response_says_between_which_times_its_execution_was_requeste
     assert (claim.by_response, claim.requested) == (True, (now, now + 1.0))
 
 
+def test_an_execution_that_is_adopted_is_made_known_too(starter, sandbox):
+    sandbox.faults.add(LOST[0])
+    known: list[str] = []
+    starter.run(send(replace(starter.attempt(), on_known=lambda each: known.append(each.id))))
+    assert known == [sandbox.executions[0].id]
+
+
 def test_an_execution_is_known_before_it_is_claimed(starter):
     attempt, claims = starter.attempt(), []
     known = replace(attempt, on_known=lambda each: claims.append(dict(attempt.attempts.claims([("wf_1", each.id)]))))
@@ -379,19 +386,52 @@ def test_a_record_of_another_workflow_is_of_no_use(starter, sandbox):
     assert len(sandbox.executions) == 2
 
 
-def interrupt(starter: Starter, act: Any) -> None:
-    """Run something once, when the next response to a start has arrived."""
+def interrupt(starter: Starter, act: Any, method: str = "POST") -> None:
+    """Run something once, when the next response to a start has arrived, or to another request."""
     http: Any = starter.client._http.get()
     original = http.send
 
     def sending(request: Any, **options: Any) -> Any:
         response = original(request, **options)
-        if request.method == "POST":
+        if request.method == method:
             http.send = original
             act()
         return response
 
     http.send = sending
+
+
+def test_a_search_ends_with_what_another_attempt_has_learnt(starter, sandbox):
+    sandbox.history_lag_seconds = 100
+    sandbox.faults.add(LOST[0])
+    with pytest.raises(AmbiguousExecutionError):
+        starter.start(policy=FAILS)
+    attempts, execution_id = starter.attempt().attempts, sandbox.executions[0].id
+    lost = attempts.read()
+    interrupt(starter, lambda: attempts.keep(lost, replace(lost, execution_id=execution_id)), "GET")
+    found = starter.start()
+    assert (found.origin, found.execution.id) == (Origin.REATTACHED, execution_id)
+    assert len(sandbox.executions) == 1
+
+
+def test_nothing_is_sent_again_when_the_shared_state_fails_during_a_search(starter, sandbox, store):
+    sandbox.faults.add(LOST[0])
+    interrupt(starter, lambda: setattr(store, "broken", True), "GET")
+    with pytest.raises(AmbiguousExecutionError, match="the shared state can't be used: the disk is full"):
+        starter.start()
+    assert sandbox.count(**START) == 1
+
+
+def test_an_attempt_that_joins_late_does_not_undo_what_another_one_has_completed(starter):
+    started = starter.start(policy=WAITS)
+
+    def complete() -> None:
+        starter.start(policy=WAITS)
+        starter.run(mark_done(starter.client.context, starter.attempt().attempts, started.execution.id))
+
+    interrupt(starter, complete, "GET")
+    assert starter.start(policy=WAITS).execution.id == started.execution.id
+    assert starter.attempt().attempts.read().done
 
 
 def test_a_response_that_arrives_after_a_retry_has_taken_over_serves_both(starter, sandbox):
