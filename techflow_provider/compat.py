@@ -34,7 +34,10 @@ def import_airflow() -> None:
         os.environ[DATABASE_VARIABLE] = "sqlite://"
     try:
         with redirect_stdout(sys.stderr):
-            import airflow.settings  # noqa: F401
+            from airflow.providers_manager import ProvidersManager
+
+            # Before 3.1, only this makes `state_url_cmd` known. All components of Airflow do so when they start.
+            ProvidersManager().initialize_providers_configuration()  # type: ignore[no-untyped-call]
     finally:
         if blocked:
             os.environ[DATABASE_VARIABLE] = blocked

@@ -311,6 +311,8 @@ def test_a_request_that_was_not_sent_says_nothing_about_the_key():
 
 def test_components_with_another_version_are_named(served, techflow):
     assert checks.other_versions(HERE, (HERE, WORKER)) is None
+    # Where the state is, is logged once, and here by a command.
+    techflow("budget")
     connection = read_connection("techflow_default")
     report(open_state(connection)[0], connection.settings.account, TRIGGERER)
     found = finding(techflow("doctor", "-o", "json"), "components")
