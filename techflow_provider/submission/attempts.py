@@ -99,7 +99,7 @@ class AttemptStore:
             if following is None:
                 return Write(None), None
             ttl_seconds = DONE_TTL_SECONDS if following.done or following.failed else RECORD_TTL_SECONDS
-            return Write(json.dumps(following.to_dict(now), sort_keys=True), ttl_seconds), following
+            return Write(json.dumps(following.to_dict(now)), ttl_seconds), following
 
         return self._store.update(f"{self.site}/{kind}", self._submitter, change)
 
@@ -121,11 +121,7 @@ class AttemptStore:
         """Return the record, from whichever of the two states knows more about it."""
         own = self._read_own()
         found = self.read_shared() or self.migrate()
-        if own is not None and (found is None or _rank(own) > _rank(found)):
-            found = own
-        if found is not None:
-            self.sequence = max(self.sequence, found.sequence)
-        return found
+        return own if own is not None and (found is None or _rank(own) > _rank(found)) else found
 
     def _read_own(self) -> AttemptRecord | None:
         """Return the record that Airflow keeps; its age is unknown, and nobody waits for a response to it any more."""
@@ -167,8 +163,9 @@ class AttemptStore:
         """
 
         def decide(present: AttemptRecord | None) -> AttemptRecord | None:
-            is_own = present is None or (present.submission_id == submission_id)
-            return None if is_own and (present is None or attempt_id in (None, present.attempt_id)) else present
+            if present is None or present.submission_id != submission_id:
+                return present
+            return None if attempt_id in (None, present.attempt_id) else present
 
         self.update(decide)
 

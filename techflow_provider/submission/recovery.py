@@ -241,10 +241,7 @@ class _Search:
         if attempt.polls is None or self.is_cut_off:
             snapshot = await read(None)
         else:
-            # A row may not name its workflow.
-            workflow_id = None if all(each.workflow_id for each in history.rows) else own.workflow_id
-            key = (attempt.attempts.site, attempt.effect_seconds, workflow_id)
-            snapshot = await attempt.polls.once(history, key, read)
+            snapshot = await attempt.polls.once(history, (attempt.attempts.site, attempt.effect_seconds), read)
         listed = None if snapshot is None else snapshot.intents.get(own.submission_id)
         if snapshot is None or listed is None:
             return None

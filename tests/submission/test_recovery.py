@@ -21,6 +21,7 @@ from techflow_provider.client import (
     SupersededError,
     UnauthorizedError,
 )
+from techflow_provider.polling.searches import SharedHistory
 from techflow_provider.sandbox import ManualClock
 from techflow_provider.state.budget import LocalBudget
 from techflow_provider.state.store import StoreError
@@ -317,6 +318,18 @@ def test_an_execution_without_a_workflow_is_claimed_as_one_of_the_own_workflow(s
     server.add("ex_1", workflow_id=None)
     starter.attempt().attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
     assert searched(starter) == NoMatch()
+
+
+def test_searches_share_a_poll_and_each_reads_the_claims_of_its_own_workflow(starter, server, store):
+    server.add("1", workflow_id=None)
+    polls = SharedHistory(store, "account")
+    first, second = (lose(starter, task=name, workflow_id=name) for name in ("wf_1", "wf_2"))
+    first[0].attempts.claim("wf_1", "1", Claim("other#1", by_response=True))
+    assert starter.run(search(replace(first[0], polls=polls), first[1])) == NoMatch()
+    count = server.polls
+    with pytest.raises(AmbiguousExecutionError, match="1 may have begun then"):
+        starter.run(search(replace(second[0], polls=polls), second[1]))
+    assert server.polls == count
 
 
 def test_a_task_that_has_claimed_an_execution_takes_no_other(starter, server):
