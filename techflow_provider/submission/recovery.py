@@ -293,7 +293,7 @@ class _Search:
             shows_payloads=bool((shown & sent) - {None}),
             shows_none=names_none and shown > {None},
             oldest=min((each.high for each in spans), default=math.inf),
-            is_ascending=len(spans) > 1 and spans[0].low < spans[-1].low,
+            is_ascending=bool(spans) and spans[0].low < spans[-1].low,
         )
 
     async def _clock(self, executions: Collection[Execution], at: datetime) -> ServerClock:

@@ -24,12 +24,12 @@ from techflow_provider.client import (
 from techflow_provider.polling.searches import SharedHistory
 from techflow_provider.sandbox import ManualClock
 from techflow_provider.state.budget import LocalBudget
-from techflow_provider.state.store import StoreError
-from techflow_provider.submission.matching import Match, NoMatch
+from techflow_provider.state.store import StoreError, Write, read_only
+from techflow_provider.submission.matching import DOUBT, Match, NoMatch
 from techflow_provider.submission.model import Attempt
 from techflow_provider.submission.records import AttemptRecord, Claim
 from techflow_provider.submission.recovery import LostStart, OtherAttemptError, own_record, search, take_over
-from tests.submission.conftest import FailingStore, Starter
+from tests.submission.conftest import SITE, TASK, FailingStore, Starter
 
 # What the request may take, how long the history may lag, and a process that was held up before it sent the request.
 EFFECT_SECONDS = 30.0 + 120.0 + 5.0
@@ -219,7 +219,8 @@ def test_another_number_of_executions_is_all_there_are(starter, server, count):
 
 
 def test_a_history_that_reaches_back_before_the_request_is_complete_if_it_lists_the_newest(starter, server, clock):
-    server.fill(20, began=-60.0)
+    server.fill(10, began=-60.0)
+    server.fill(10, began=1.0)
     assert searched(starter) == NoMatch()
     server.is_ascending = True
     ambiguous_after(starter, clock, task="another")
@@ -235,6 +236,36 @@ def test_a_history_that_leaves_out_what_it_has_shown_is_cut_off(starter, server,
     server.fill(19)
     server.add("other_19", listed=30.0, workflow_id="wf_2")
     server.limit = 19
+    ambiguous_after(starter, clock)
+
+
+def test_a_history_that_leaves_out_what_it_has_shown_is_complete_from_its_oldest_on(starter, server):
+    server.fill(30, began=-60.0)
+    server.add("another", listed=30.0, workflow_id="wf_2")
+    server.limit = 19
+    assert searched(starter) == NoMatch()
+
+
+def test_a_history_that_was_complete_and_reached_its_limit_is_cut_off(starter, server, clock):
+    server.fill(19)
+    for index in range(3):
+        server.add(f"another_{index}", listed=30.0, workflow_id="wf_2")
+    server.limit = 20
+    ambiguous_after(starter, clock)
+
+
+def test_what_only_earlier_polls_have_shown_does_not_make_a_history_reach_back(starter, server, clock):
+    """Between two polls, the execution may have come and gone."""
+    server.fill(20, began=-60.0)
+    for second in range(300):
+        server.add(f"second_{second}", began=second, listed=second, workflow_id="wf_2")
+    server.limit = 20
+    ambiguous_after(starter, clock)
+
+
+def test_an_execution_without_a_time_says_nothing_about_a_history(starter, server, clock):
+    server.fill(19)
+    server.add("without", workflow_id="wf_2", started_at=None)
     ambiguous_after(starter, clock)
 
 
@@ -254,23 +285,38 @@ def test_what_earlier_polls_have_shown_counts(starter, server, clock):
 # Times.
 
 
-def test_executions_whose_starts_are_known_show_how_far_the_servers_clocks_are_apart(starter, server):
+def add_known(starter: Starter, server: Server, ahead: float, **claimed: Any) -> None:
+    """Add executions whose starts were responded to a minute ago.
+
+    :param ahead: how far the clock of the history is ahead of `Date`
+    :param claimed: what their claims have in other ways
+    """
     sent = server.clock.now().timestamp() - 60.0
-    attempts = starter.attempt().attempts
     for index in range(3):
-        server.add(f"known_{index}", 3600.0 - 60.0, workflow_id="wf_2")
-        attempts.claim("wf_2", f"known_{index}", Claim(f"other#{index}", True, (sent, sent + 1.0)))
+        server.add(f"known_{index}", ahead - 60.0, workflow_id="wf_2")
+        claim = replace(Claim(f"other#{index}", True, (sent, sent + 1.0)), **claimed)
+        starter.attempt().attempts.claim("wf_2", f"known_{index}", claim)
+
+
+def test_an_execution_that_began_later_than_a_request_may_have_an_effect_is_not_adopted(starter, server):
+    add_known(starter, server, 0.0)
+    server.add("ex_1", began=163.0, listed=163.0)
+    assert searched(starter) == NoMatch()
+
+
+@pytest.mark.parametrize("is_ascending", [False, True])
+def test_the_newest_executions_whose_starts_are_known_show_how_far_the_servers_clocks_are_apart(
+    starter, server, is_ascending
+):
+    server.is_ascending = is_ascending
+    server.fill(12, 3600.0 - 600.0)
+    add_known(starter, server, 3600.0)
     server.add("ex_1", 3600.0)
     assert found(starter) == "ex_1"
 
 
-def test_only_claims_by_a_response_and_of_the_same_workflow_show_that(starter, server):
-    sent = server.clock.now().timestamp() - 60.0
-    attempts = starter.attempt().attempts
-    for index in range(3):
-        server.add(f"known_{index}", 3600.0 - 60.0, workflow_id="wf_2")
-        attempts.claim("wf_2", f"known_{index}", Claim(f"other#{index}"))
-        attempts.claim("wf_1", f"known_{index}", Claim(f"other#{index}", True, (sent, sent + 1.0)))
+def test_only_claims_by_a_response_show_that(starter, server):
+    add_known(starter, server, 3600.0, requested=None)
     server.add("ex_1", 3600.0)
     assert searched(starter) == NoMatch()
 
@@ -294,6 +340,22 @@ def test_where_the_history_shows_that_there_is_no_payload_an_execution_without_o
     assert found(starter) == "ex_2"
 
 
+def test_an_execution_of_which_the_history_shows_no_payload_may_have_one(starter, server):
+    server.add("ex_1")
+    server.add("ex_2", input={"day": 2})
+    match = searched(starter)
+    assert isinstance(match, Match)
+    assert DOUBT in match.reason
+
+
+def test_a_history_that_shows_nothing_where_payloads_might_be_shows_no_payloads(starter, server):
+    other = starter.attempt("other", payload={"day": 2})
+    other.attempts.update(lambda _: other.new_record(other.context.now(), 0.0))
+    server.add("ex_1", input=None)
+    with pytest.raises(AmbiguousExecutionError, match="may belong to another task with another payload"):
+        searched(starter)
+
+
 def test_a_history_that_shows_other_payloads_than_were_sent_shows_none_for_certain(starter, server):
     """A server may add to them, or show something else under that name."""
     server.add("ex_1", input={"day": 1, "added": True})
@@ -314,6 +376,13 @@ def test_an_id_may_be_unique_within_its_workflow_only(starter, server):
     assert searched(starter, task="third") == NoMatch()
 
 
+def test_a_claim_counts_however_many_executions_began_later(starter, server):
+    server.add("ex_1")
+    starter.attempt().attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
+    server.fill(15, began=1.0)
+    assert searched(starter) == NoMatch()
+
+
 def test_an_execution_without_a_workflow_is_claimed_as_one_of_the_own_workflow(starter, server):
     server.add("ex_1", workflow_id=None)
     starter.attempt().attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
@@ -330,6 +399,33 @@ def test_searches_share_a_poll_and_each_reads_the_claims_of_its_own_workflow(sta
     with pytest.raises(AmbiguousExecutionError, match="1 may have begun then"):
         starter.run(search(replace(second[0], polls=polls), second[1]))
     assert server.polls == count
+
+
+def test_a_claim_is_read_once_by_the_searches_that_share_a_poll(starter, server, store, monkeypatch):
+    server.add("ex_1")
+    polls, update, names = SharedHistory(store, "account"), store.update, []
+    first, second = (lose(starter, task=name) for name in ("first", "second"))
+    first[0].attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
+    assert starter.run(search(replace(first[0], polls=polls), first[1])) == NoMatch()
+
+    def counted(namespace: str, name: str, change: Any) -> Any:
+        names.append(name)
+        return update(namespace, name, change)
+
+    monkeypatch.setattr(store, "update", counted)
+    assert starter.run(search(replace(second[0], polls=polls), second[1])) == NoMatch()
+    assert "second" in names
+    assert "wf_1/ex_1" not in names
+
+
+def test_a_search_begins_by_the_hosts_clock_where_the_stores_clock_has_had_a_break(starter, server, store):
+    attempt, lost = lose(starter)
+    earlier = replace(lost.record, sent_at=attempt.context.now() - timedelta(seconds=300), sent_clock=None)
+    text = json.dumps(earlier.to_dict(store.update("any", "name", read_only)[1] + 1000.0))
+    store.update(f"{SITE}/pending", TASK, lambda *_: (Write(text, 600.0), None))
+    server.add("ex_1", began=-250.0)
+    match = starter.run(search(attempt, lost))
+    assert isinstance(match, Match)
 
 
 def test_a_task_that_has_claimed_an_execution_takes_no_other(starter, server):

@@ -759,6 +759,13 @@ def test_an_execution_on_a_later_page_of_the_history_is_found(starter, sandbox):
     assert starter.run(resolve(starter.attempt(policy=WAITS))) is None
 
 
+def test_a_search_reads_all_pages_of_the_history(starter, sandbox):
+    sandbox.faults.add(LOST[0])
+    interrupt(starter, lambda: start_more(sandbox), "GET")
+    sandbox.history_lag_seconds = 2.0
+    assert starter.start().execution.id == sandbox.executions[0].id
+
+
 def test_a_task_that_has_joined_its_execution_after_a_clear_joins_it_in_retries_with_another_payload(starter):
     def attempt(day: int, clears: int) -> Attempt:
         made: Attempt = starter.attempt(policy=WAITS, payload={"day": day})
