@@ -165,6 +165,14 @@ def test_of_the_tasks_own_state_and_the_shared_one_the_one_that_knows_more_count
     assert not read.is_restored
 
 
+def test_what_the_tasks_own_state_alone_has_kept_is_amended_there(store):
+    task_state = TaskState()
+    task_state.value = replace(RECORD, execution_id="ex_1", report={"a": 1}).to_dict()
+    amended = AttemptStore(store, SITE, TASK, task_state).amend("ex_1", done=True)
+    assert amended is not None
+    assert (amended.report, amended.done, task_state.value["done"]) == ({"a": 1}, False, True)
+
+
 def test_the_shared_state_is_as_old_as_the_oldest_that_it_has_kept(attempts, store, clock):
     assert attempts.oldest_seconds() == 0.0
     attempts.claim("wf_1", "1", Claim("a"))
@@ -308,7 +316,7 @@ def test_an_unreadable_record_of_another_task_is_skipped_with_one_warning(store,
     put(store, PENDING, value, "other", SITE)
     attempts.update(lambda _: RECORD)
     with caplog.at_level(logging.WARNING):
-        assert [len(attempts.pending()) for _ in range(2)] == [1, 1]
+        assert [len(attempts.pending()) for _ in range(3)] == [1, 1, 1]
     assert [record.getMessage()[:28] for record in caplog.records] == ["The record of other is ignor"]
 
 
@@ -429,6 +437,15 @@ def test_a_note_in_the_tasks_own_state_is_read_with_the_intent_in_the_shared_sta
     assert clock.monotonic() < 10
     assert task_state.value["execution_id"] == found.execution.id
     assert not legacy(store)
+
+
+def test_a_note_in_the_tasks_own_state_of_a_request_that_was_not_sent_is_deleted_with_its_intent(starter, store):
+    task_state = TaskState()
+    task_state.value = NOTE
+    put(store, "intents", {**INTENT, "sent_at": None})
+    for _ in range(2):
+        assert starter.attempt(task_state=task_state).attempts.read() is None
+    assert task_state.value is None
 
 
 def test_a_request_of_a_note_in_the_tasks_own_state_is_as_old_as_its_intent(starter, sandbox, store, clock):
