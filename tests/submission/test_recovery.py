@@ -401,21 +401,38 @@ def test_searches_share_a_poll_and_each_reads_the_claims_of_its_own_workflow(sta
     assert server.polls == count
 
 
-def test_a_claim_is_read_once_by_the_searches_that_share_a_poll(starter, server, store, monkeypatch):
-    server.add("ex_1")
-    polls, update, names = SharedHistory(store, "account"), store.update, []
-    first, second = (lose(starter, task=name) for name in ("first", "second"))
-    first[0].attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
-    assert starter.run(search(replace(first[0], polls=polls), first[1])) == NoMatch()
+def count_updates(store: FailingStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of the entries that are read or written from now on."""
+    names, update = list[str](), store.update
 
     def counted(namespace: str, name: str, change: Any) -> Any:
         names.append(name)
         return update(namespace, name, change)
 
     monkeypatch.setattr(store, "update", counted)
+    return names
+
+
+def test_a_claim_is_read_once_by_the_searches_that_share_a_poll(starter, server, store, monkeypatch):
+    server.add("ex_1")
+    polls = SharedHistory(store, "account")
+    first, second = (lose(starter, task=name) for name in ("first", "second"))
+    first[0].attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
+    assert starter.run(search(replace(first[0], polls=polls), first[1])) == NoMatch()
+    names = count_updates(store, monkeypatch)
     assert starter.run(search(replace(second[0], polls=polls), second[1])) == NoMatch()
     assert "second" in names
     assert "wf_1/ex_1" not in names
+
+
+def test_only_the_claims_of_the_newest_executions_and_of_those_that_may_fit_are_read(
+    starter, server, store, monkeypatch
+):
+    for index in range(30):
+        server.add(f"ex_{index}", began=-7200.0)
+    names = count_updates(store, monkeypatch)
+    assert searched(starter) == NoMatch()
+    assert len({each for each in names if each.startswith("wf_1/")}) == 10
 
 
 def test_a_search_begins_by_the_hosts_clock_where_the_stores_clock_has_had_a_break(starter, server, store):
