@@ -10,7 +10,7 @@ from itertools import combinations, product
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from techflow_provider.client.models import Execution
@@ -303,6 +303,7 @@ def in_order(own: Intent, others: Sequence[Intent], rows: Sequence[Row]) -> set[
 TIMES = st.integers(0, 10)
 
 
+@example({3, 7}, [(-2, 5), (5, 2), (1, 11)])
 @given(st.sets(TIMES, min_size=1, max_size=4), st.lists(st.tuples(st.integers(-4, 12), st.integers(0, 12)), max_size=3))
 def test_as_many_requests_as_possible_get_an_execution_and_the_submission_the_nearest_that_leaves_as_many(
     began, others
