@@ -413,12 +413,14 @@ def count_updates(store: FailingStore, monkeypatch: pytest.MonkeyPatch) -> list[
     return names
 
 
-def test_a_claim_is_read_once_by_the_searches_that_share_a_poll(starter, server, store, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_a_claim_is_read_once_by_the_searches_of_a_process(starter, server, store, monkeypatch, seconds):
     server.add("ex_1")
     polls = SharedHistory(store, "account")
     first, second = (lose(starter, task=name) for name in ("first", "second"))
     first[0].attempts.claim("wf_1", "ex_1", Claim("other#1", by_response=True))
     assert starter.run(search(replace(first[0], polls=polls), first[1])) == NoMatch()
+    server.clock.advance(seconds)
     names = count_updates(store, monkeypatch)
     assert starter.run(search(replace(second[0], polls=polls), second[1])) == NoMatch()
     assert "second" in names
