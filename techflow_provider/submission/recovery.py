@@ -358,7 +358,7 @@ async def read_whole(context: FlowContext) -> History:
 
 def _may_be_limit(count: int) -> bool:
     """Whether a history of so many executions may be one that shows no more."""
-    return count >= SMALLEST_LIMIT and (count % 10 == 0 or count % 25 == 0 or count & (count - 1) == 0)
+    return count >= SMALLEST_LIMIT and (count % 10 == 0 or count % 25 == 0 or count.bit_count() == 1)
 
 
 def _echo(execution: Execution) -> str | None:
