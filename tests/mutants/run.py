@@ -75,7 +75,7 @@ AREAS = {
     "submission/start.py": Area(STARTS),
     "submission/attempts.py": Area(("submission/test_attempts.py", *STARTS, "commands/test_starts.py")),
     "submission/records.py": Area(("submission/test_attempts.py", *MATCHING, "commands/test_starts.py")),
-    "submission/model.py": Area(STARTS, left_out=frozenset({"Submission.__str__"})),
+    "submission/model.py": Area((*STARTS, "submission/test_submission.py"), left_out=frozenset({"Submission.__str__"})),
     "submission/legacy.py": Area(("submission/test_attempts.py",)),
     "submission/direct.py": Area(("submission/test_direct.py", "submission/test_submission.py")),
     "polling/poller.py": Area(("polling/test_polls.py", "polling/test_poller.py", "polling/test_registry.py")),
