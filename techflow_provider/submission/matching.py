@@ -36,11 +36,13 @@ class Intent:
     :param record: its record
     :param window: when an execution began if the request started it
     :param sent_at: the best estimate of when it was sent
+    :param is_certain: whether our clocks agree when that was
     """
 
     record: AttemptRecord
     window: Span
     sent_at: float
+    is_certain: bool = True
 
     @classmethod
     def of(
@@ -54,9 +56,9 @@ class Intent:
         :param age_seconds: the time in between, or more
         :param effect_seconds: how long after a request was sent the server may act on it
         """
-        sent_at = at.timestamp() - _bounded(record.since_sent)
-        earliest = min(sent_at, at.timestamp() - _bounded(record.longest_since_sent(now)))
-        return cls(record, Span(earliest, sent_at + age_seconds + effect_seconds).widened(DATE_SECONDS), sent_at)
+        sent_at, earliest = (at.timestamp() - _bounded(each) for each in record.since_sent_between(now))
+        window = Span(earliest, sent_at + age_seconds + effect_seconds).widened(DATE_SECONDS)
+        return cls(record, window, sent_at, earliest == sent_at or not record.is_clock_kept)
 
     def covers(self, row: Row) -> bool:
         """Whether the request may have started an execution, by the time at which that began."""
@@ -131,7 +133,9 @@ class MatchInput:
             return Fit.NONE
         if execution.workflow_id is None or row.began is None or not row.began.meets(window):
             return Fit.POSSIBLE
-        return Fit.CERTAIN if self.shows_payloads else Fit.LIKELY
+        if self.shows_payloads:
+            return Fit.CERTAIN
+        return Fit.LIKELY if self.own.is_certain else Fit.POSSIBLE
 
     def candidates(self) -> dict[Fit, list[Row]]:
         """Return the executions that nobody claims by how well they fit the submission, the nearest to it first."""
@@ -253,7 +257,7 @@ def _match_none(possible: list[Row], search: MatchInput) -> MatchResult:
     unexplained = [row for row in possible if not any(each.covers(row) for each in search.competing)]
     if unexplained:
         return Ambiguous(f"{_ids(unexplained)} may have begun then, by a clock that isn't known well enough")
-    if possible and not search.clock.is_measured:
+    if possible and not (search.clock.is_measured and search.own.is_certain):
         return Undecided(f"another task may get {_ids(possible)}", OTHERS_SECONDS)
     if not search.is_complete:
         return Undecided("the history may not show all executions since then", HISTORY_SECONDS)

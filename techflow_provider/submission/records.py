@@ -14,6 +14,8 @@ from techflow_provider.state.store import StoreError
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 # How far the time of a write, as the record has it, may be from the time that the store has for it.
 CLOCK_TOLERANCE_SECONDS = 5.0
+# The clocks of hosts may be as far apart.
+DISAGREEMENT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,17 @@ class AttemptRecord:
         """What has to come before the execution is known."""
         return "its response" if self.in_flight else "a search of the history, or a person"
 
-    def longest_since_sent(self, now: datetime) -> float:
-        """Return the seconds since the request was sent; by the host's clock, too, where the store's had a break."""
-        by_host = (now - self.sent_at).total_seconds()
-        return self.since_sent if self.is_clock_kept else max(self.since_sent, by_host)
+    def since_sent_between(self, now: datetime) -> tuple[float, float]:
+        """Return the least and the most seconds since the request was sent.
+
+        They differ where the store's clock had a break, and where it and the host's disagree, so that one was set.
+
+        :param now: this host's clock
+        """
+        since, by_host = self.since_sent, (now - self.sent_at).total_seconds()
+        if self.is_clock_kept and abs(by_host - since) <= DISAGREEMENT_SECONDS:
+            return since, since
+        return min(since, by_host) if self.is_clock_kept else since, max(since, by_host)
 
     def taken_over(self, attempt_id: str, *, accepted: bool = False) -> AttemptRecord:
         """Return the record of an attempt that expects no response and searches the history for the execution."""

@@ -205,7 +205,8 @@ class _Search:
             given = await self._poll(own)
             if given is None:
                 continue
-            result = match(given, early=own.since_sent < effect_seconds)
+            least_since_sent, _ = own.since_sent_between(context.now())
+            result = match(given, early=least_since_sent < effect_seconds)
             if isinstance(result, Undecided) and own.since_sent - effect_seconds > result.timeout_seconds:
                 result = Ambiguous(result.reason)
             if isinstance(result, Ambiguous):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,11 +70,13 @@ class Starter:
 
     :param client: sends the requests
     :param store: the shared state
+    :param clock: that of all hosts
     """
 
-    def __init__(self, client: Client, store: FailingStore) -> None:
+    def __init__(self, client: Client, store: FailingStore, clock: ManualClock) -> None:
         self.client = client
         self.store = store
+        self.context = replace(client.context, now=clock.now)
 
     def run(self, flow: Flow[Any]) -> Any:
         """Run a flow."""
@@ -92,7 +95,7 @@ class Starter:
         """Return the next attempt of a task."""
         attempts = AttemptStore(self.store, SITE, task, task_state, legacy=LegacyState(self.store, ACCOUNT, task))
         submitter = Submitter(task, str(generation))
-        return Attempt(self.client.context, submitter, attempts, policy or SubmissionPolicy(), workflow_id, payload)
+        return Attempt(self.context, submitter, attempts, policy or SubmissionPolicy(), workflow_id, payload)
 
     def start(self, task: str = TASK, **options: Any) -> Submission:
         """Start an execution as an attempt of a task does."""
@@ -118,4 +121,4 @@ def starter(sandbox: Sandbox, clock: ManualClock, api_key: str, store: FailingSt
         clock=clock.monotonic,
         sleep=clock.advance,
     ) as client:
-        yield Starter(client, store)
+        yield Starter(client, store, clock)

@@ -63,6 +63,7 @@ class World:
     :param queued: what the history shows of a queued one: `listed`, `unlisted` or `untimed`
     :param ids_per_workflow: whether ids are unique within a workflow only
     :param flushes: whether the shared state is emptied
+    :param sets_clock: whether the clock of the shared state is set by an hour, and back later
     :param rotates: whether the API key is replaced
     :param deployments: how many deployments run the same tasks
     """
@@ -81,6 +82,7 @@ class World:
     queued: str = "listed"
     ids_per_workflow: bool = False
     flushes: bool = False
+    sets_clock: bool = False
     rotates: bool = False
     deployments: int = 1
 
@@ -101,6 +103,7 @@ WORLDS: dict[str, World] = {
     "ids per workflow": World(OUTCOMES, ids_per_workflow=True, crashes=CRASHES),
     "foreign starts, half 502": World(("502", "502 acting", "response", "response"), foreign_seconds=60.0),
     "store flushed": World(crashes=CRASHES, flushes=True),
+    "the store's clock set": World(OUTCOMES, crashes=CRASHES, sets_clock=True),
     "key rotated": World(OUTCOMES, crashes=CRASHES, rotates=True),
     "two deployments": World(OUTCOMES, crashes=CRASHES, deployments=2),
 }
@@ -161,7 +164,8 @@ class Simulation:
         self.queue: list[tuple[float, int, Callable[[], None]]] = []
         self.numbers = count()
         self.date_offset = self.random.uniform(-world.date_offset, world.date_offset)
-        self.store = MemoryStore(lambda: self.time)
+        self.clock_ahead = 0.0
+        self.store = MemoryStore(lambda: self.time + self.clock_ahead)
         self.executions: list[Execution] = []
         self.polls = 0
         self.key = "key-1"
@@ -193,6 +197,9 @@ class Simulation:
             self.after(0.0, self.start_foreign)
         if self.world.flushes:
             self.after(self.random.uniform(1, 300), self.flush)
+        if self.world.sets_clock:
+            self.after(self.random.uniform(1, 60), partial(self.set_clock, self.random.choice((-3600.0, 3600.0))))
+            self.after(self.random.uniform(60, 300), partial(self.set_clock, 0.0))
         if self.world.rotates:
             self.after(self.random.uniform(1, 300), self.rotate)
         while self.queue and not all(job.outcome for job in self.jobs):
@@ -227,6 +234,10 @@ class Simulation:
                     return self.list(request)
                 return self.respond(self.start(request, job), 0.05)
         raise AssertionError(step)
+
+    def set_clock(self, ahead: float) -> None:
+        """Set the clock of the shared state."""
+        self.clock_ahead = ahead
 
     def flush(self) -> None:
         """Empty the shared state."""

@@ -90,14 +90,16 @@ def test_a_record_of_an_earlier_version_lacks_what_was_added_since(sent_seconds,
     assert (read.sequence, read.clears, read.lost, read.accepted, read.done, read.failed) == (1, 0, *(False,) * 4)
 
 
-def test_the_hosts_clock_counts_only_where_the_stores_clock_has_had_a_break(attempts, clock):
+def test_the_hosts_clock_counts_where_the_stores_clock_has_had_a_break_or_the_two_disagree(attempts, clock):
     attempts.update(lambda _: RECORD)
     clock.advance(10)
     present = attempts.read()
-    assert present.longest_since_sent(NOW + timedelta(hours=1)) == 10
+    assert present.since_sent_between(NOW + timedelta(seconds=35)) == (10, 10)
+    assert present.since_sent_between(NOW + timedelta(hours=1)) == (10, 3600)
+    assert present.since_sent_between(NOW - timedelta(hours=1)) == (-3600, 10)
     broken = AttemptRecord.read(present.to_dict(1000.0), 2.0, 12.0)
     assert (broken.since_sent, broken.is_clock_kept) == (1002.0, False)
-    assert broken.longest_since_sent(NOW + timedelta(hours=1)) == 3600
+    assert broken.since_sent_between(NOW + timedelta(hours=1)) == (1002, 3600)
 
 
 @pytest.mark.parametrize(

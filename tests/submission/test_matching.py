@@ -348,7 +348,26 @@ def test_a_window_reaches_from_the_request_to_its_last_possible_effect_with_a_se
 def test_a_window_begins_by_the_hosts_clock_where_the_stores_clock_has_had_a_break():
     broken = record(since_sent=10.0, sent_at=after(-300), is_clock_kept=False)
     assert window_of(broken).low == after(-301.5).timestamp()
-    assert window_of(replace(broken, is_clock_kept=True)).low == after(-11.5).timestamp()
+
+
+def test_a_window_begins_by_one_clock_and_ends_by_the_other_where_the_two_disagree():
+    for since_sent, sent_at in ((3600.0, -10), (10.0, -3600)):
+        found = window_of(record(since_sent=since_sent, sent_at=after(sent_at)))
+        assert found == Span(after(-3601.5).timestamp(), after(2 - 10 + 70 + 1.5).timestamp())
+
+
+def test_where_our_clocks_disagree_only_a_payload_shows_which_execution_it_is():
+    own = Intent.of(record(since_sent=3600.0, sent_at=after(-10)), NOON, NOON, 2.0, 70.0)
+    given = replace(search([execution("ex_1", -5)]), own=own)
+    unknown = match(given, early=False)
+    assert isinstance(unknown, Ambiguous)
+    assert "clock that isn't known well enough" in unknown.reason
+    shared = replace(given, competing=[replace(own, record=record("other"))])
+    assert isinstance(match(shared, early=False), Undecided)
+    paid = replace(own, record=replace(own.record, payload_digest="p"))
+    found = match(replace(given, own=paid, rows=[row(execution("ex_1", -5), "p")], shows_payloads=True), early=False)
+    assert isinstance(found, Match)
+    assert found.execution.id == "ex_1"
 
 
 def test_a_clock_that_is_wrong_by_millennia_breaks_nothing():

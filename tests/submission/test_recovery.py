@@ -99,13 +99,12 @@ def starter(server: Server, clock: ManualClock, store: FailingStore) -> Iterator
         clock=clock.monotonic,
         sleep=clock.advance,
     ) as client:
-        yield Starter(client, store)
+        yield Starter(client, store, clock)
 
 
 def lose(starter: Starter, **options: Any) -> tuple[Attempt, LostStart]:
     """Return an attempt whose request was sent just now, and is lost."""
     attempt = starter.attempt(**options)
-    attempt = replace(attempt, context=replace(attempt.context, now=starter.client.context.now))
     sent = attempt.new_record(attempt.context.now(), 60.0)
     attempt.attempts.update(lambda _: sent)
     return attempt, LostStart(starter.run(take_over(attempt, sent)), "The response is lost", 1)
