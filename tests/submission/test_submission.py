@@ -19,9 +19,14 @@ from techflow_provider.client import (
     StateUnavailableError,
 )
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS
+from techflow_provider.client.models import Execution
 from techflow_provider.compat import has_api_server
 from techflow_provider.sandbox import Fault, Sandbox
+from techflow_provider.state.store import Write
+from techflow_provider.submission.matching import Match
 from techflow_provider.submission.model import Origin, SubmissionPolicy, Submitter
+from techflow_provider.submission.recovery import LostStartError
+from tests.submission.test_attempts import NOTE
 
 pytestmark = [
     pytest.mark.airflow,
@@ -153,6 +158,49 @@ def test_the_record_is_kept_in_the_shared_state_for_this_task_alone(served, star
     assert served.count(path="/workflows/*/execute") == 1
 
 
+def test_what_is_kept_in_the_tasks_own_state_is_deleted_there():
+    from techflow_provider.submission.airflow import AirflowTaskState
+
+    state = TaskState()
+    own = AirflowTaskState(state)
+    own.write({"a": 1})
+    assert own.read() == {"a": 1}
+    own.drop()
+    assert (own.read(), state.kept) == (None, {})
+
+
+@pytest.mark.parametrize(("deployment", "name"), [("", "d/r/t/-1"), ("blue", "blue/d/r/t/-1")])
+def test_a_submitters_name_begins_with_that_of_its_deployment(starter, monkeypatch, deployment, name):
+    monkeypatch.setenv("AIRFLOW__TECHFLOW__DEPLOYMENT", deployment)
+    assert starter().submitter.name == name
+
+
+def test_a_retry_finds_what_version_0_1_0_has_started(served, starter):
+    from techflow_provider.hooks.state import open_state
+    from techflow_provider.hooks.techflow import TechFlowHook
+
+    execution, connection = served.start("wf_1"), TechFlowHook().connection
+    text = json.dumps({**NOTE, "execution_id": execution.id})
+    namespace = f"{connection.settings.account}/notes"
+    open_state(connection)[0].update(namespace, "d/r/t/-1", lambda *_: (Write(text, 60.0), None))
+    assert starter().start("wf_1").execution.id == execution.id
+    assert len(served.executions) == 1
+
+
+@pytest.mark.parametrize(("sent", "expected"), [({}, 1), ({"sent": 2}, 3)])
+def test_a_search_elsewhere_knows_how_many_requests_were_sent_and_what_it_finds_is_claimed(
+    served, starter, sent, expected
+):
+    served.faults.add(Fault("lost_response", path="/workflows/*/execute", times=1))
+    task = starter(policy=SubmissionPolicy(defers_search=True))
+    with pytest.raises(LostStartError) as lost:
+        task.send("wf_1", **sent)
+    assert lost.value.start.sent == expected
+    execution = Execution(served.executions[0].id, "wf_1", "running", None, None, None, {})
+    found = task.finish_search("wf_1", None, lost.value.start, Match(execution, "it was found"))
+    assert (found.execution.id, found.origin) == (execution.id, Origin.ADOPTED)
+
+
 def test_resolving_starts_nothing(served, starter):
     assert starter().resolve("wf_1") is None
     assert not served.executions
@@ -229,6 +277,17 @@ def test_the_policy_decides_what_a_lost_response_leads_to(served, starter):
     with pytest.raises(AmbiguousExecutionError):
         starter(policy=SubmissionPolicy("fail")).start("wf_1")
     assert len(served.executions) == 1
+
+
+def test_what_cannot_be_determined_is_an_error_and_nothing_is_sent_again(served, starter, monkeypatch):
+    monkeypatch.setattr("techflow_provider.submission.recovery.HELD_UP_SECONDS", 1.0)
+    monkeypatch.setenv(LAG, "0")
+    connect(monkeypatch, served.base_url, requests_per_minute=60_000, timeout=1)
+    served.start("wf_1")
+    served.faults.add(Fault("lost_response", path="/workflows/*/execute", times=1))
+    with pytest.raises(AmbiguousExecutionError, match="any of"):
+        starter().start("wf_1", {"a": 1})
+    assert len(served.executions) == 2
 
 
 @pytest.mark.parametrize("lag", ["0", "0.5", "3600"])
