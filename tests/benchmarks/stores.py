@@ -1,7 +1,8 @@
 """How many operations a second does each store carry out, how long does one take, and is any caller starved?
 
 Callers are threads of up to four processes, each with connections of its own. `reserve` takes a slot of one budget for
-all callers; `claim` writes an entry of its own each time, durably; `read` reads an entry that exists.
+all callers; `claim` writes an entry of its own each time, durably; `read` reads an entry that exists. `version` asks
+Airflow's API server for its version with the same client, which shows how fast a request that does nothing is.
 
     python tests/benchmarks/stores.py [--places postgresql api-server] [--callers 1 16 100] [--seconds 5]
 """
@@ -19,7 +20,10 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 from uuid import uuid4
+
+import httpx
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
 from techflow_provider.state.store import Entry, Store, Write, read_only
@@ -64,7 +68,13 @@ def read(store: Store) -> Callable[[], object]:
     return lambda: store.update(f"{ACCOUNT}/attempts", "task", read_only)
 
 
-OPERATIONS = {"reserve": reserve, "claim": claim, "read": read}
+def version(store: Store) -> Callable[[], object]:
+    """Ask the API server for Airflow's version."""
+    client, url = httpx.Client(), urljoin(store.location, "/api/v2/version")
+    return lambda: client.get(url).raise_for_status()
+
+
+OPERATIONS = {"reserve": reserve, "claim": claim, "read": read, "version": version}
 
 
 def call(operation: str, threads: int, run: Run, gate: Gate) -> list[float]:
@@ -144,6 +154,8 @@ def main() -> None:
     for name in asked.places:
         with tempfile.TemporaryDirectory() as folder, place(name, Path(folder)) as store:
             for operation in asked.operations:
+                if operation == "version" and name != "api-server":
+                    continue
                 for callers in asked.callers:
                     outcome = measure(store.url, operation, callers, asked.seconds)
                     hand_over(asked.rows, show(name, operation, callers, outcome, asked.seconds))
