@@ -132,7 +132,7 @@ class Budget:
             return reservation
         # Asking again takes as long as asking did, and a slot is missed by a caller that comes late.
         remaining = reservation.wait_seconds - (self._clock() - asked_at)
-        if self._active is not self._tiers[0]:
+        if reservation.held and self._active is not self._tiers[0]:
             # The first tier may work again sooner than that.
             remaining = min(remaining, self._tiers[0].retry_at - self._clock())
         return replace(reservation, wait_seconds=max(SHORTEST_WAIT_SECONDS, remaining))

@@ -355,6 +355,19 @@ class TestWithoutItsStore:
         learn_burst(budget, clock)
         assert [budget.reserve(COMMAND, 0.0).granted for _ in range(7)] == [True] * 6 + [False]
 
+    def test_a_store_that_fails_again_is_not_asked_in_a_busy_loop(self, clock):
+        store = Fragile(clock)
+        budget = SharedBudget(store, "key", clock=clock)
+        budget._tiers[0].grace_seconds = 30.0
+        store.broken = True
+        sent(budget, clock, 60)
+        store.broken = False
+        clock.advance(10)
+        budget.settle(Reservation(0.0, True, 0.0))
+        store.broken, before = True, store.asked
+        sent(budget, clock, 20, callers=1)
+        assert store.asked - before <= 40
+
     def test_a_slot_of_the_one_means_nothing_to_the_other(self, budget, fragile, clock):
         held = budget.reserve(COMMAND, 1e9)
         fragile.broken = True
