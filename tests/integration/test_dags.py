@@ -77,14 +77,15 @@ def test_a_failed_execution_fails_or_skips_its_task_alike_in_every_mode(served: 
 def test_a_wait_that_times_out_ends_alike_in_every_mode(served: Sandbox, run_dag: RunDag) -> None:
     never_finish(served)
     run = run_dag("endless_execution")
-    # Airflow 3.0's own sensor fails with a TypeError when a rescheduled wait times out, before it considers soft_fail.
-    rescheduled = "failed" if version("apache-airflow").startswith("3.0.") else "skipped"
+    # Airflow 3.0's own sensor fails with a TypeError when a rescheduled wait times out, before it considers soft_fail,
+    # unless the time was over at the first look.
+    soft = {"skipped", "failed"} if version("apache-airflow").startswith("3.0.") else {"skipped"}
+    assert run.tasks.pop("reschedule_soft") in soft
     assert run.tasks == {
         "create": "success",
         "start": "success",
         **dict.fromkeys(("poke", "reschedule", "deferrable", "wait", "defer"), "failed"),
         **{f"{mode}_soft": "skipped" for mode in ("poke", "deferrable")},
-        "reschedule_soft": rescheduled,
     }
     assert "AirflowSensorTimeout" in run.log
     assert "ExecutionTimeoutError" in run.log
