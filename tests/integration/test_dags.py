@@ -78,7 +78,7 @@ def test_a_wait_that_times_out_ends_alike_in_every_mode(served: Sandbox, run_dag
     never_finish(served)
     run = run_dag("endless_execution")
     # Airflow 3.0's own sensor fails with a TypeError when a rescheduled wait times out, before it considers soft_fail,
-    # unless the time was over at the first look.
+    # unless the time was over when it poked first.
     soft = {"skipped", "failed"} if version("apache-airflow").startswith("3.0.") else {"skipped"}
     assert run.tasks.pop("reschedule_soft") in soft
     assert run.tasks == {
