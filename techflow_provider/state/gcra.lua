@@ -240,7 +240,7 @@ local function held_slot()
   elseif class == 'command' and pushed > 0 then
     due = due + pushed
     local interval = present_interval()
-    if state.pushed_at >= due - interval * (1 + ROUNDING) then due = due - interval end
+    if state.pushed_at >= due - interval then due = due - interval end
   end
   if now - due <= LATE_SECONDS then return due end
   return nil
@@ -330,7 +330,7 @@ local function place()
   if math.min(free, turn) > now then return math.min(free, turn), false end
   local due = take()
   if due > now then
-    due = due - math.max(0, math.floor((due - now) / interval - ROUNDING)) * interval
+    due = due - math.floor((due - now) / interval) * interval
     after.pushback_seconds = state.pushback_seconds + interval
     after.pushed_at = now
   end

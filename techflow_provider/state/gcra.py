@@ -419,7 +419,7 @@ def _held_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
         due += pushed
         # The last poll that went first came when this slot was due already, and did not push it.
         interval = state.interval(policy)
-        due -= interval if state.pushed_at >= due - interval * (1 + ROUNDING) else 0.0
+        due -= interval if state.pushed_at >= due - interval else 0.0
     return due if state.updated_at - due <= LATE_SECONDS else None
 
 
@@ -499,9 +499,8 @@ def _place_poll(state: GcraState, policy: Policy) -> tuple[float, GcraState | No
         return min(free, turn), None
     due, taken = _place_command(state, policy)
     if due > now:
-        # The poll takes the next slot that is held, and all callers that hold one move up by one. A slot that is due
-        # right now may have been used already.
-        due -= max(0, math.floor((due - now) / interval - ROUNDING)) * interval
+        # The poll takes the next slot that is held, and all callers that hold one move up by one.
+        due -= math.floor((due - now) / interval) * interval
         taken = replace(taken, pushback_seconds=state.pushback_seconds + interval, pushed_at=now)
     # A poll that comes a little late for the polls' turn does not put off the next one.
     polled_at = due if free <= now else max(turn, due - interval)

@@ -39,8 +39,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def budget_of(base_url: str, key: str = KEY, conn_id: str = "techflow_default") -> SharedBudget:
-    budget = open_budget(TechFlowConnection(conn_id, Settings(key, base_url)))
+def budget_of(
+    base_url: str, key: str = KEY, conn_id: str = "techflow_default", requests_per_minute: int = 100
+) -> SharedBudget:
+    connection = TechFlowConnection(conn_id, Settings(key, base_url), requests_per_minute=requests_per_minute)
+    budget = open_budget(connection)
     assert isinstance(budget, SharedBudget)
     return budget
 
@@ -100,13 +103,14 @@ def test_processes_whose_state_can_not_be_used_share_a_part_of_the_limit(
     monkeypatch.setattr("tempfile.tempdir", str(home))
     fallback_store.cache_clear()
     with Sandbox(api_keys=(KEY,)).serve() as url:
-        connection = {"conn_type": "techflow", "host": url, "password": KEY}
+        extra = {"requests_per_minute": 10_000}
+        connection = {"conn_type": "techflow", "host": url, "password": KEY, "extra": extra}
         monkeypatch.setenv("AIRFLOW_CONN_TECHFLOW_DEFAULT", json.dumps(connection))
         subprocess.run([sys.executable, "-c", LIST_TWICE], check=True, capture_output=True)
-        budget = budget_of(url)
+        budget = budget_of(url, requests_per_minute=10_000)
         send_with(budget)
     fallback_store.cache_clear()
-    assert (sent(budget), budget.snapshot().requests_per_minute) == (3, 25)
+    assert (sent(budget), budget.snapshot().requests_per_minute) == (3, 2_500)
     assert "The rate budget's state can't be used" in caplog.text
 
 

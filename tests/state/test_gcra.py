@@ -7,7 +7,7 @@ import math
 from random import Random
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from techflow_provider.state.gcra import (
@@ -99,8 +99,6 @@ class World:
             self.state = settle(self.state, reservation.epoch)
 
 
-# With this one, a poll comes at the very moment at which the slot of a command is due.
-@example(11, 4, [COMMAND, POLL, *[COMMAND] * 4, ADMISSION, *[COMMAND] * 4, POLL], 0.0, 12273)
 @settings(max_examples=150, deadline=None)
 @given(
     limit=st.integers(1, 40),
