@@ -84,7 +84,8 @@ class World:
             return now + self.random.uniform(0.01, 10), None
         if not reservation.may_send:
             late = self.random.choice([0, 0, 0.01, LATE_SECONDS, 2 * LATE_SECONDS])
-            return now + reservation.wait_seconds + late, reservation
+            # No two callers ask at the very same moment.
+            return now + reservation.wait_seconds + late + self.random.uniform(0, 1e-6), reservation
         self.grants[request_class] += 1
         if request_class is not ADMISSION:
             self.send(now, reservation)
