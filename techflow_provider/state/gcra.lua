@@ -145,7 +145,8 @@ local function empty()
   local interval = interval_of(1, 1)
   return {updated_at = clock, tat = clock + interval, tokens = 0, tokens_at = clock, admission_tat = clock,
     admission_pushback_seconds = 0, admitted = 0, pushback_seconds = 0, pushed_at = clock,
-    polled_at = clock - interval / POLL_SHARE, cool_until = clock, probe_until = clock, consecutive_429 = 0, epoch = clock, released = {}, grants = '',
+    polled_at = clock - interval / POLL_SHARE, cool_until = clock, probe_until = clock, consecutive_429 = 0,
+    epoch = clock, released = {}, grants = '',
     learned = {burst = 1, burst_until = clock, plateau = 1, plateau_at = clock, reduced_at = clock, reductions = 0,
       quota_interval = 0, quota_until = clock, stated = 0, cause = 'nothing'}}
 end

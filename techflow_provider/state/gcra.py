@@ -292,10 +292,9 @@ def reserve(state: GcraState, policy: Policy, request: ReservationRequest, now: 
 def _joined(state: GcraState, policy: Policy, share: float, idle_seconds: float) -> GcraState:
     """Return the state for one more caller, after it or others have sent what the state doesn't know of."""
     learned, now = state.learned, state.updated_at
-    if learned.cause is Cause.ALONE and idle_seconds < MINUTE_SECONDS:
-        share = min(1.0, share + state.share)
-        learned = learned.from_share(share, share, now)
-    elif share < state.share:
+    has_others = learned.cause is Cause.ALONE and idle_seconds < MINUTE_SECONDS
+    if has_others or share < state.share:
+        share = min(1.0, share + state.share) if has_others else share
         learned = replace(learned.from_share(share, share, now), cause=Cause.ALONE)
     state = replace(state, tokens=0.0, tokens_at=now, learned=learned)
     # The first one to return leaves the others the time to do so, too.

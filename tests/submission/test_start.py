@@ -256,6 +256,15 @@ def test_a_later_attempt_joins_the_execution(starter, sandbox):
     assert len(sandbox.executions) == 1
 
 
+def test_a_retry_that_waits_for_nothing_sends_no_request(starter, sandbox):
+    first = starter.start()
+    requests = sandbox.count()
+    sandbox.faults.add(Fault(status=403, method="GET", path="/executions"))
+    again = starter.start()
+    assert (again.origin, again.execution.id) == (Origin.REATTACHED, first.execution.id)
+    assert sandbox.count() == requests
+
+
 def test_a_later_attempt_replaces_an_execution_that_failed(starter, sandbox):
     first = starter.start(policy=WAITS)
     sandbox.finish(first.execution.id, outcome="failed")
