@@ -110,8 +110,10 @@ def quota_of(response: httpx.Response) -> Quota | None:
 
 
 def _from_items(headers: httpx.Headers) -> Iterator[Quota]:
-    policies = dict(_items(headers.get("ratelimit-policy", "")))
     text = headers.get("ratelimit", "")
+    if not text:
+        return
+    policies = dict(_items(headers.get("ratelimit-policy", "")))
     for name, found in _items(text.replace(",", ";") if "remaining" in text else text):
         policy = policies.get(name) or policies.get(f"{found.get('limit', 0):.0f}") or {}
         remaining = found.get("r", found.get("remaining"))
@@ -121,7 +123,7 @@ def _from_items(headers: httpx.Headers) -> Iterator[Quota]:
 
 
 def _items(text: str) -> Iterator[tuple[str, dict[str, float]]]:
-    for item in text[:MAX_LENGTH].lower().split(","):
+    for item in filter(None, text[:MAX_LENGTH].lower().split(",")):
         parameters = {name: float(value) for name, value in PARAMETER.findall(item)}
         yield item.partition(";")[0].strip().strip('"'), parameters
 

@@ -101,8 +101,11 @@ class Settings:
     @cached_property
     def names(self) -> dict[str, Names]:
         """The other names of executions' and of workflows' fields."""
-        pairs = [(*field.split("."), own) for field, own in self.field_names]
-        return {kind: tuple((field, own) for each, field, own in pairs if each == kind) for kind in FIELDS}
+        names: dict[str, Names] = dict.fromkeys(FIELDS, ())
+        for usual, own in self.field_names:
+            kind, field = usual.split(".")
+            names[kind] += ((field, own),)
+        return names
 
     def holds_key(self, content: bytes) -> bool:
         """Whether some bytes contain the key, plain or as JSON or a URL encodes it: a server may repeat it."""

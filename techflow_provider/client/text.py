@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unicodedata import category
 
 T = TypeVar("T")
@@ -31,18 +31,16 @@ def storable(value: T) -> T:
 
     NaN and the infinities, which JSON lacks, become None; NUL and lone surrogates become U+FFFD.
     """
-    stored: T = _storable(value)
-    return stored
-
-
-def _storable(value: Any) -> Any:
+    stored: Any = value
     if isinstance(value, str):
-        return NOT_STORABLE.sub("\ufffd", value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {_storable(name): _storable(each) for name, each in value.items()}
-    return [_storable(each) for each in value] if isinstance(value, list) else value
+        stored = NOT_STORABLE.sub("\ufffd", value)
+    elif isinstance(value, float):
+        stored = value if math.isfinite(value) else None
+    elif isinstance(value, Mapping):
+        stored = {NOT_STORABLE.sub("\ufffd", name): storable(each) for name, each in value.items()}
+    elif isinstance(value, list):
+        stored = [storable(each) for each in value]
+    return cast("T", stored)
 
 
 class _Printable(logging.Filter):

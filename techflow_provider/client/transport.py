@@ -142,16 +142,17 @@ class Exchange:
 
         :raises ResponseLimitError: the body is too large, or takes too long
         """
+        if self._decompress is None:
+            self._append(chunk)
+            return
         self._received += len(chunk)
         self._check(self._received)
-        while self._decompress is not None and not self._decompress.eof:
+        while not self._decompress.eof:
             piece = self._decompress.decompress(chunk, PIECE_BYTES)
             self._append(piece)
             chunk = self._decompress.unconsumed_tail
             if not chunk and len(piece) < PIECE_BYTES:
                 return
-        if self._decompress is None:
-            self._append(chunk)
 
     def _append(self, piece: bytes) -> None:
         self._content.write(piece)

@@ -179,7 +179,7 @@ def _seconds_ahead(connection: TechFlowConnection) -> list[float]:
 
     :raises StoreError: the state can't be read
     """
-    store, _ = open_state(connection)
+    store = open_state(connection).store
     reports = (each.report for each in AttemptStore(store, connection.settings.site, "").known())
     shown = (each for each in reports if each and each["decision"] == Origin.STARTED and each["started_at"])
     times = sorted((each["sent_at"], each["started_at"]) for each in shown)[-MAX_STARTS:]
@@ -189,7 +189,7 @@ def _seconds_ahead(connection: TechFlowConnection) -> list[float]:
 def _state_findings(connection: TechFlowConnection | None) -> Iterator[Finding]:
     key = NAMESPACE if connection is None else connection.settings.account
     try:
-        store = served_store() if connection is None else open_state(connection)[0]
+        store = served_store() if connection is None else open_state(connection).store
         _try(store, f"{key}/{NAMESPACE}")
         found = list(guarantees(store, [component for component, _ in reported(store, key)]))
     except (InvalidParameterError, AirflowConfigException) as error:

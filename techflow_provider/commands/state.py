@@ -24,7 +24,7 @@ START_COLUMNS = ("name", "workflow_id", "sent_at", "waiting_for")
 
 def show(args: Namespace) -> Report:
     """Show where the state is kept, why, and what endangers it there."""
-    chosen, (store, _) = choice(), open_state(read_connection(args.conn_id))
+    chosen, store = choice(), open_state(read_connection(args.conn_id)).store
     found = {"kind": chosen.kind, "location": store.location, "reason": chosen.reason}
     try:
         warnings = store.warnings() if isinstance(store, OptimisticStore) else []
@@ -65,7 +65,7 @@ def forget_start(args: Namespace) -> Report:
 
 def _store(conn_id: str, name: str = "") -> AttemptStore:
     connection = read_connection(conn_id)
-    store, settings = open_state(connection)[0], connection.settings
+    store, settings = open_state(connection).store, connection.settings
     return AttemptStore(store, settings.site, name, legacy=LegacyState(store, settings.account, name))
 
 

@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import Stats
 
 from techflow_provider.hooks.api_server import this_component
 from techflow_provider.hooks.connection import TechFlowConnection
-from techflow_provider.hooks.state import API_SERVER, FILE, choice, cursors_key, open_state, warn_of_hosts
+from techflow_provider.hooks.state import API_SERVER, FILE, State, cursors_key, open_state, warn_of_hosts
 from techflow_provider.polling.shared import SharedReader
 from techflow_provider.state.budget import RequestClass, Reservation, SharedBudget
 from techflow_provider.state.components import report_now_and_then
@@ -40,11 +40,8 @@ class MeteredBudget(SharedBudget):
     ) -> Reservation:
         """Take the next slot if it is no further away than `within_seconds`; never waits."""
         reservation = super().reserve(request_class, within_seconds, earlier)
-        if request_class is not RequestClass.ADMISSION:
-            self._count(request_class, reservation)
-        return reservation
-
-    def _count(self, request_class: RequestClass, reservation: Reservation) -> None:
+        if request_class is RequestClass.ADMISSION:
+            return reservation
         tags = {**self._tags, "request_class": request_class.value}
         if reservation.may_send:
             Stats.incr("techflow.requests", tags=tags)
@@ -52,6 +49,7 @@ class MeteredBudget(SharedBudget):
             Stats.timing("techflow.budget.wait", timedelta(seconds=reservation.wait_seconds), tags=tags)
         else:
             Stats.incr("techflow.budget.rejected", tags={**tags, "by": "budget"})
+        return reservation
 
     def cool_down(self, seconds: float | None, reservation: Reservation) -> float:
         """Let no caller send for a while, because the server responded with 429, and return how long."""
@@ -64,7 +62,7 @@ def open_budget(connection: TechFlowConnection) -> MeteredBudget:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    return _budget_in(connection, *open_state(connection))
+    return _budget_in(connection, open_state(connection))
 
 
 def open_resources(connection: TechFlowConnection, reader_name: str | None = None) -> dict[str, Any]:
@@ -73,20 +71,19 @@ def open_resources(connection: TechFlowConnection, reader_name: str | None = Non
     :param reader_name: of a process that polls all the time
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, fallback = open_state(connection)
-    settings = connection.settings
+    state, settings = open_state(connection), connection.settings
     # Without a secret no webhook is accepted, and the wake-up counter never changes.
-    wakeups = None if connection.webhook_secret is None else Records(store, settings.account).wakeups
+    wakeups = None if connection.webhook_secret is None else Records(state.store, settings.account).wakeups
     return {
         "settings": settings,
-        "budget": _budget_in(connection, store, fallback),
-        "reader": SharedReader(store, settings.account, reader_name, wakeups),
-        "starts": DirectStarts(store, settings),
+        "budget": _budget_in(connection, state),
+        "reader": SharedReader(state.store, settings.account, reader_name, wakeups),
+        "starts": DirectStarts(state.store, settings),
     }
 
 
-def _budget_in(connection: TechFlowConnection, store: Store, fallback: Store) -> MeteredBudget:
-    kind = choice().kind
+def _budget_in(connection: TechFlowConnection, state: State) -> MeteredBudget:
+    store, fallback, kind = state
     if kind == FILE:
         warn_of_hosts(store.location)
     if kind != API_SERVER:
@@ -100,7 +97,7 @@ def open_records(connection: TechFlowConnection) -> Records:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, _ = open_state(connection)
+    store = open_state(connection).store
     return Records(store, connection.settings.account)
 
 
@@ -109,5 +106,5 @@ def open_cursors(connection: TechFlowConnection) -> Records:
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
-    store, _ = open_state(connection)
+    store = open_state(connection).store
     return Records(store, cursors_key(connection))

@@ -92,7 +92,7 @@ class TechFlowConnection:
         _check_extra(connection, extra)
         given = {name: value for name, value in extra.items() if value is not None and value != ""}
         read = {name: READERS[name](name, value) if name in READERS else value for name, value in given.items()}
-        problems, webhook_secret = list(_unknown_extras(extra)), None
+        problems, webhook_secret, scheme = list(_unknown_extras(extra)), None, _scheme_of(connection)
         try:
             webhook_secret = WebhookSecret(given["webhook_secret"]) if given.get("webhook_secret") else None
         except InvalidParameterError as error:
@@ -102,9 +102,9 @@ class TechFlowConnection:
             conn_id=connection.conn_id,
             settings=Settings(
                 api_key=connection.password or "",
-                base_url=_read_base_url(connection),
-                is_scheme_assumed=bool(connection.host) and not _scheme_of(connection),
-                status_words=_status_words(*(read.get(name, frozenset()) for name in STATUS_FIELDS)),
+                base_url=_read_base_url(connection, scheme),
+                is_scheme_assumed=bool(connection.host) and not scheme,
+                status_words=_status_words(read),
                 **{SETTINGS[name]: value for name, value in read.items() if name in SETTINGS},
             ),
             webhook_secret=webhook_secret,
@@ -156,23 +156,24 @@ def _scheme_of(connection: Any) -> str:
     return (connection.host or "").strip().rpartition("://")[0] or (schema if schema in PROTOCOLS else "")
 
 
-def _read_base_url(connection: Any) -> str:
+def _read_base_url(connection: Any, scheme: str) -> str:
     """Return the base URL, from a whole URL as host or from the parts of the connection's URI.
 
     Airflow parses a URI's path into `schema`; some forms put the protocol there. A protocol in front of the host, as in
     `techflow://http://:KEY@127.0.0.1:8765/v2`, stays there.
+
+    :param scheme: what `_scheme_of` returns
     """
     schema = (connection.schema or "").strip("/ ")
     is_protocol = schema.lower() in PROTOCOLS
     protocol, separator, rest = (connection.host or "").strip().rpartition("://")
     if not rest:
         return f"{protocol}{separator}" or DEFAULT_BASE_URL
-    protocol = _scheme_of(connection) or "https"
     authority, slash, path = rest.partition("/")
     path = path.rstrip("/")
     if schema and not is_protocol and f"/{path}".rpartition("/")[2] != schema:
         path = f"{path}/{schema}".lstrip("/")
-    return f"{protocol}://{_with_port(authority, connection.port)}{slash or '/'}{path}"
+    return f"{scheme or 'https'}://{_with_port(authority, connection.port)}{slash or '/'}{path}"
 
 
 def _with_port(authority: str, port: int | None) -> str:
@@ -207,7 +208,8 @@ def _words(name: str, value: Any) -> frozenset[str]:
     return frozenset(map(status_word, parts)) - {""}
 
 
-def _status_words(completed: frozenset[str], failed: frozenset[str]) -> StatusWords:
+def _status_words(read: Mapping[str, Any]) -> StatusWords:
+    completed, failed = read.get("completed_statuses", frozenset()), read.get("failed_statuses", frozenset())
     both = sorted(completed & failed)
     if both:
         raise InvalidParameterError("failed_statuses", f"{both[0]!r}", "words that are not in completed_statuses too")

@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import conf
@@ -111,8 +111,21 @@ def _kind(url: str) -> str:
     return {"http": API_SERVER, "https": API_SERVER, "sqlite": FILE}.get(scheme, URL)
 
 
-def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
-    """Return the store of all users of a connection, and this host's own, to use while that one fails.
+class State(NamedTuple):
+    """What the users of a connection share their state in.
+
+    :param store: the store of all of them
+    :param fallback: this host's own, to use while that one fails
+    :param kind: the kind of the former (see `Choice`)
+    """
+
+    store: Store
+    fallback: Store
+    kind: str
+
+
+def open_state(connection: TechFlowConnection) -> State:
+    """Return what the users of a connection share their state in.
 
     :raises InvalidParameterError: `[techflow] state_url` names no store
     """
@@ -124,10 +137,10 @@ def open_state(connection: TechFlowConnection) -> tuple[Store, Store]:
         store = _open(chosen.kind, url, file, os.getpid())
     _announce(store.location, chosen.reason, os.getpid())
     if store is here:
-        return store, fallback_store()
+        return State(store, fallback_store(), chosen.kind)
     if file.exists():
         _migrate_from(here, store, connection)
-    return store, here
+    return State(store, here, chosen.kind)
 
 
 def served_store() -> Store:

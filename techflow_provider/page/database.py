@@ -93,7 +93,7 @@ def collect(may_read: Callable[[str], bool], dag_ids: Collection[str], may_see: 
     for connection in {each.settings.site: each for each in connections.values()}.values():
         # What is wrong with the state is shown with the connection.
         with suppress(StoreError):
-            attempts = AttemptStore(open_state(connection)[0], connection.settings.site, "")
+            attempts = AttemptStore(open_state(connection).store, connection.settings.site, "")
             executions += islice(_claimed(attempts, connection, partial(is_visible, "XCOM")), MAX_EXECUTIONS)
             starts += _unresolved(attempts, partial(is_visible, "TASK_INSTANCE"))
     newest = tuple(merge(executions)[:MAX_EXECUTIONS])
@@ -119,7 +119,7 @@ def _connection(conn_id: str) -> tuple[ConnectionView, TechFlowConnection | None
         conn_id, content.settings.base_url, budget, receives_webhooks=content.webhook_secret is not None
     )
     try:
-        store, _ = open_state(content)
+        store = open_state(content).store
         view = replace(view, state=f"{store.location}: {choice().reason}")
         users = [(each, entry.age_seconds) for each, entry in reported(store, content.settings.account)]
         view = replace(view, deliveries=tuple(sorted(open_records(content).delivery_ages())), users=tuple(users))

@@ -110,7 +110,7 @@ async def shared_searches(connection: TechFlowConnection) -> AsyncIterator[Searc
     shared, account = _searches.setdefault(asyncio.get_running_loop(), {}), connection.settings.account
     if account not in shared:
         client = AsyncClient(settings=connection.settings, budget=open_budget(connection))
-        shared[account] = Searches(client, SharedHistory(open_state(connection)[0], account))
+        shared[account] = Searches(client, SharedHistory(open_state(connection).store, account))
     found = shared[account]
     found.users += 1
     try:

@@ -103,7 +103,7 @@ class Budget:
         self._clock = clock
         self._active = tiers[0]
         # The tier that was used last, its clock then, and the caller's own.
-        self._last: tuple[_Tier, float, float] | None = None
+        self._last: tuple[_Tier | None, float, float] = (None, 0.0, 0.0)
         # When the last requests were sent that the first tier has counted, on the budget's clock.
         self._sent: deque[float] = deque(maxlen=tiers[-1].policy.limit)
 
@@ -119,20 +119,22 @@ class Budget:
         def act(tier: _Tier) -> Reservation:
             # What was sent while another tier kept the budget is not known in this one.
             share = None if tier is self._active else self._own_share(tier)
-            expected = self._expected(tier, asked_at)
+            used, clock, used_at = self._last
+            expected = clock + asked_at - used_at if used is tier else None
             request = ReservationRequest(request_class, within_seconds, earlier, share, expected)
             reservation: Reservation = tier.update(self._key, Reserve(tier.policy, request))
             self._active, self._last = tier, (tier, reservation.at, asked_at)
-            if reservation.may_send and tier is self._tiers[0]:
-                self._sent.append(asked_at)
             return reservation
 
         reservation = self._on_store(act, lambda: _ask_again(within_seconds))
-        if not reservation.granted or reservation.may_send:
+        is_first = self._active is self._tiers[0]
+        if reservation.may_send and is_first:
+            self._sent.append(asked_at)
+        if not reservation.granted or not reservation.wait_seconds:
             return reservation
         # Asking again takes as long as asking did, and a slot is missed by a caller that comes late.
         remaining = reservation.wait_seconds - (self._clock() - asked_at)
-        if reservation.held and self._active is not self._tiers[0]:
+        if reservation.held and not is_first:
             # The first tier may work again sooner than that.
             remaining = min(remaining, self._tiers[0].retry_at - self._clock())
         return replace(reservation, wait_seconds=max(SHORTEST_WAIT_SECONDS, remaining))
@@ -144,10 +146,6 @@ class Budget:
         since = self._tiers[0].failing_since - MINUTE_SECONDS
         sent = max(1, sum(at > since for at in self._sent))
         return min(1.0, max(LEAST_SHARE, sent / tier.policy.limit))
-
-    def _expected(self, tier: _Tier, asked_at: float) -> float | None:
-        last = self._last
-        return None if last is None or last[0] is not tier else last[1] + asked_at - last[2]
 
     def admit(self, within_seconds: float, earlier: Reservation | None = None) -> Reservation:
         """Take the next slot of a second bucket of the same rate, which spends nothing of the budget.
@@ -209,14 +207,15 @@ class Budget:
             try:
                 result = act(tier)
             except StoreError as error:
-                if self._is_slow(tier, error):
-                    if ask_again is not None:
-                        return ask_again()
-                else:
+                if not self._is_slow(tier, error):
                     self._failed(tier, error)
-            else:
-                self._succeeded(tier)
-                return result
+                elif ask_again is not None:
+                    return ask_again()
+                continue
+            if tier.failing_since < math.inf:
+                log.info("The rate budget's state in %s is used again", tier.store.location)
+                tier.failures, tier.failing_since = 0, math.inf
+            return result
         return act(self._tiers[-1])
 
     def _is_slow(self, tier: _Tier, error: StoreError) -> bool:
@@ -241,11 +240,6 @@ class Budget:
                 following.policy.limit,
                 following.store.location,
             )
-
-    def _succeeded(self, tier: _Tier) -> None:
-        if tier.failing_since < math.inf:
-            log.info("The rate budget's state in %s is used again", tier.store.location)
-            tier.failures, tier.failing_since = 0, math.inf
 
 
 def _ask_again(within_seconds: float) -> Reservation:

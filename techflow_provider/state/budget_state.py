@@ -68,9 +68,9 @@ class BudgetState:
         try:
             value = json.loads(text)
             *kept, cause = _learned_items(value["learned"])
-            learned = Learned(*_numbers(kept), cause=Cause(cause))  # type: ignore[misc,arg-type]  # as many
-            numbers, released, grants = _numbers(_items(value)), tuple(_numbers(value["released"])), value["grants"]
-            gcra = GcraState(*numbers, learned=learned, released=released)  # type: ignore[misc,arg-type]  # as many
+            numbers, released, grants = _numbers([*kept, *_items(value)]), _numbers(value["released"]), value["grants"]
+            learned = Learned(*numbers[: len(kept)], cause=Cause(cause))  # type: ignore[misc,arg-type]  # as many
+            gcra = GcraState(*numbers[len(kept) :], learned=learned, released=tuple(released))  # type: ignore[misc,arg-type]  # as many
             return cls(gcra, grants) if gcra.is_plausible() and isinstance(grants, str) else None
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
@@ -82,11 +82,14 @@ class BudgetState:
     @property
     def counts(self) -> list[GrantCount]:
         """The counts of requests sent; none where they can't be read."""
+        counts: list[GrantCount] = []
         try:
-            parts = (each.split(":") for each in self.grants.split())
-            return [(int(at), int(commands), int(polls)) for at, commands, polls in parts]
+            for each in self.grants.split():
+                at, commands, polls = map(int, each.split(":"))
+                counts.append((at, commands, polls))
         except ValueError:
             return []
+        return counts
 
     def sent(self, now: float, seconds: float) -> int:
         """Return how many requests were sent in the last seconds."""
@@ -97,7 +100,7 @@ class BudgetState:
         second, is_command = math.floor(at + 0.5), request_class is RequestClass.COMMAND
         grant = (second, int(is_command), int(not is_command))
         merged = _compact([*self.counts, grant], second)
-        return BudgetState(self.gcra, " ".join(":".join(map(str, each)) for each in merged))
+        return BudgetState(self.gcra, " ".join([":".join(map(str, each)) for each in merged]))
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:

@@ -14,6 +14,7 @@ as a probe; the others follow one by one once the server accepts it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -62,11 +63,13 @@ MOST_RELEASED = 1000
 ROUNDING = 1e-6
 
 
+@functools.lru_cache(maxsize=256)
 def burst_within(limit: float, burst: float) -> int:
     """Return as much of a burst as leaves at least half of the limit to the steady rate."""
     return max(1, int(min(burst, limit // 2)))
 
 
+@functools.lru_cache(maxsize=256)
 def interval_within(limit: float, burst: float) -> float:
     """Return the seconds between two requests at the fastest rate that never exceeds `limit` requests in any minute."""
     return WINDOW_SECONDS / max(limit - burst_within(limit, burst), min(1.0, limit))
@@ -91,10 +94,6 @@ class Policy:
         if min(self.limit, self.burst) < 1:
             raise ValueError(f"expected numbers of 1 or more, got {self}")
         object.__setattr__(self, "burst", burst_within(self.limit, self.burst))
-
-    def interval(self, burst: float, share: float = 1.0) -> float:
-        """Return the seconds between two requests at the rate that a burst leaves of a share of the limit."""
-        return interval_within(self.limit * share, min(burst, self.burst))
 
 
 class RequestClass(StrEnum):
@@ -159,7 +158,7 @@ class GcraState:
     @classmethod
     def empty(cls, policy: Policy, now: float) -> GcraState:
         """Return an exhausted bucket: what was sent before is unknown."""
-        interval = policy.interval(1)
+        interval = interval_within(policy.limit, 1)
         polled_at, learned = now - interval / POLL_SHARE, Learned.nothing(now, 1.0)
         return cls(now, now + interval, 0.0, now, now, 0.0, 0.0, 0.0, now, polled_at, now, now, 0.0, now, learned)
 
@@ -191,7 +190,8 @@ class GcraState:
         No window holds both what is sent at the faster rate and a request with a token.
         """
         steady = self.tokens == 0 and self.updated_at - self.tokens_at >= WINDOW_SECONDS
-        return policy.interval(1 if steady else self.learned.burst, self.share)
+        burst = 1 if steady else min(self.learned.burst, policy.burst)
+        return interval_within(policy.limit * self.learned.share(self.updated_at), burst)
 
     def interval_after(self, policy: Policy, due: float) -> float:
         """Return the time from a slot to the next one."""
@@ -448,8 +448,9 @@ def _next_slot(state: GcraState, policy: Policy, request: ReservationRequest) ->
 def _place(state: GcraState, policy: Policy, request_class: RequestClass) -> tuple[float, GcraState | None]:
     """Return when the next slot is and the state once it is taken; or when to ask again, and None."""
     if request_class is RequestClass.ADMISSION:
-        ahead, admission_tat = (policy.burst - 1) * state.interval(policy), _later(state, policy)
-        return max(state.updated_at, state.admission_tat - ahead), replace(state, admission_tat=admission_tat)
+        interval = state.interval(policy)
+        due = max(state.updated_at, state.admission_tat - (policy.burst - 1) * interval)
+        return due, replace(state, admission_tat=max(state.updated_at, state.admission_tat) + interval)
     state = _refilled(state, policy)
     if request_class is RequestClass.POLL:
         return _place_poll(state, policy)
@@ -513,12 +514,9 @@ def _with_command(state: GcraState, policy: Policy) -> GcraState:
 
 def _put_off(state: GcraState, policy: Policy) -> GcraState:
     """Return the state after a request without an admission, which takes the slot of a task that waits for one."""
-    pushback = state.admission_pushback_seconds + state.interval(policy)
-    return replace(state, admission_tat=_later(state, policy), admission_pushback_seconds=pushback)
-
-
-def _later(state: GcraState, policy: Policy) -> float:
-    return max(state.updated_at, state.admission_tat) + state.interval(policy)
+    interval = state.interval(policy)
+    admission_tat, pushback = max(state.updated_at, state.admission_tat), state.admission_pushback_seconds
+    return replace(state, admission_tat=admission_tat + interval, admission_pushback_seconds=pushback + interval)
 
 
 def _pushback(state: GcraState, request: ReservationRequest) -> float:

@@ -24,9 +24,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from operator import countOf, itemgetter
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from techflow_provider.state.file_access import PRIVATE_MODE, check_file, check_folder
@@ -121,27 +121,27 @@ class SqliteStore:
 
     def update(self, namespace: str, name: str, change: Change[T]) -> T:
         """Read an entry, decide and write it in one atomic step, and return the change's result."""
-        return cast("T", self.update_many([(namespace, name, change)])[0])
+        return self._run(partial(self._update, namespace, name, change), writes=change is not read_only)
 
     def update_many(self, updates: Sequence[Update]) -> list[Any]:
         """Update several entries in one atomic step, and return the results."""
 
         def act(connection: sqlite3.Connection) -> list[Any]:
-            now, results = self._clock(), []
-            for namespace, name, change in updates:
-                row = connection.execute(READ, (now, namespace, name, now)).fetchone()
-                write, result = change(None if row is None else Entry(*row), now)
-                results.append(result)
-                if write is not None and write.value is not None:
-                    connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
-                    written = (namespace, name, write.value, now, write.ttl_seconds, now + write.ttl_seconds)
-                    connection.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", written)
-                elif write is not None:
-                    connection.execute("DELETE FROM entries WHERE namespace = ? AND name = ?", (namespace, name))
-            return results
+            return [self._update(*update, connection) for update in updates]
 
-        only_reads = countOf(map(itemgetter(2), updates), read_only) == len(updates)
-        return self._run(act, "BEGIN" if only_reads else "BEGIN IMMEDIATE")
+        return self._run(act, writes=any(change is not read_only for _, _, change in updates))
+
+    def _update(self, namespace: str, name: str, change: Change[T], connection: sqlite3.Connection) -> T:
+        now = self._clock()
+        row = connection.execute(READ, (now, namespace, name, now)).fetchone()
+        write, result = change(None if row is None else Entry(*row), now)
+        if write is not None and write.value is not None:
+            connection.execute("DELETE FROM entries WHERE expires <= ?", (now,))
+            written = (namespace, name, write.value, now, write.ttl_seconds, now + write.ttl_seconds)
+            connection.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", written)
+        elif write is not None:
+            connection.execute("DELETE FROM entries WHERE namespace = ? AND name = ?", (namespace, name))
+        return result
 
     def entries(self, namespace: str, prefix: str = "") -> list[Entry]:
         """Return the entries whose names begin with a prefix, by name."""
@@ -164,14 +164,14 @@ class SqliteStore:
             if connection is not None:
                 connection.close()
 
-    def _run(self, act: Callable[[sqlite3.Connection], T], begin: str = "BEGIN") -> T:
+    def _run(self, act: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
         """Run `act` in a transaction on the file that is at the path."""
         try:
             with _process_lock:
                 for _ in range(MAX_OPENINGS):
                     try:
                         connection = self._connection or self._open()
-                        connection.execute(begin)
+                        connection.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
                         if _file_id(self._path) == self._file_id:
                             result = act(connection)
                             connection.execute("COMMIT")

@@ -131,8 +131,8 @@ class ExecutionStarter:
         on_known: Callable[[Execution], None] = lambda _: None,
     ) -> None:
         connection = connection or hook.connection
-        settings, store = connection.settings, open_state(connection)[0]
-        name, *former = (f"{deployment}/{submitter.name}".removeprefix("/") for deployment in deployments())
+        settings, store = connection.settings, open_state(connection).store
+        name, *former = [f"{deployment}/{submitter.name}".removeprefix("/") for deployment in deployments()]
         state = None if context is None else task_state_store(context)
         own_state = None if state is None else AirflowTaskState(state)
         legacy = LegacyState(store, settings.account, submitter.name)

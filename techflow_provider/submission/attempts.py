@@ -92,7 +92,7 @@ class AttemptStore:
         """
 
         def change(entry: Entry | None, now: float) -> tuple[Write | None, AttemptRecord | None]:
-            present = _record_of(entry, now)
+            present = None if entry is None else _record_of(entry, now)
             following = decide(present)
             if following is present:
                 return None, present
@@ -106,13 +106,14 @@ class AttemptStore:
     def read_kind(self, kind: str) -> AttemptRecord | None:
         """Return one of the two records of the shared state."""
         entry, now = self._store.update(f"{self.site}/{kind}", self._submitter, read_only)
-        return _record_of(entry, now)
+        return None if entry is None else _record_of(entry, now)
 
     def read_shared(self) -> AttemptRecord | None:
         """Return the record that counts in the shared state."""
         # In this order: a record leaves `pending` after it is known.
         reads = [(f"{self.site}/{kind}", self._submitter, read_only) for kind in (PENDING, KNOWN)]
-        pending, known = (_record_of(entry, now) for entry, now in self._store.update_many(reads))
+        found = self._store.update_many(reads)
+        pending, known = (None if entry is None else _record_of(entry, now) for entry, now in found)
         # A request is sent only after its attempt has found nothing known that is as recent.
         is_known = pending is None or (known is not None and known.sequence >= pending.sequence)
         return known if is_known else pending
@@ -260,8 +261,8 @@ class AttemptStore:
         return max((entry.age_seconds for entry in (*entries, identity) if entry is not None), default=0.0)
 
 
-def _record_of(entry: Entry | None, now: float) -> AttemptRecord | None:
-    return None if entry is None else AttemptRecord.read(entry.value, entry.age_seconds, now)
+def _record_of(entry: Entry, now: float) -> AttemptRecord:
+    return AttemptRecord.read(entry.value, entry.age_seconds, now)
 
 
 def _claim_name(workflow_id: str, execution_id: str) -> str:
@@ -281,7 +282,7 @@ def _rank(record: AttemptRecord) -> tuple[int, bool, bool]:
     return record.sequence, record.execution_id is not None, record.done or record.failed
 
 
-async def use_state(context: FlowContext, act: Callable[[], T]) -> T:
+async def use_state(context: FlowContext, act: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Run an operation on the records, and retry it when it fails.
 
     :raises StoreError: it still fails
@@ -289,7 +290,7 @@ async def use_state(context: FlowContext, act: Callable[[], T]) -> T:
     waited, delays = 0.0, chain(STATE_RETRY_DELAYS, repeat(STATE_RETRY_DELAYS[-1]))
     while True:
         try:
-            return await context.io.use_state(act)
+            return await context.io.use_state(partial(act, *arguments, **options))
         except StoreError as error:
             delay = next(delays)
             # A server may be restarting; a file that can't be used now most likely can't be soon.

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
@@ -14,7 +13,7 @@ from techflow_provider.client.flow import FlowContext
 from techflow_provider.client.history import DEFAULT_APPEAR_SECONDS, History
 from techflow_provider.client.models import Execution
 from techflow_provider.client.parsing import Json
-from techflow_provider.submission.attempts import AttemptStore, use_state
+from techflow_provider.submission.attempts import AttemptStore
 from techflow_provider.submission.records import AttemptRecord, payload_digest
 
 T = TypeVar("T")
@@ -116,13 +115,6 @@ class Attempt:
     payload: Mapping[str, Json] | None = None
     polls: SharedPolls | None = None
     on_known: Callable[[Execution], None] = lambda _: None
-
-    async def use(self, act: Callable[..., T], *arguments: Any) -> T:
-        """Run an operation on the records, and retry it when it fails.
-
-        :raises StoreError: it still fails
-        """
-        return await use_state(self.context, partial(act, *arguments))
 
     @property
     def effect_seconds(self) -> float:

@@ -23,6 +23,7 @@ from techflow_provider.client.reading import LONGEST_POLL_SECONDS, poll_history
 from techflow_provider.client.retry import backoff_seconds
 from techflow_provider.client.text import get_logger
 from techflow_provider.state.store import StoreError
+from techflow_provider.submission.attempts import use_state
 from techflow_provider.submission.matching import (
     Ambiguous,
     Intent,
@@ -124,7 +125,7 @@ async def take_over(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
         is_other = present.submission_id != record.submission_id
         return present if is_other else present.taken_over(attempt_id, accepted=record.accepted)
 
-    present = await attempt.use(attempt.attempts.update, decide)
+    present = await use_state(attempt.context, attempt.attempts.update, decide)
     return present if present and present.attempt_id == attempt_id else await own_record(attempt, record)
 
 
@@ -135,7 +136,7 @@ async def own_record(attempt: Attempt, record: AttemptRecord) -> AttemptRecord:
     :raises SupersededError: another attempt searches for it, or has given it up
     :raises StoreError: the shared state has lost it, and with it maybe the claims of other tasks
     """
-    own = await attempt.use(attempt.attempts.read_shared)
+    own = await use_state(attempt.context, attempt.attempts.read_shared)
     if own is None:
         raise StoreError(f"it has lost the record of {record.submission_id}")
     if own.attempt_id == attempt.submitter.attempt_id and own.execution_id is None:
@@ -268,7 +269,7 @@ class _Search:
         """
         attempt, context = self.attempt, self.attempt.context
         arrived = context.clock()
-        pending = await attempt.use(attempt.attempts.pending)
+        pending = await use_state(attempt.context, attempt.attempts.pending)
         if context.clock() - arrived > HELD_UP_SECONDS:
             return None
         when = (history.at, context.now(), context.clock() - history.began, attempt.effect_seconds)
@@ -309,7 +310,7 @@ class _Search:
         """Read the claims of executions; what was claimed stays claimed."""
         unknown = [key for each in executions if (key := self._key(each)) not in self.claims]
         if unknown:
-            self.claims |= await self.attempt.use(self.attempt.attempts.claims, unknown)
+            self.claims |= await use_state(self.attempt.context, self.attempt.attempts.claims, unknown)
 
     def _key(self, execution: Execution) -> Key:
         return execution.workflow_id or self.start.record.workflow_id, execution.id

@@ -61,7 +61,7 @@ async def resolve(attempt: Attempt) -> Submission | None:
     :raises LostStartError: the history has to be searched elsewhere
     """
     with _nothing_started(attempt):
-        record = await attempt.use(attempt.attempts.read) or await _lost_record(attempt)
+        record = await use_state(attempt.context, attempt.attempts.read) or await _lost_record(attempt)
         return None if record is None else await _reuse(attempt, record)
 
 
@@ -128,7 +128,7 @@ async def _amend(
     context: FlowContext, attempts: AttemptStore, execution_id: str, **changes: bool
 ) -> Mapping[str, Any] | None:
     try:
-        record = await use_state(context, lambda: attempts.amend(execution_id, **changes))
+        record = await use_state(context, attempts.amend, execution_id, **changes)
     except StoreError as error:
         log.warning("The end of execution %s could not be recorded, so a retry reads it again: %s", execution_id, error)
         return None
@@ -151,7 +151,8 @@ async def _lost_record(attempt: Attempt) -> AttemptRecord | None:
     began = attempt.submitter.began
     if began is None:
         return None
-    if await attempt.use(attempt.attempts.oldest_seconds) >= (attempt.context.now() - began).total_seconds():
+    kept_seconds = await use_state(attempt.context, attempt.attempts.oldest_seconds)
+    if kept_seconds >= (attempt.context.now() - began).total_seconds():
         return None
     log.warning("The shared state is younger than the first attempt, so that a record of it may have been lost")
     return attempt.new_record(began, 0.0, is_restored=True, is_clock_kept=False)
@@ -267,20 +268,20 @@ class _RecordingIO:
                 return None if self.is_recorded else sending
             return sending if present.attempt_id == sending.attempt_id else present
 
-        present = await attempt.use(attempts.update, decide)
+        present = await use_state(attempt.context, attempts.update, decide)
         if present is None:
             raise SupersededError(sending.workflow_id, attempt.submitter.name)
         if present is not sending:
             raise OtherAttemptError(present)
         self.is_recorded, self.record = True, sending
         # An attempt that has completed meanwhile has no pending record any more.
-        known = await attempt.use(attempts.read_kind, KNOWN)
+        known = await use_state(attempt.context, attempts.read_kind, KNOWN)
         if known is not None and known.sequence >= sending.sequence:
-            await attempt.use(attempts.drop, sending.submission_id, sending.attempt_id)
+            await use_state(attempt.context, attempts.drop, sending.submission_id, sending.attempt_id)
             self.is_recorded = False
             raise OtherAttemptError(known)
         if attempts.task_state is not None:
-            await attempt.use(attempts.keep_own, sending)
+            await use_state(attempt.context, attempts.keep_own, sending)
 
 
 async def _join(attempt: Attempt, record: AttemptRecord, *, is_recorded: bool) -> Submission | None:
@@ -320,7 +321,7 @@ async def _after_response(attempt: Attempt, io: _RecordingIO, start: calls.Start
     requested = (start.sent_at.timestamp(), start.responded_at.timestamp() + 1.0)
     claim = Claim(record.submission_id, True, requested, record.payload_digest)
     try:
-        holder = await attempt.use(attempt.attempts.claim, record.workflow_id, execution.id, claim)
+        holder = await use_state(attempt.context, attempt.attempts.claim, record.workflow_id, execution.id, claim)
     except StoreError as error:
         log.warning("Execution %s could not be claimed, so another task may adopt it: %s", execution.id, error)
         holder = claim
@@ -369,7 +370,7 @@ async def _claim(attempt: Attempt, lost: LostStart, found: Match) -> Submission 
     """Claim the execution that a search has found; None when another task was faster."""
     record = await own_record(attempt, lost.record)
     claim = Claim(record.submission_id, payload_digest=record.payload_digest)
-    holder = await attempt.use(attempt.attempts.claim, record.workflow_id, found.execution.id, claim)
+    holder = await use_state(attempt.context, attempt.attempts.claim, record.workflow_id, found.execution.id, claim)
     if holder.submission_id != record.submission_id:
         return None
     started = Origin.STARTED if record.accepted else Origin.ADOPTED
@@ -383,7 +384,7 @@ async def _settle(attempt: Attempt, record: AttemptRecord, found: Submission | N
         return await _keep(attempt, record, found)
     if record.execution_id is None and not record.failed:
         with _nothing_started(attempt):
-            await attempt.use(attempt.attempts.keep, record, replace(record, failed=True))
+            await use_state(attempt.context, attempt.attempts.keep, record, replace(record, failed=True))
     return None
 
 
@@ -402,7 +403,7 @@ async def _keep(attempt: Attempt, record: AttemptRecord, found: Submission) -> S
         done=not attempt.policy.wait_for_completion,
     )
     try:
-        await attempt.use(attempt.attempts.keep, record, known)
+        await use_state(attempt.context, attempt.attempts.keep, record, known)
     except StoreError as error:
         log.warning("Execution %s could not be recorded, so a retry may not find it: %s", found.execution.id, error)
     return found
@@ -412,7 +413,7 @@ async def _let_go(attempt: Attempt, io: _RecordingIO) -> None:
     """Delete the record of a request without effect."""
     try:
         if io.is_recorded:
-            await attempt.use(attempt.attempts.keep, io.record, replace(io.record, failed=True))
+            await use_state(attempt.context, attempt.attempts.keep, io.record, replace(io.record, failed=True))
     except StoreError as error:
         name = attempt.submitter.name
         log.warning("The record of %s could not be deleted, so the next attempt searches in vain: %s", name, error)

@@ -75,7 +75,7 @@ class TechFlowSearchTrigger(BaseTrigger):
         start = LostStart.read(self.start)
         record = start.record
         connection = await TechFlowHook(self.techflow_conn_id).aget_techflow_connection()
-        store, settings = open_state(connection)[0], connection.settings
+        store, settings = open_state(connection).store, connection.settings
         name = record.submission_id.rpartition("#")[0]
         attempts = AttemptStore(store, settings.site, name, legacy=LegacyState(store, settings.account, name))
         submitter = Submitter(name, record.generation, attempt_id=record.attempt_id)

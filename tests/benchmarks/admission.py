@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from techflow_provider.sandbox import Sandbox  # noqa: E402  # the checkout comes first
 from techflow_provider.state.budget import DEFAULT_BURST  # noqa: E402
-from techflow_provider.state.gcra import Policy  # noqa: E402
+from techflow_provider.state.gcra import interval_within  # noqa: E402
 from techflow_provider.triggers.outcomes import ADMISSION_SECONDS  # noqa: E402
 from tests.benchmarks.rows import Row, add_option, hand_over  # noqa: E402
 from tests.deployment.airflow_deployment import KEY, Deployment, deployment  # noqa: E402
@@ -60,7 +60,7 @@ def _ended(airflow: Deployment, tasks: int) -> bool:
 def _report(sandbox: Sandbox, metrics: Metrics, states: dict[str, str], deferrals: int, slots: int) -> list[Row]:
     posts = sorted(each.at for each in sandbox.requests if each.method == "POST" and each.status == 200)
     took = (posts[-1] - posts[0]).total_seconds()
-    own = (len(posts) - 1) * Policy(sandbox.limit, DEFAULT_BURST).interval(DEFAULT_BURST)
+    own = (len(posts) - 1) * interval_within(sandbox.limit, DEFAULT_BURST)
     refused, longest = sandbox.count(status=429), max(metrics.waits, default=0.0)
     sys.stdout.write(
         f"{len(posts)} starts on {slots} worker slots, limit {sandbox.limit} a minute: states {states}, "

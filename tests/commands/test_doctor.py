@@ -116,7 +116,7 @@ def test_a_variable_that_airflow_passes_over_is_a_warning(served, techflow, monk
 def test_the_difference_of_techflows_clocks_is_shown_as_starts_have_measured_it(served, techflow, home):
     assert severities(techflow("doctor", "-o", "json"))["times"] == "unclear"
     connection = read_connection("techflow_default")
-    store, site = open_state(connection)[0], connection.settings.site
+    store, site = open_state(connection).store, connection.settings.site
     for number, seconds in enumerate((95, 100, 105)):
         at = NOW + timedelta(hours=number)
         report = {"decision": "started", "sent_at": at.isoformat()}
@@ -314,7 +314,7 @@ def test_components_with_another_version_are_named(served, techflow):
     # Where the state is, is logged once, and here by a command.
     techflow("budget")
     connection = read_connection("techflow_default")
-    report(open_state(connection)[0], connection.settings.account, TRIGGERER)
+    report(open_state(connection).store, connection.settings.account, TRIGGERER)
     found = finding(techflow("doctor", "-o", "json"), "components")
     assert found["severity"] == "warning"
     assert found["message"].endswith("airflow triggerer on host-3 (0.0.9)")

@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def location() -> str:
-    return open_state(CONNECTION)[0].location
+    return open_state(CONNECTION).store.location
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ class TestSetting:
 
 
 def test_records_in_the_file_of_an_earlier_version_move_to_the_shared_store(home, monkeypatch, caplog):
-    file, _ = open_state(CONNECTION)
+    file = open_state(CONNECTION).store
     account = CONNECTION.settings.account
     file.update(f"{account}/attempts", "task", lambda *_: (Write("a record", 60.0), None))
     monkeypatch.setenv("AIRFLOW__TECHFLOW__STATE_URL", "metadata")
     monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", f"sqlite:///{home}/airflow.db")
     with caplog.at_level(logging.INFO, state.__name__):
-        store, fallback = open_state(CONNECTION)
+        store, fallback, _ = open_state(CONNECTION)
         open_state(CONNECTION)
     assert [entry.value for entry in store.entries(f"{account}/attempts")] == ["a record"]
     assert fallback is file

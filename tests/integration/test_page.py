@@ -228,7 +228,7 @@ def add_dag(dag_id: str) -> None:
 @has_menu
 def test_executions_of_earlier_attempts_and_unresolved_starts_are_shown(open_page, served):
     connection = TechFlowHook().connection
-    store, site = open_state(connection)[0], connection.settings.site
+    store, site = open_state(connection).store, connection.settings.site
     name = f"{deployments()[0]}/dag/manual__1/start/-1".removeprefix("/")
     attempts = AttemptStore(store, site, name)
     attempts.claim("wf 1", "ex_of_an_earlier_attempt", Claim(f"{name}#1"))

@@ -239,7 +239,7 @@ def test_a_request_without_an_admission_puts_off_the_tasks_that_wait_for_one():
         for _ in range(commands):
             state, _reservation = reserve(state, policy, ReservationRequest(request, 9.0), 4.0)
         state, again = reserve(state, policy, ReservationRequest(ADMISSION, earlier=later), 4.0)
-        moved = 0.0 if commands == admitted else policy.interval(1)
+        moved = 0.0 if commands == admitted else interval_within(policy.limit, 1)
         assert again.due == pytest.approx(later.due + moved, abs=0.05)
         later = again
     assert not reserve(state, policy, ReservationRequest(ADMISSION, 1.0, later), 4.0)[1].granted
@@ -270,7 +270,7 @@ def test_most_tasks_that_are_admitted_find_a_slot_within_two_seconds_beside_othe
             sent, started = sent + 1, started + (number < 1000)
             if number >= 3000:
                 heapq.heappush(events, (now, number, COMMAND, None))
-    assert sent >= 360.0 / policy.interval(1) - 20
+    assert sent >= 360.0 / interval_within(policy.limit, 1) - 20
     assert started >= least
     # If others put nobody off, 84, 269 and 447 are refused.
     assert refused <= (15, 75, 225)[others]
@@ -320,7 +320,7 @@ class TestAfterA429:
         state = settle(state, probe.epoch)
         _, other = reserve(state, self.policy, ReservationRequest(COMMAND), state.updated_at)
         assert not other.probe
-        assert other.wait_seconds == pytest.approx(self.policy.interval(5))
+        assert other.wait_seconds == pytest.approx(interval_within(self.policy.limit, 5))
 
     def test_the_cool_down_grows_when_the_probe_is_rejected(self):
         state, _ = self.cooling()
@@ -379,7 +379,7 @@ def test_a_burst_is_sent_at_once_and_the_next_request_waits_for_the_interval():
     for _ in range(8):
         state, reservation = reserve(state, WHOLE, ReservationRequest(COMMAND), 0.0)
         waits.append(reservation.wait_seconds)
-    interval = WHOLE.interval(6)
+    interval = interval_within(WHOLE.limit, 6)
     assert waits == pytest.approx([0] * 6 + [interval, 2 * interval])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from techflow_provider.state.budget import RequestClass, SharedBudget
-from techflow_provider.state.gcra import Policy
+from techflow_provider.state.gcra import interval_within
 from techflow_provider.state.sqlite import SqliteStore
 from techflow_provider.state.store import Store, StoreError, read_only
 from tests.state.conftest import in_fork, in_threads
@@ -38,7 +38,7 @@ def shared(state_url) -> Store:
 
 def test_slots_taken_by_many_processes_lie_an_interval_apart(state_url, key, worker):
     slots = sorted(chain.from_iterable(results([worker("reserve", state_url, key, "20") for _ in range(4)])))
-    interval = Policy(100, 6).interval(1)
+    interval = interval_within(100, 1)
     assert len(slots) == 80
     assert min(later - earlier for earlier, later in pairwise(slots)) > interval - 0.01
 

@@ -62,7 +62,7 @@ def hold(path: str) -> None:
         connection.execute("INSERT INTO entries VALUES ('half done', 'a', '', 0, 1e9, 1e9)")
         ready()
 
-    store._run(act, "BEGIN IMMEDIATE")
+    store._run(act, writes=True)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def test_a_retry_finds_what_version_0_1_0_has_started(served, starter):
     execution, connection = served.start("wf_1"), TechFlowHook().connection
     text = json.dumps({**NOTE, "execution_id": execution.id})
     namespace = f"{connection.settings.account}/notes"
-    open_state(connection)[0].update(namespace, "d/r/t/-1", lambda *_: (Write(text, 60.0), None))
+    open_state(connection).store.update(namespace, "d/r/t/-1", lambda *_: (Write(text, 60.0), None))
     assert starter().start("wf_1").execution.id == execution.id
     assert len(served.executions) == 1
 

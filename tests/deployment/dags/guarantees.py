@@ -71,7 +71,7 @@ with DAG("budget", schedule=None, **OPTIONS):
         hook = TechFlowHook("techflow_busy")
         for _ in range(CALLS):
             hook.get_workflow("busy")
-        store, _ = open_state(hook.connection)
+        store = open_state(hook.connection).store
         logging.getLogger(__name__).info("the state of caller %d is in %s", number, store.location)
 
     call.expand(number=list(range(CALLERS)))
