@@ -56,7 +56,8 @@ COLUMNS = (
     "stall ms",
     "GC ms",
 )
-# To reach, memory and CPU time with 10,000 waits.
+# To reach; memory and CPU time from MANY waits on, the time to the event up to so many: more are only shown.
+MANY = 10_000
 MOST_A_MINUTE = 20
 MOST_SECONDS = INTERVAL + 1
 MOST_BYTES = 2500
@@ -159,11 +160,12 @@ def rows_of_waits(ours: Line, others: dict[str, Line], n: str) -> Iterator[Row]:
     yield Row(f"429s that {of} meet", ours.refused, "", n, limit=0, bound="=", peers=refused)
     seen = {name: float(each.seen) for name, each in polls.items()}
     yield Row(f"completions seen by {of}", ours.seen, "", n, limit=ours.waits, bound="≥", peers=seen)
-    for name, index, limit in (("median", 0, None), ("99th percentile", 1, MOST_SECONDS)):
+    latest = MOST_SECONDS if ours.waits <= MANY else None
+    for name, index, limit in (("median", 0, None), ("99th percentile", 1, latest)):
         peers = {peer: each.latency[index] for peer, each in polls.items()}
         yield Row(f"{name} from completion to event of {of}", ours.latency[index], "s", n, limit=limit, peers=peers)
     # What a poll takes by itself is nothing beside so many waits alone.
-    many, report = ours.waits >= 10_000, ours.report
+    many, report = ours.waits >= MANY, ours.report
     if report.wait_bytes:
         yield Row(f"memory of one of {of}", report.wait_bytes, "B", "1 run", limit=MOST_BYTES if many else None)
     if report.wait_cpu:
