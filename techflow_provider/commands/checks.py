@@ -38,6 +38,8 @@ CLOCK_SKEW_WARNING_SECONDS = 30.0
 # How many hosts and components a finding lists.
 MAX_LISTED = 5
 OLDEST_AIRFLOW, NEXT_AIRFLOW = (2, 11), (4,)
+# Programs in which no task runs.
+WITHOUT_TASKS = ("triggerer", "api-server", "api_server", "webserver", "gunicorn")
 UNCLEAR_REMEDY = "Run a task that uses the connection, and doctor where Airflow's other components run."
 FILE_REMEDY = "Leave [techflow] state_url empty, or set it to a store that all hosts can reach."
 
@@ -130,10 +132,15 @@ def shared_store(location: str, here: Component, components: Sequence[Component]
 
     :param here: this process
     """
-    users = sorted({f"{each.program} on {each.host}" for each in components if each != here})
-    if users:
+    others = {each for each in components if each != here}
+    users = sorted({f"{each.program} on {each.host}" for each in others})
+    if not users:
+        message = f"no other process has used {location} in the last day"
+    elif all(any(name in each.program for name in WITHOUT_TASKS) for each in (here, *others)):
+        message = f"no task has used {location} in the last day, only {_listed(users)}"
+    else:
         return Finding("shared", Severity.OK, f"{location} is used by {_listed(users)}")
-    return Finding("shared", Severity.UNCLEAR, f"no other process has used {location} in the last day", UNCLEAR_REMEDY)
+    return Finding("shared", Severity.UNCLEAR, message, UNCLEAR_REMEDY)
 
 
 def shared_file(here: str, hosts: frozenset[str] | None) -> Finding:

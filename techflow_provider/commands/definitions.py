@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from argparse import Namespace
@@ -60,7 +61,8 @@ def _logs_on_stderr() -> Iterator[None]:
     """Reserve standard output for the report: Airflow 2 logs there, and httpx logs each request."""
     root, own = logging.getLogger(), logging.getLogger("techflow_provider")
     before = root.handlers, root.level, own.level
-    handler = logging.StreamHandler()
+    # A task of Airflow 2 logs in turn what is written to its standard error.
+    handler = logging.StreamHandler(sys.stderr if isinstance(sys.stderr, io.TextIOBase) else sys.__stderr__)
     handler.setFormatter(logging.Formatter("techflow: %(message)s"))
     # `state show` says where the state is.
     handler.addFilter(lambda record: record.levelno > logging.INFO or not record.name.endswith("hooks.state"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -195,6 +196,22 @@ def test_a_command_runs_in_the_shell_of_a_task_where_airflow_blocks_its_database
     root = techflow_provider.__path__[0] + "/.."
     done = subprocess.run(command, cwd=root, env={**os.environ, **shell}, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)["kind"]) == (0, "file"), done.stderr
+
+
+class LoggedErrors(io.IOBase):
+    """Standard error as a task of Airflow 2 has it: what is written there is logged."""
+
+    def write(self, text: str) -> int:
+        """Log a text."""
+        logging.getLogger("airflow.task").warning(text)
+        return len(text)
+
+
+def test_a_command_runs_in_a_python_task_where_standard_error_is_logged(served, techflow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", LoggedErrors())
+    # What it logs must not end in itself.
+    waited = techflow("trigger", "wf_1", "--wait", "--poll-interval", "0.02", "--output", "json")
+    assert waited.json["status"] == "completed"
 
 
 def test_airflow_gets_the_same_commands(served, capsys):

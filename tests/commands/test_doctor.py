@@ -191,6 +191,8 @@ def test_an_enabled_receiver_is_reported_without_its_secret(served, connect, tec
 
 HERE = Component("doctor", "host-1", "/opt/airflow", "boot-1", "0.2.0")
 WORKER = Component("airflow celery", "host-2", "/opt/airflow", "boot-2", "0.2.0")
+TRIGGERER = Component("airflow triggerer", "host-3", "/opt/airflow", "boot-3", "0.0.9")
+SERVER = Component("airflow api-server", "host-4", "/opt/airflow", "boot-4", "0.2.0")
 STORE = "postgresql://db/airflow"
 
 
@@ -204,6 +206,9 @@ STORE = "postgresql://db/airflow"
         (shared_file("host-1", None), "unclear", "can't be read"),
         (shared_store(STORE, HERE, (HERE, WORKER)), "ok", "is used by airflow celery on host-2"),
         (shared_store(STORE, HERE, (HERE,)), "unclear", "no other process has used postgresql://db/airflow"),
+        (shared_store(STORE, SERVER, (SERVER, TRIGGERER)), "unclear", "no task has used postgresql://db/airflow"),
+        (shared_store(STORE, SERVER, (SERVER, TRIGGERER, WORKER)), "ok", "is used by airflow celery on host-2"),
+        (shared_store(STORE, HERE, (TRIGGERER,)), "ok", "is used by airflow triggerer on host-3"),
     ],
 )
 def test_each_guarantee_is_judged_by_the_hosts_and_components_that_are_observed(shared, severity, words):
@@ -220,9 +225,6 @@ def test_a_store_that_may_lose_records_endangers_exactly_once_alone():
     assert [each.severity for each in found] == ["ok", "warning", "ok"]
     assert found[1].message == "its maxmemory-policy is allkeys-lru"
     assert "noeviction and appendonly to yes" in found[1].remedy
-
-
-TRIGGERER = Component("airflow triggerer", "host-3", "/opt/airflow", "boot-3", "0.0.9")
 
 
 @pytest.mark.parametrize(
