@@ -17,7 +17,7 @@ from tests.deployment.actions import Actions
 from tests.deployment.airflow_deployment import Deployment
 from tests.deployment.metrics import Collector, Metrics
 
-HANG_SECONDS = 300.0
+HANG_SECONDS = 600.0
 READ_SECONDS = 0.3
 PROCESS_ENDED = re.compile(r"Received executor event with state (?:success|failed) for .*?dag_id='(\w+)'")
 ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
