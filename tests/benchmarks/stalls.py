@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Stalls:
     collecting: float = 0.0
     ticking: float = 0.0
     _collected: float = 0.0
-    _collecting_since: float = 0.0
+    _collecting_since: float = math.nan
 
     async def measure(self, seconds: float) -> None:
         """Let the running loop tick for some seconds."""
@@ -43,20 +44,25 @@ class Stalls:
             gc.callbacks.remove(self._collect)
 
     async def _tick(self) -> None:
-        began, spent, own, collected = time.monotonic(), time.process_time(), time.thread_time(), self._collected
+        began, own, spent = time.monotonic(), time.thread_time(), self._spent()
         await asyncio.sleep(TICK_SECONDS)
         self.late = max(self.late, (time.monotonic() - began - TICK_SECONDS) * 1000)
-        busy = time.process_time() - spent - (self._collected - collected)
-        self.busy = max(self.busy, busy * 1000)
+        self.busy = max(self.busy, (self._spent() - spent) * 1000)
         self.ticking += min(time.thread_time() - own, TICK_CPU_SECONDS)
+
+    def _spent(self) -> float:
+        """Return the CPU time until now without full collections, one of which may be going on in another thread."""
+        now = time.process_time()
+        present = 0.0 if math.isnan(self._collecting_since) else now - self._collecting_since
+        return now - self._collected - present
 
     def _collect(self, phase: str, collection: Mapping[str, int]) -> None:
         """Note what a full collection takes."""
         if collection["generation"] != FULL:
             return
         if phase == "start":
-            self._collecting_since = time.thread_time()
+            self._collecting_since = time.process_time()
             return
-        taken = time.thread_time() - self._collecting_since
+        taken, self._collecting_since = time.process_time() - self._collecting_since, math.nan
         self._collected += taken
         self.collecting = max(self.collecting, taken * 1000)
