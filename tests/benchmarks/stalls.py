@@ -51,7 +51,7 @@ class Stalls:
         self.ticking += min(time.thread_time() - own, TICK_CPU_SECONDS)
 
     def _spent(self) -> float:
-        """Return the CPU time until now without full collections, one of which may be going on in another thread."""
+        """Return the CPU time until now without full collections, one of which may be under way in another thread."""
         now = time.process_time()
         present = 0.0 if math.isnan(self._collecting_since) else now - self._collecting_since
         return now - self._collected - present
