@@ -123,7 +123,7 @@ def _from_items(headers: httpx.Headers) -> Iterator[Quota]:
 
 
 def _items(text: str) -> Iterator[tuple[str, dict[str, float]]]:
-    for item in filter(None, text[:MAX_LENGTH].lower().split(",")):
+    for item in text[:MAX_LENGTH].lower().split(","):
         parameters = {name: float(value) for name, value in PARAMETER.findall(item)}
         yield item.partition(";")[0].strip().strip('"'), parameters
 

@@ -450,7 +450,7 @@ def _place(state: GcraState, policy: Policy, request_class: RequestClass) -> tup
     if request_class is RequestClass.ADMISSION:
         interval = state.interval(policy)
         due = max(state.updated_at, state.admission_tat - (policy.burst - 1) * interval)
-        return due, replace(state, admission_tat=max(state.updated_at, state.admission_tat) + interval)
+        return due, replace(state, admission_tat=_later(state, interval))
     state = _refilled(state, policy)
     if request_class is RequestClass.POLL:
         return _place_poll(state, policy)
@@ -515,8 +515,12 @@ def _with_command(state: GcraState, policy: Policy) -> GcraState:
 def _put_off(state: GcraState, policy: Policy) -> GcraState:
     """Return the state after a request without an admission, which takes the slot of a task that waits for one."""
     interval = state.interval(policy)
-    admission_tat, pushback = max(state.updated_at, state.admission_tat), state.admission_pushback_seconds
-    return replace(state, admission_tat=admission_tat + interval, admission_pushback_seconds=pushback + interval)
+    pushback = state.admission_pushback_seconds + interval
+    return replace(state, admission_tat=_later(state, interval), admission_pushback_seconds=pushback)
+
+
+def _later(state: GcraState, interval: float) -> float:
+    return max(state.updated_at, state.admission_tat) + interval
 
 
 def _pushback(state: GcraState, request: ReservationRequest) -> float:
